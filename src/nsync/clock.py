@@ -1,0 +1,32 @@
+"""Hybrid logical time: stamps that order readings, and nothing else (R3.7).
+
+A stamp is greater than every stamp its maker has seen, and follows wall time where wall time runs forward.
+Time is always passed in (`now_ms`), so no test needs to patch a clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+AHEAD_MS_MAX = 60_000
+"""A segment stamped further ahead of local time than this waits until time catches up (R3.7)."""
+
+SIGN_AHEAD_MS_MAX = 30_000
+"""A node does not sign while its clock is further ahead of the median of its peers than this (R3.7)."""
+
+
+class Stamp(NamedTuple):
+    """A point of hybrid time: wall clock in milliseconds since 1970, then a counter for what shares the millisecond."""
+
+    ms: int
+    logical: int
+
+
+ZERO = Stamp(0, 0)
+
+
+def next_stamp(now_ms: int, seen: Iterable[Stamp]) -> Stamp:
+    """The least stamp that is at least `now_ms` and greater than every stamp in `seen`."""
+    last = max(seen, default=ZERO)
+    return Stamp(now_ms, 0) if now_ms > last.ms else Stamp(last.ms, last.logical + 1)

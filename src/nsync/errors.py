@@ -1,0 +1,50 @@
+"""The errors of nsync, split by what the caller does next (DESIGN 13).
+
+NsyncError
+ ├─ RejectedSegment   refuse the segment and what follows it, keep the peer
+ ├─ ProtocolError     drop the connection to the peer
+ ├─ TransportError    try again later
+ ├─ BridgeError       the transaction was rolled back; it is tried again
+ ├─ Parked            cannot be materialised here; waits for the operator
+ ├─ TransferError     try another replica
+ ├─ NotAuthorised     the caller may not; nothing else is said to them
+ └─ ConfigError       the operator mends the configuration or the charter
+
+Every text says what happened, to which object, and what to do.
+"""
+
+
+class NsyncError(Exception):
+    """The root: everything that nsync raises on purpose."""
+
+
+class RejectedSegment(NsyncError):
+    """A segment that no honest author could have sent here."""
+
+
+class ProtocolError(NsyncError):
+    """Bytes that do not follow the protocol."""
+
+
+class TransportError(NsyncError):
+    """A peer that could not be reached, or did not answer in time."""
+
+
+class BridgeError(NsyncError):
+    """The Rucio database could not be read or written; nothing was changed."""
+
+
+class Parked(NsyncError):
+    """Rows that do not fit this Rucio instance; the reason says what resolves it."""
+
+
+class TransferError(NsyncError):
+    """Bytes that could not be moved, or do not match their checksum."""
+
+
+class NotAuthorised(NsyncError):
+    """A request or statement without the right to be made."""
+
+
+class ConfigError(NsyncError):
+    """The configuration, the key file or the charter is not usable."""
