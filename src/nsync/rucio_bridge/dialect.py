@@ -11,7 +11,7 @@ clients beside a writer lost 57 of 238 calls in that way, and neither a time-out
 they lost none of 357. Its means:
 
 - `BEGIN IMMEDIATE` takes the write lock when the transaction opens, where the busy timeout does apply. SQLAlchemy
-  reads `isolation_level` from no URL of a file database, hence a dialect and not a URL.
+  ignores `isolation_level` in a URL, hence a dialect.
 - WAL lets readers go on while one process writes.
 - `synchronous=FULL` syncs the WAL at every commit; the usual NORMAL may forget the last commits at a power cut, and
   peers would then hold segments that their author no longer knows (R4.6).

@@ -1,0 +1,5 @@
+"""`python -m nsync` is `nsync`."""
+
+from nsync.cli.main import main
+
+main()
