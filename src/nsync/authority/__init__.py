@@ -1,0 +1,1 @@
+"""Who may say what: the charter, and which statements are effective under it (DESIGN 5)."""

@@ -1,0 +1,1 @@
+"""The shared vocabulary: keys, the statements about them, and their canonical bytes."""

@@ -1,0 +1,57 @@
+"""Cycles of containers: which attachments hide so that none is left (DESIGN 6.3).
+
+A container-to-container attachment is hidden iff its head (the child) reaches its tail (the parent) through attachments with smaller
+keys. So of every cycle the youngest edge hides, whatever the order of arrival. A changed attachment can only change others
+that lie on a cycle with it: those below its head, if its tail is among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Callable, NamedTuple
+
+from nsync.namespace.keys import Attachment, Did
+
+Order = tuple[object, ...]
+
+
+class Loops(NamedTuple):
+    """The attachments that lie below a changed one and may be on a cycle with it."""
+
+    affected: set[Attachment]
+
+    def hidden(self, orders: Mapping[Attachment, Order]) -> list[Attachment]:
+        """Those of the affected that hide, where `orders` has the key of each that the other rules show."""
+        return [edge for edge in sorted(orders) if _reaches(edge.child, edge.parent, [e for e, order in orders.items() if order < orders[edge]])]
+
+
+def cyclic(changed: Iterable[Attachment], below: Callable[[Collection[Did]], Iterable[Attachment]]) -> Loops:
+    """The attachments to look at again after `changed`; `below` gives the container attachments of containers."""
+    affected: set[Attachment] = set()
+    for edge in changed:
+        if edge in affected:
+            continue
+        seen, frontier, edges = {edge.child}, {edge.child}, {edge}
+        while frontier:
+            found = set(below(frontier))
+            edges |= found
+            frontier = {e.child for e in found} - seen
+            seen |= frontier
+        if edge.parent in seen:
+            affected |= edges
+    return Loops(affected)
+
+
+def _reaches(start: Did, goal: Did, edges: Collection[Attachment]) -> bool:
+    children: dict[Did, set[Did]] = {}
+    for edge in edges:
+        children.setdefault(edge.parent, set()).add(edge.child)
+    seen, frontier = {start}, [start]
+    while frontier:
+        node = frontier.pop()
+        if node == goal:
+            return True
+        fresh = children.get(node, set()) - seen
+        seen |= fresh
+        frontier.extend(fresh)
+    return False

@@ -1,0 +1,106 @@
+"""The state of one instance in memory, applied a segment at a time: the obvious way, and the oracle of the SQL store.
+
+Segments are applied in causal order; whoever calls sees to that. `catalogue` is maintained incrementally by `view.derive`;
+`recomputed` derives everything anew from the slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Union
+
+from nsync.authority.effective import Authority
+from nsync.catalogue.entries import Conflict, Entry
+from nsync.catalogue.judge import ends_of, first_claims, is_doi, judge
+from nsync.catalogue.rules import Reader
+from nsync.catalogue.view import Node, derive
+from nsync.crdt import Dot, Pasts, Slot, Slots
+from nsync.crdt.past import steps_of
+from nsync.log.segment import Segment
+from nsync.namespace.keys import Attachment, Attribute, Did, Fact, Key, Replica
+
+
+class Reference:
+    """Slots, pasts, claims and catalogue of all applied segments."""
+
+    def __init__(self, authority: Authority) -> None:
+        self.authority = authority
+        self.pasts = Pasts()
+        self.heads: dict[bytes, int] = {}
+        self.catalogue: dict[Fact, Entry] = {}
+        self.conflicts: dict[Fact, Sequence[Conflict]] = {}
+        self._slots = Slots()
+        self._claims: dict[Did, dict[bytes, Slot]] = {}
+        self._waiting: list[tuple[Key, Slot]] = []
+        self._hanging: dict[Node, set[Union[Attachment, Replica]]] = {}
+        self._doi_keys: set[Attribute] = set()
+
+    def apply(self, segment: Segment) -> None:
+        """Take in the next segment of its author's log."""
+        header = segment.header
+        steps = steps_of(self.pasts, header.author, header.first, [Dot(dep.author, dep.seq) for dep in header.deps])
+        for step in steps:
+            self.pasts.add(step)
+        judged = judge(self.authority, segment)
+        self._waiting += judged.waiting
+        settled = [(key, slot) for key, slot in self._waiting if self._acknowledged(key, slot)]
+        self._waiting = [pair for pair in self._waiting if pair not in settled]
+        self.heads[header.author] = header.last
+        touched = self._join([*settled, *judged.effective])
+        touched |= {did for did, claims in self._claims.items() if len(claims) > 1}
+        touched |= self._doi_keys
+        derived = derive(self, Reader(self.authority, self.pasts), touched)
+        for fact, entry in derived.entries.items():
+            if entry is None:
+                self.catalogue.pop(fact, None)
+            else:
+                self.catalogue[fact] = entry
+        self.conflicts.update(derived.conflicts)
+        self.conflicts = {fact: found for fact, found in self.conflicts.items() if found}
+
+    def recomputed(self) -> tuple[dict[Fact, Entry], dict[Fact, Sequence[Conflict]]]:
+        """Catalogue and conflicts, derived from nothing but the slots, claims and pasts."""
+        derived = derive(self, Reader(self.authority, self.pasts), self.slot_keys())
+        shown = {fact: entry for fact, entry in derived.entries.items() if entry is not None}
+        return shown, {fact: found for fact, found in derived.conflicts.items() if found}
+
+    def slot_keys(self) -> set[Key]:
+        """Every key with an effective statement."""
+        return {key for key in self._slots.keys() if isinstance(key, Key.__args__)}  # type: ignore[attr-defined]
+
+    def _acknowledged(self, key: Key, slot: Slot) -> bool:
+        home = self.authority.decider(key)
+        return home is not None and self.pasts.seen_from(home, slot.dot) is not None
+
+    def _join(self, statements: Iterable[tuple[Key, Slot]]) -> set[Key]:
+        statements = list(statements)
+        for (did, author), claim in first_claims(statements).items():
+            held = self._claims.setdefault(did, {}).setdefault(author, claim)
+            if claim.dot.seq < held.dot.seq:
+                self._claims[did][author] = claim
+        touched: set[Key] = set()
+        for key, slot in statements:
+            self._slots.join(key, slot)
+            touched.add(key)
+            for end in ends_of(key):
+                self._hanging.setdefault(end, set()).add(key)  # type: ignore[arg-type]
+            if is_doi(key):
+                self._doi_keys.add(key)  # type: ignore[arg-type]
+        return touched
+
+    # what `derive` asks
+
+    def slots(self, wanted: Collection[Key]) -> Mapping[Key, Sequence[Slot]]:
+        return {key: self._slots.of(key) for key in wanted if self._slots.of(key)}
+
+    def claims(self, dids: Collection[Did]) -> Mapping[Did, Sequence[Slot]]:
+        return {did: sorted(self._claims[did].values()) for did in dids if did in self._claims}
+
+    def entries(self, facts: Collection[Fact]) -> Mapping[Fact, Entry]:
+        return {fact: self.catalogue[fact] for fact in facts if fact in self.catalogue}
+
+    def hanging_on(self, nodes: Collection[Node]) -> Iterable[Union[Attachment, Replica]]:
+        return {fact for node in nodes for fact in self._hanging.get(node, ())}
+
+    def doi_claimants(self, dois: Collection[str]) -> Iterable[Did]:
+        return {key.fact for key in self._doi_keys for slot in self._slots.of(key) if slot.value in dois}  # type: ignore[misc]
