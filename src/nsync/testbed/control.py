@@ -16,7 +16,7 @@ from nsync.testbed import layout as layouts
 from nsync.testbed.layout import Layout
 from nsync.testbed.process import STOP_GRACE_S
 from nsync.testbed.proxy import POLL_S, read_cut, write_cut
-from nsync.testbed.supervisor import Say, StartFailed
+from nsync.testbed.supervisor import AlreadyRunning, Say, StartFailed
 
 STOP_TIMEOUT_S = 2 * STOP_GRACE_S + 10
 """The supervisor waits one grace for its children; the rest is for a machine under load."""
@@ -24,6 +24,8 @@ STOP_TIMEOUT_S = 2 * STOP_GRACE_S + 10
 
 def start_detached(directory: Path, arguments: Sequence[str], say: Say) -> None:
     """Run `nsync testbed up` with `arguments` in the background; return when the testbed is ready. Raises StartFailed."""
+    if layouts.exists(directory) and layouts.load(directory).running:
+        raise AlreadyRunning(directory)  # before its log is overwritten
     directory.mkdir(parents=True, exist_ok=True)
     log = directory / "supervisor.log"
     command = [sys.executable, "-m", "nsync", "testbed", "up", "--dir", str(directory), *arguments]
@@ -72,13 +74,14 @@ def _check_running(layout: Layout) -> None:
 
 def _follow(supervisor: subprocess.Popen[bytes], directory: Path, progress: BinaryIO, say: Say) -> None:
     """Pass on what the supervisor says until the testbed is ready."""
-    ready = ended = False
+    ready, ended, failure = False, False, ""
     while not ready and not ended:
         time.sleep(POLL_S)
         ready, ended = _is_ready(supervisor.pid, directory), supervisor.poll() is not None
-        told, _, failure = progress.read().decode(errors="replace").partition("Error: ")
+        told, _, error = progress.read().decode(errors="replace").partition("Error: ")
         for line in told.splitlines():
             say(line)
+        failure += error
     if ended:
         raise StartFailed(failure or f"the supervisor ended with exit code {supervisor.returncode}")
 

@@ -45,6 +45,13 @@ class StartFailed(NsyncError):
     """The testbed does not run; the text says why and where to look."""
 
 
+class AlreadyRunning(StartFailed):
+    """Somebody runs this testbed."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(f"the testbed in {directory} is running already; see 'nsync testbed status --dir {directory}'")
+
+
 def run(directory: Path, count: Optional[int], shares: Mapping[str, tuple[str, ...]], with_nodes: bool, say: Say) -> None:
     """Start the testbed in `directory`, made first if there is none, and keep it until SIGINT or SIGTERM.
 
@@ -189,7 +196,7 @@ def _held(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise StartFailed(f"the testbed in {directory} is running already; see 'nsync testbed status'") from error
+            raise AlreadyRunning(directory) from error
         yield
 
 
