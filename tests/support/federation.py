@@ -11,7 +11,7 @@ from nsync.authority.charter import Charter, draft, load, sign
 from nsync.authority.effective import Authority
 from nsync.catalogue.reference import Reference
 from nsync.clock import next_stamp
-from nsync.crdt import Dot
+from nsync.log.admission import choose_deps
 from nsync.log.segment import EMPTY, Dep, Segment, Tip, build_changeset
 
 NAMES = ("atlas", "cms", "belle2")
@@ -65,12 +65,8 @@ class Writer:
 
     def publish(self, ops: Sequence[bytes]) -> list[Segment]:
         """Sign `ops` as one changeset that has seen everything applied here, and apply it."""
-        before = self.state.pasts.at(Dot(self.author, self.tip.seq))
-        heads = {author: s for author, s in self.applied.items() if author != self.author and s.header.last > before.get(author, 0)}
-        covered = [self.state.pasts.at(Dot(author, s.header.last)) for author, s in heads.items()]
-        deps = [
-            Dep(s.header.author, s.header.last, s.hash) for author, s in heads.items() if all(c.get(author, 0) < s.header.last for c in covered)
-        ]
+        heads = {author: Dep(s.header.author, s.header.last, s.hash) for author, s in self.applied.items()}
+        deps = choose_deps(self.author, heads, self.state.pasts.at, self.tip.seq)
         stamp = next_stamp(self.now_ms, [self.tip.stamp, *(s.header.stamp for s in self.applied.values())])
         segments = list(
             build_changeset(

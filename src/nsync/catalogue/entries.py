@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
-from nsync.namespace.keys import Identity, Protocol
+from nsync.namespace.keys import Fact, Identity, Protocol, to_wire
 
 VERSION = 1
 """Of the rules. Another version recomputes every entry."""
@@ -53,3 +53,22 @@ class Conflict(NamedTuple):
     winner: str
     loser: str
     resolve: str
+
+
+_KINDS: dict[int, type] = {1: ScopeEntry, 2: DidEntry, 3: AttachmentEntry, 5: RseEntry, 6: ReplicaEntry}
+"""By the tag of the fact's key."""
+
+
+def plain(value: Any) -> Any:
+    """Named tuples as plain tuples, for the codec."""
+    return tuple(plain(item) for item in value) if isinstance(value, tuple) else value
+
+
+def entry_from_wire(fact: Fact, wire: tuple[Any, ...]) -> Entry:
+    """The entry of `fact` that `plain` made `wire` from."""
+    entry: Entry = _KINDS[to_wire(fact)[0]](*wire)
+    if isinstance(entry, DidEntry):
+        return entry._replace(identity=Identity(*entry.identity))
+    if isinstance(entry, RseEntry):
+        return entry._replace(protocols=tuple(Protocol(*protocol) for protocol in entry.protocols))
+    return entry

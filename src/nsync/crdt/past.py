@@ -46,6 +46,14 @@ class Step(NamedTuple):
     seq: int
 
 
+class At(Protocol):
+    """What growing pasts asks about pasts."""
+
+    def at(self, dot: Dot) -> Mapping[bytes, int]:
+        """What the op at `dot` had seen of each other author."""
+        ...
+
+
 class Pasts:
     """The pasts of all segments of all authors, in memory."""
 
@@ -80,7 +88,7 @@ class Pasts:
         return seen
 
 
-def steps_of(pasts: Pasts, author: bytes, first: int, deps: Iterable[Dot]) -> list[Step]:
+def steps_of(pasts: At, author: bytes, first: int, deps: Iterable[Dot]) -> list[Step]:
     """The steps that a segment of `author` at `first` with these deps adds: the closure, less what was seen before."""
     before: Mapping[bytes, int] = pasts.at(Dot(author, first))
     reached: dict[bytes, int] = {}
