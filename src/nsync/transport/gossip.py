@@ -1,0 +1,180 @@
+"""Keeps this instance and its peers in sync: one task per peer, so that a slow one delays nobody.
+
+A task exchanges with a healthy peer when something wakes it, and with a failing one when its back-off ends, not before:
+
+    own new segments     wake()       all peers, at once
+    others' segments     received()   RELAY_PEERS_MAX random peers, after a random moment (their author tells all anyway)
+    anti-entropy         timer        the peer, every `interval_s` or so: repairs whatever was missed
+
+Wake-ups that come during an exchange make one more, however many they were. What happened is in `status()`; a reason is
+logged when it is new, not each time it recurs.
+
+Make and use it on one event loop; from another thread, `loop.call_soon_threadsafe(gossip.wake)`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from concurrent.futures import Executor
+from dataclasses import asdict
+from typing import Any, NamedTuple, Optional
+
+import aiohttp
+
+from nsync.authority.charter import Charter, Instance
+from nsync.errors import NsyncError
+from nsync.transport.client import PeerClient, open_session
+from nsync.transport.exchange import Exchange
+from nsync.transport.peers import PeerState
+from nsync.transport.ports import LogDoor, OnReceived, SegmentLog
+from nsync.transport.requests import Signer
+from nsync.transport.times import monotonic_ms, wall_ms
+
+logger = logging.getLogger("nsync.transport.gossip")
+
+INTERVAL_S = 5.0
+RELAY_PEERS_MAX = 4
+RELAY_S_MAX = 0.5
+"""Others' segments are passed on within this time: most often their author was faster, and it is one small round trip."""
+
+
+class SyncReport(NamedTuple):
+    """What one exchange did."""
+
+    peer: str
+    pulled: int
+    """Segments from the peer that were new here."""
+    pushed: int
+    """Segments from here that were new to the peer."""
+    error: str
+    """Empty when all went well."""
+
+
+class Gossip:
+    """The peers of one instance."""
+
+    def __init__(
+        self,
+        charter: Charter,
+        me: Instance,
+        signer: Signer,
+        log: SegmentLog,
+        executor: Optional[Executor],
+        rng: random.Random,
+        on_received: OnReceived,
+        interval_s: float = INTERVAL_S,
+        source_address: Optional[str] = None,
+    ) -> None:
+        """`on_received`: what the node does about segments from elsewhere; see ports.OnReceived."""
+        self._charter = charter
+        self._me = me
+        self._signer = signer
+        self._log = LogDoor(log, executor, self.received)
+        self._rng = rng
+        self._on_received = on_received
+        self._interval_s = interval_s
+        self._source_address = source_address
+        self._peers = {i.name: i for i in charter.instances if i.author != me.author}
+        self._states = {name: PeerState(name) for name in self._peers}
+        self._woken = {name: asyncio.Event() for name in self._peers}
+        self._busy = {name: asyncio.Lock() for name in self._peers}
+        self._forked: frozenset[bytes] = frozenset()
+        self._relay: Optional[asyncio.TimerHandle] = None
+
+    async def run(self) -> None:
+        """Keep up with every peer, until cancelled."""
+        async with open_session(self._source_address) as http:
+            tasks = [asyncio.ensure_future(self._keep_up(self._client(http, name))) for name in self._peers]
+            try:
+                await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                if self._relay is not None:
+                    self._relay.cancel()
+
+    async def sync_once(self) -> list[SyncReport]:
+        """One exchange with every peer, whatever its back-off."""
+        async with open_session(self._source_address) as http:
+            return await asyncio.gather(*(self._exchange(self._client(http, name)) for name in self._peers))
+
+    def wake(self) -> None:
+        """New segments were stored here: tell all peers."""
+        for woken in self._woken.values():
+            woken.set()
+
+    def received(self) -> None:
+        """Segments from elsewhere were stored here: the node applies them, and some peers hear of them soon."""
+        self._on_received()
+        if self._relay is None:
+            self._relay = asyncio.get_running_loop().call_later(self._rng.uniform(0, RELAY_S_MAX), self._pass_on)
+
+    def status(self) -> list[dict[str, Any]]:
+        """How each peer fares: PeerState as dicts, times in milliseconds since 1970."""
+        offset_ms = wall_ms() - monotonic_ms()
+        return [_with_wall_times(state, offset_ms) for state in self._states.values()]
+
+    def _pass_on(self) -> None:
+        self._relay = None
+        for name in self._rng.sample(sorted(self._peers), min(RELAY_PEERS_MAX, len(self._peers))):
+            self._woken[name].set()
+
+    def _client(self, http: aiohttp.ClientSession, name: str) -> PeerClient:
+        return PeerClient(http, self._charter, self._me, self._peers[name], self._signer)
+
+    async def _keep_up(self, client: PeerClient) -> None:
+        while True:
+            await self._exchange(client)
+            await self._due(client.name)
+
+    async def _due(self, name: str) -> None:
+        """Return when the back-off is over; for a healthy peer, when it is woken or the timer runs out."""
+        pause_ms = self._states[name].pause_ms(monotonic_ms())
+        if pause_ms:
+            await asyncio.sleep(pause_ms / 1000)
+            return
+        woken = self._woken[name]
+        timer = asyncio.get_running_loop().call_later(self._interval_s * self._rng.uniform(0.5, 1.5), woken.set)
+        try:
+            await woken.wait()
+        finally:
+            timer.cancel()
+
+    async def _exchange(self, client: PeerClient) -> SyncReport:
+        async with self._busy[client.name]:
+            self._woken[client.name].clear()
+            exchange = Exchange(client, self._log)
+            error = ""
+            try:
+                await exchange.run()
+            except NsyncError as failure:
+                error = str(failure)
+            except Exception as failure:  # the log is a port: whatever it raises must not end the gossip
+                logger.exception("exchange with %s failed here", client.name)
+                error = f"{type(failure).__name__}: {failure}"
+            self._note(client.name, exchange, error)
+            return SyncReport(client.name, exchange.pulled, exchange.pushed, error)
+
+    def _note(self, name: str, exchange: Exchange, error: str) -> None:
+        now_ms, before = monotonic_ms(), self._states[name]
+        state = before if exchange.round_trip_ms is None else before.answered(now_ms, exchange.round_trip_ms)
+        self._states[name] = state = state.failed(now_ms, error, self._rng) if error else state.succeeded(now_ms)
+        if error and error != before.reason:
+            logger.warning("peer %s: %s (next try in %d ms)", name, error, state.pause_ms(now_ms))
+        elif before.reason and not error:
+            logger.info("peer %s: in order again after %d failures", name, before.failures)
+        for author in exchange.forked - self._forked:
+            logger.error("peer %s has another history of author %s than this instance, up to the same seq: a fork", name, author.hex())
+        self._forked |= {author for author in exchange.forked if self._charter.by_author(author) is not None}
+
+
+def _with_wall_times(state: PeerState, offset_ms: int) -> dict[str, Any]:
+    entries = asdict(state)
+    for name in ("last_contact_ms", "since_ms"):
+        if entries[name] is not None:
+            entries[name] += offset_ms
+    entries["next_try_ms"] = entries["next_try_ms"] + offset_ms if state.failures else None
+    return entries
