@@ -1,0 +1,30 @@
+# Needs python3 >= 3.9 with venv, and a pip index. Everything else is installed into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check clean
+
+demo: .venv/testbed.stamp  ## three Rucio instances that share open data, start to end
+	$(BIN)/nsync demo
+
+test: .venv/dev.stamp  ## the whole suite, real Rucio servers included
+	$(BIN)/python -m pytest
+
+check: .venv/dev.stamp  ## the gates that every commit passes
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:  ## what the other targets made; testbeds stay
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+# A stamp is renewed when pyproject.toml changes; the package is installed editable, so a change of a source needs nothing.
+.venv/%.stamp: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip  # the one of Python 3.9.0 cannot install editable
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	touch $@
+
+.venv/testbed.stamp: EXTRAS = testbed
+.venv/dev.stamp: EXTRAS = testbed,dev
