@@ -1,0 +1,658 @@
+"""Peers over real sockets: three nodes converge, and a peer that is slow, down, lying or a stranger does no harm.
+
+The segment log is a dict of lists; its frames are opaque bytes with a small header, so that author and seq are known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import io
+import logging
+import random
+import secrets
+import socket
+import struct
+import threading
+import time
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
+from typing import Any, Callable, Optional
+
+import aiohttp
+import pytest
+
+from nsync.auth.keys import SigningKey
+from nsync.authority.charter import Charter, FederationId, Instance
+from nsync.errors import NotAuthorised, ProtocolError, TransportError
+from nsync.transport import session, wire
+from nsync.transport.client import PeerClient, open_session
+from nsync.transport.gossip import Gossip
+from nsync.transport.listener import Listener
+from nsync.transport.ports import Head, LogDoor, Receipt, StoredSegment
+from nsync.transport.requests import authorization
+from nsync.transport.server import PEER_EXCHANGES_MAX, Server
+
+Test = Callable[..., Coroutine[None, None, None]]
+
+HEADER = struct.Struct(">16sQQ")
+WAIT_S = 10.0
+
+
+def on_a_loop(test: Test) -> Callable[..., None]:
+    """Run an asynchronous test, in bounded time."""
+
+    @functools.wraps(test)
+    def run(*args: object, **kwargs: object) -> None:
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 60))
+
+    return run
+
+
+def frame(author: bytes, seq: int, ops: int = 1, size: int = 100, content: int = 0) -> bytes:
+    """A segment of `ops` ops that ends with `seq`; `content` tells two histories apart."""
+    body = random.Random(repr((author, seq, content))).randbytes(size)
+    return HEADER.pack(author, seq - ops + 1, seq) + b"sign" * 16 + body
+
+
+def header_hash(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+class MemoryLog:
+    """A SegmentLog in memory, with the faults that the tests switch on."""
+
+    def __init__(self) -> None:
+        self.broken = False
+        self.announced: list[Head] = []
+        self.segments: dict[bytes, list[StoredSegment]] = {}
+        self.refuses: set[bytes] = set()
+        self.fails_after: Optional[int] = None
+        self.received: list[int] = []
+        self.threads: set[int] = set()
+        self._lock = threading.Lock()
+
+    def append(self, author: bytes, count: int = 1, size: int = 100) -> None:
+        with self._lock:
+            log = self.segments.setdefault(author, [])
+            for seq in range(len(log) + 1, len(log) + count + 1):
+                log.append(StoredSegment(author, seq, seq, frame(author, seq, size=size)))
+
+    def heads(self) -> list[Head]:
+        with self._lock:
+            self.threads.add(threading.get_ident())
+            if self.broken:
+                raise OSError("no space left")
+            return [*self.announced, *(Head(a, log[-1].last, header_hash(log[-1].frame)) for a, log in self.segments.items())]
+
+    def segments_after(self, have: Mapping[bytes, int], bytes_max: int) -> list[StoredSegment]:
+        with self._lock:
+            self.threads.add(threading.get_ident())
+            if self.fails_after is not None:
+                self.fails_after -= 1
+                if self.fails_after < 0:
+                    raise RuntimeError("the disk is gone")
+            batch, size = [], 0
+            for author, log in sorted(self.segments.items()):
+                for segment in log[have.get(author, 0) :]:
+                    size += len(segment.frame)
+                    if size > bytes_max:
+                        return batch
+                    batch.append(segment)
+            return batch
+
+    def receive(self, frames: Sequence[bytes], sender: str) -> Receipt:
+        with self._lock:
+            self.threads.add(threading.get_ident())
+            self.received.append(len(frames))
+            results = [self._receive(f) for f in frames]
+            return Receipt(results.count(""), tuple(r for r in results if r and r != "known"))
+
+    def _receive(self, data: bytes) -> str:
+        author, first, last = HEADER.unpack_from(data)
+        log = self.segments.setdefault(author, []) if author not in self.refuses else []
+        if author in self.refuses or first > len(log) + 1:
+            return f"author {author.hex()}, seq {first}: refused\n"
+        if first <= len(log):
+            return "known"
+        log.append(StoredSegment(author, first, last, data))
+        return ""
+
+
+class Node:
+    """A server and the gossip of one instance, as `node.py` puts them together."""
+
+    def __init__(self, charter: Charter, me: Instance, key: SigningKey, interval_s: float) -> None:
+        self.charter, self.me, self.key, self.interval_s = charter, me, key, interval_s
+        self.port = int(me.url.rsplit(":", 1)[1])
+        self.log = MemoryLog()
+        self.applied = 0
+        self.executor = ThreadPoolExecutor(1, thread_name_prefix=me.name)
+        self.listener: Optional[Listener] = None
+        self.running: Optional[asyncio.Task[None]] = None
+
+    async def start(self, gossip: bool = True, body_s_max: float = wire.BODY_S_MAX, header_s_max: float = 5.0) -> None:
+        self.gossip = Gossip(
+            self.charter, self.me, self.key, self.log, self.executor, random.Random(self.me.name), self.on_received, self.interval_s
+        )
+        self.server = Server(self.charter, self.me, self.log, self.executor, self.gossip.received, body_s_max=body_s_max)
+        self.listener = Listener(self.server.app(), header_s_max=header_s_max)
+        await self.listener.start("127.0.0.1", self.port)
+        self.running = asyncio.ensure_future(self.gossip.run()) if gossip else None
+
+    def on_received(self) -> None:
+        self.applied += 1
+
+    async def stop(self) -> None:
+        if self.running is not None:
+            self.running.cancel()
+            with suppress(asyncio.CancelledError):
+                await self.running
+        if self.listener is not None:
+            await self.listener.stop()
+        self.running = self.listener = None
+
+    def write(self, count: int = 1, size: int = 100) -> None:
+        self.log.append(self.me.author, count, size)
+        self.gossip.wake()
+
+    def met(self, *names: str) -> bool:
+        return all(self.peer(name)["last_contact_ms"] for name in names)
+
+    def peer(self, name: str) -> dict[str, Any]:
+        return next(state for state in self.gossip.status() if state["name"] == name)
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def members(names: str) -> tuple[Charter, list[SigningKey]]:
+    keys = [SigningKey(bytes([i]) * 32) for i in range(1, len(names) + 1)]
+    instances = tuple(
+        Instance(name, name, key.public, bytes(16), f"http://127.0.0.1:{port}", (f"{name}.",), (), {})
+        for name, key, port in zip(names, keys, free_ports(len(names)))
+    )
+    return Charter("test", 1, FederationId(bytes(16)), instances), keys
+
+
+@asynccontextmanager
+async def federation(names: str, interval_s: float = 0.2, gossip: bool = True, start: bool = True) -> AsyncIterator[list[Node]]:
+    """Running nodes, or only their servers; afterwards nothing of them may be left."""
+    before = asyncio.all_tasks()
+    charter, keys = members(names)
+    nodes = [Node(charter, me, key, interval_s) for me, key in zip(charter.instances, keys)]
+    async with AsyncExitStack() as stack:
+        for node in nodes:
+            stack.callback(node.executor.shutdown)
+            stack.push_async_callback(node.stop)
+            if start:
+                await node.start(gossip)
+        yield nodes
+    await until(lambda: asyncio.all_tasks() == before, "no task is left")
+
+
+async def until(condition: Callable[[], bool], what: str, wait_s: float = WAIT_S) -> float:
+    """Wait for `condition`, at most `wait_s`; returns how long it took."""
+    begun = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begun < wait_s, f"not within {wait_s} s: {what}"
+        await asyncio.sleep(0.005)
+    return time.monotonic() - begun
+
+
+def converged(*nodes: Node) -> Callable[[], bool]:
+    return lambda: all(node.log.segments == nodes[0].log.segments for node in nodes)
+
+
+@asynccontextmanager
+async def client(caller: Node, callee: Node, key: Optional[SigningKey] = None, me: Optional[Instance] = None) -> AsyncIterator[PeerClient]:
+    async with open_session() as http:
+        yield PeerClient(http, caller.charter, me or caller.me, callee.me, key or caller.key)
+
+
+def sign(caller: Node, callee: Node, verb: str, body: bytes) -> str:
+    """The Authorization header of one request."""
+    path, now_ms, nonce = wire.PATH + verb, time.time_ns() // 1_000_000, secrets.token_bytes(16)
+    return authorization(caller.key, caller.charter.federation, caller.me.author, callee.me.author, "POST", path, body, now_ms, nonce)
+
+
+def head(caller: Node, callee: Node, verb: str, body: bytes) -> bytes:
+    """The head of one request, for a raw socket."""
+    signed = sign(caller, callee, verb, body)
+    return f"POST {wire.PATH}{verb} HTTP/1.1\r\nHost: b\r\nAuthorization: {signed}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+
+
+async def post(url: str, verb: str, body: Any, **headers: str) -> tuple[int, bytes, Mapping[str, str]]:
+    """Send anything; returns status, body and headers of the answer."""
+    async with open_session() as http, http.post(url + wire.PATH + verb, data=body, headers=headers) as response:
+        return response.status, await response.read(), response.headers
+
+
+async def ask(caller: Node, callee: Node, verb: str, body: bytes, **headers: str) -> tuple[int, bytes, Mapping[str, str]]:
+    """A signed request."""
+    return await post(callee.me.url, verb, io.BytesIO(body), Authorization=sign(caller, callee, verb, body), **headers)
+
+
+async def served(caller: Node, callee: Node) -> None:
+    """Return when `callee` has a place for `caller`."""
+    begun = time.monotonic()
+    while (await ask(caller, callee, "hello", wire.encode_hello(bytes(16))))[0] == 503:
+        assert time.monotonic() - begun < WAIT_S
+
+
+async def dial(node: Node) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection("127.0.0.1", node.port)
+
+
+async def hung_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """The server closes the connection, in bounded time."""
+    with suppress(ConnectionError):
+        await asyncio.wait_for(reader.read(), 3.0)
+    writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
+
+
+# ── convergence ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@on_a_loop
+async def test_three_nodes_converge() -> None:
+    async with federation("abc") as nodes:
+        for node in nodes:
+            node.log.append(node.me.author, 50)
+        await until(converged(*nodes), "all have all")
+        assert sum(map(len, nodes[0].log.segments.values())) == 150
+        assert all(node.applied for node in nodes)
+        assert all(threading.get_ident() not in node.log.threads for node in nodes)
+        await until(lambda: all(not state["reason"] for node in nodes for state in node.gossip.status()), "all are healthy")
+
+
+@on_a_loop
+async def test_a_local_segment_is_pushed_at_once() -> None:
+    async with federation("abc", interval_s=3600) as nodes:
+        await until(lambda: nodes[0].met("b", "c"), "met")
+        nodes[0].write()
+        assert await until(converged(*nodes), "all have it") < 1.0
+
+
+@on_a_loop
+async def test_what_comes_from_a_peer_is_passed_on() -> None:
+    """a can reach b only, b tells c; the timers never fire."""
+    async with federation("abc", interval_s=3600, start=False) as (a, b, c):
+        a.charter = Charter("test", 1, a.charter.federation, (a.me, b.me))
+        for node in (b, c, a):
+            await node.start()
+        await until(lambda: a.met("b") and b.met("c"), "met")
+        a.write()
+        assert await until(lambda: a.me.author in c.log.segments, "c has it") < 2.0
+
+
+@on_a_loop
+async def test_many_wake_ups_make_few_exchanges() -> None:
+    async with federation("ab", interval_s=3600) as (a, b):
+        await until(lambda: a.met("b"), "met")
+        for _ in range(500):
+            a.write()
+        await until(converged(a, b), "b has all")
+        assert len(b.log.received) <= 3
+
+
+@on_a_loop
+async def test_a_log_larger_than_one_batch_comes_in_bounded_batches() -> None:
+    async with federation("ab", gossip=False) as (a, b):
+        a.log.append(a.me.author, 24, size=1 << 20)
+        a.log.append(a.me.author, 3000)
+        (report,) = await b.gossip.sync_once()
+        assert report == ("a", 3024, 0, "")
+        assert max(b.log.received) <= wire.BATCH_FRAMES_MAX
+        assert len(b.log.received) >= 24 * 1024 // 4096 + 3
+        b.log.append(b.me.author, 24, size=1 << 20)
+        (report,) = await b.gossip.sync_once()
+        assert report == ("a", 0, 24, "")
+        assert converged(a, b)()
+
+
+@on_a_loop
+async def test_a_log_larger_than_one_pull_is_asked_for_again() -> None:
+    count = 2 * (wire.PULL_BYTES_MAX >> 20)
+    async with federation("ab", gossip=False) as (a, b):
+        a.log.append(a.me.author, count, size=1 << 20)
+        (report,) = await b.gossip.sync_once()
+        assert report == ("a", count, 0, "")
+
+
+@on_a_loop
+async def test_in_sync_costs_one_small_round_trip() -> None:
+    async with federation("ab", gossip=False) as (a, b):
+        for node in (a, b):
+            for author in range(36):
+                node.log.append(bytes([author]) * 16)
+        question = wire.encode_hello(session.digest(a.log.heads()))
+        status, answer, _ = await ask(a, b, "hello", question)
+        assert (status, len(question), len(answer)) == (200, 21, 3)
+        b.log.append(b.me.author)
+        _, answer, _ = await ask(a, b, "hello", question)
+        assert len(wire.decode_hello_reply(answer).heads or []) == 37
+
+
+# ── failures ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@on_a_loop
+async def test_a_peer_goes_down_and_comes_back() -> None:
+    async with federation("abc") as (a, b, c):
+        await until(lambda: a.met("c"), "met")
+        await c.stop()
+        a.write(10)
+        await until(converged(a, b), "b has it although c is down")
+        await until(lambda: a.peer("c")["failures"] >= 2, "a knows that c is down")
+        state = a.peer("c")
+        assert c.me.url in state["reason"]
+        assert state["since_ms"] is not None and state["next_try_ms"] is not None
+        b.write(5)
+        await c.start()
+        await until(converged(a, b, c), "c has caught up", wait_s=20)
+        await until(lambda: a.peer("c")["failures"] == 0, "a knows that c is back", wait_s=20)
+        assert a.peer("c")["reason"] == ""
+
+
+@on_a_loop
+async def test_a_wake_up_respects_the_back_off(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "nsync.transport")
+    async with federation("ab", interval_s=3600, start=False) as (a, _):
+        await a.start()
+        await until(lambda: a.peer("b")["failures"] == 1, "a knows that b is down")
+        next_try_ms = a.peer("b")["next_try_ms"]
+        for _ in range(20):
+            a.gossip.wake()
+            await asyncio.sleep(0)
+        assert a.peer("b")["failures"] == 1
+        await until(lambda: a.peer("b")["failures"] == 2, "tried again")
+        assert time.time() * 1000 >= next_try_ms - 20
+    told = [r for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(told) == 1, "a reason is logged when it is new, not when it recurs"
+
+
+@on_a_loop
+async def test_a_slow_peer_delays_nobody() -> None:
+    async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with federation("abc", start=False) as (a, b, c):
+        mute = await asyncio.start_server(silence, "127.0.0.1", c.port)
+        await a.start()
+        await b.start()
+        a.write(10)
+        assert await until(converged(a, b), "b has it") < 2.0
+        await a.stop()
+        await b.stop()
+        mute.close()
+        await mute.wait_closed()
+
+
+@on_a_loop
+async def test_an_interrupted_pull_resumes() -> None:
+    async with federation("ab", gossip=False) as (a, b):
+        a.log.append(a.me.author, 12, size=1 << 20)
+        a.log.fails_after = 2
+        (report,) = await b.gossip.sync_once()
+        assert report.pulled == 6 and "could not be reached" in report.error
+        a.log.fails_after = None
+        (report,) = await b.gossip.sync_once()
+        assert report == ("a", 6, 0, "")
+
+
+@on_a_loop
+async def test_what_is_refused_is_told_once_and_the_rest_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    stranger, other = bytes(16), b"o" * 16
+    caplog.set_level(logging.INFO, "nsync.transport")
+    async with federation("ab", start=False) as (a, b):
+        a.log.append(stranger, 3)
+        a.log.append(other, 3)
+        b.log.append(b.me.author, 2)
+        b.log.refuses = {stranger}
+        await a.start(gossip=False)
+        await b.start()
+        await until(lambda: b.peer("a")["failures"] >= 3, "b backs off")
+        assert len(b.log.segments[other]) == 3
+        assert len(a.log.segments[b.me.author]) == 2
+        assert "refused" in b.peer("a")["reason"] and "\n" not in b.peer("a")["reason"]
+    assert len([r for r in caplog.records if "a sent a segment that is refused" in r.getMessage()]) == 1
+
+
+@on_a_loop
+async def test_a_refused_push_stops_and_is_told() -> None:
+    async with federation("ab", gossip=False) as (a, b):
+        a.log.append(bytes(16), 8, size=1 << 20)
+        b.log.refuses = {bytes(16)}
+        (report,) = await a.gossip.sync_once()
+        assert "b refuses a segment that is stored here" in report.error and report.pushed == 0
+        assert len(b.log.received) == 1, "the second batch is not sent"
+
+
+@on_a_loop
+async def test_a_fork_up_to_the_same_seq_is_told_and_does_not_make_the_peer_fail(caplog: pytest.LogCaptureFixture) -> None:
+    async with federation("ab", gossip=False) as (a, b):
+        author = b.me.author
+        for node, content in ((a, 1), (b, 2)):
+            node.log.segments[author] = [StoredSegment(author, 1, 1, frame(author, 1, content=content))]
+        for _ in range(2):
+            assert await a.gossip.sync_once() == [("b", 0, 0, "")]
+    assert len([r for r in caplog.records if "a fork" in r.getMessage()]) == 1
+
+
+@on_a_loop
+async def test_a_peer_that_announces_what_it_does_not_send_is_backed_off() -> None:
+    async with federation("ab", interval_s=3600, start=False) as (a, b):
+        b.log.announced = [Head(b.me.author, 99, bytes(16))]
+        await b.start(gossip=False)
+        await a.start()
+        await until(lambda: a.peer("b")["failures"] == 1, "backed off")
+        assert "did not come" in a.peer("b")["reason"]
+
+
+@on_a_loop
+async def test_a_log_that_breaks_does_not_end_the_gossip(caplog: pytest.LogCaptureFixture) -> None:
+    async with federation("ab") as (a, b):
+        b.log.append(b.me.author, 5)
+        a.log.broken = True
+        await until(lambda: "no space left" in a.peer("b")["reason"], "the reason is shown")
+        a.log.broken = False
+        await until(converged(a, b), "a has caught up")
+
+
+@on_a_loop
+async def test_cancelling_the_gossip_in_the_middle_of_a_pull_leaves_nothing() -> None:
+    async with federation("ab", start=False) as (a, b):
+        a.log.append(a.me.author, 200, size=1 << 20)
+        await a.start(gossip=False)
+        await b.start()
+        await until(lambda: bool(b.log.received), "the pull has begun")
+        await b.stop()
+        assert b.applied
+        assert len(b.log.segments[a.me.author]) < 200
+
+
+# ── strangers and limits ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@on_a_loop
+async def test_a_stranger_gets_401_and_nothing_else() -> None:
+    async with federation("ab", gossip=False) as (a, b):
+        wrong = SigningKey(bytes(32))
+        for key, me in ((wrong, a.me), (wrong, replace(a.me, key=wrong.public))):
+            async with client(a, b, key, me) as peer:
+                with pytest.raises(NotAuthorised, match=f"b .{b.me.url}.* compare the charter"):
+                    await peer.hello(bytes(16))
+        for verb in ("hello", "pull", "push"):
+            status, body, headers = await post(b.me.url, verb, b"x" * 100)
+            assert (status, body) == (401, b"")
+            assert set(headers) <= {"Content-Length", "Content-Type", "Date", "Server", "Connection"}
+        assert not b.log.threads, "the log was not asked"
+
+
+@on_a_loop
+async def test_a_body_is_not_read_for_a_stranger() -> None:
+    async with federation("ab", gossip=False) as (_, b):
+        reader, writer = await dial(b)
+        writer.write(b"POST /nsync/v1/push HTTP/1.1\r\nHost: b\r\nContent-Length: 1000000\r\n\r\n")
+        assert b" 401 " in await reader.readline()
+        await hung_up(reader, writer)
+
+
+@on_a_loop
+async def test_ping_needs_no_key() -> None:
+    async with federation("a", gossip=False) as (a,), open_session() as http, http.get(f"{a.me.url}/ping") as response:
+        assert set(await response.json()) == {"version"}
+
+
+@pytest.mark.parametrize(
+    ("verb", "body", "headers", "status", "text"),
+    [
+        ("push", bytes(wire.BODY_BYTES_MAX + 1), {}, 413, b"exceeded"),
+        ("hello", bytes(wire.HELLO_BYTES_MAX + 1), {}, 413, b"exceeded"),
+        ("hello", b"\xc0", {}, 400, b"hello: not a list of 3 fields"),
+        ("hello", b"", {}, 400, b"hello: not msgpack"),
+        ("hello", b"\x93\x07\x09\xc4\x10" + bytes(16), {}, 400, b"versions 7 to 9, this nsync speaks 1"),
+        ("pull", b"\x91\x92\xc4\x01x\x01", {}, 400, b"author: not 16 bytes"),
+        ("push", b"not zstd", {}, 400, b"frames: not a zstd stream"),
+        ("push", wire.encode_frames([bytes(64)])[:-3], {}, 400, b"cut short"),
+        ("hello", b"\x93\x01\x01\xc4\x10" + bytes(16), {"Content-Encoding": "deflate"}, 415, b"Content-Encoding"),
+    ],
+)
+@on_a_loop
+async def test_members_are_told_what_is_wrong(verb: str, body: bytes, headers: dict[str, str], status: int, text: bytes) -> None:
+    async with federation("ab", gossip=False) as (a, b):
+        answered = await ask(a, b, verb, body, **headers)
+        assert answered[0] == status and text in answered[1] and len(answered[1]) < 200
+
+
+@on_a_loop
+async def test_an_endless_body_is_cut_off() -> None:
+    """Without a Content-Length the bytes are counted."""
+    async with federation("ab", gossip=False) as (a, b):
+        sent = 0
+
+        async def endless() -> AsyncIterator[bytes]:
+            nonlocal sent
+            while True:
+                sent += 1 << 16
+                yield bytes(1 << 16)
+
+        with suppress(aiohttp.ClientError):
+            status, _, _ = await post(b.me.url, "push", endless(), Authorization=sign(a, b, "push", b""))
+            assert status == 413
+        assert sent < 4 * wire.BODY_BYTES_MAX
+
+
+@on_a_loop
+async def test_a_replaced_body_is_refused() -> None:
+    async with federation("ab", gossip=False) as (a, b):
+        signed = sign(a, b, "push", wire.encode_frames([frame(a.me.author, 1)]))
+        other = wire.encode_frames([frame(a.me.author, 2)])
+        assert (await post(b.me.url, "push", other, Authorization=signed))[:2] == (401, b"")
+        assert not b.log.received
+
+
+@on_a_loop
+async def test_slow_bodies_and_slow_headers_are_hung_up_on() -> None:
+    async with federation("ab", start=False) as (a, b):
+        await b.start(gossip=False, body_s_max=0.2, header_s_max=0.2)
+        reader, writer = await dial(b)
+        writer.write(head(a, b, "push", bytes(1000)) + b"0")
+        assert b" 408 " in await reader.readline()
+        await hung_up(reader, writer)
+        for start in (b"", b"POST /nsync/v1/push HTT"):
+            reader, writer = await dial(b)
+            writer.write(start)
+            await hung_up(reader, writer)
+        assert (await ask(a, b, "hello", wire.encode_hello(bytes(16))))[0] == 200, "the place is free again"
+
+
+@on_a_loop
+async def test_a_caller_that_hangs_up_in_the_middle_frees_its_place(caplog: pytest.LogCaptureFixture) -> None:
+    async with federation("ab", gossip=False) as (a, b):
+        b.log.append(b.me.author, 60, size=1 << 20)
+        have = wire.encode_have({})
+        for _ in range(2 * PEER_EXCHANGES_MAX):
+            for request in (head(a, b, "push", bytes(1000)) + b"x", head(a, b, "pull", have) + have):
+                reader, writer = await dial(b)
+                writer.write(request)
+                await asyncio.sleep(0.02)  # let it begin; should it not have, the test is only weaker
+                writer.transport.abort()
+                await served(a, b)
+        for _ in range(3):
+            reader, writer = await dial(b)
+            writer.write(b"POST /nsync/v1/push HTTP/1.1\r\nHost: b\r\nContent-Length: 1000000\r\n\r\nx")
+            await reader.readline()
+            writer.transport.abort()
+    assert not [r for r in caplog.records if r.levelno >= logging.ERROR], "no traceback"
+
+
+@on_a_loop
+async def test_beyond_its_places_a_peer_is_asked_to_come_later() -> None:
+    async with federation("abc", gossip=False) as (a, b, c):
+        b.log.append(b.me.author, 60, size=1 << 20)
+        pulls = []
+        for _ in range(PEER_EXCHANGES_MAX):
+            reader, writer = await dial(b)
+            writer.write(head(a, b, "pull", wire.encode_have({})) + wire.encode_have({}))
+            assert b" 200 " in await reader.readline()
+            pulls.append(writer)
+        hello = wire.encode_hello(bytes(16))
+        status, _, headers = await ask(a, b, "hello", hello)
+        assert status == 503 and headers["Retry-After"] == "1"
+        assert (await ask(c, b, "hello", hello))[0] == 200, "others are served"
+        async with client(a, b) as peer:
+            with pytest.raises(TransportError, match="not able to answer now: 503 busy"):
+                await peer.hello(bytes(16))
+        for writer in pulls:
+            writer.transport.abort()
+
+
+@on_a_loop
+async def test_the_client_believes_no_server() -> None:
+    """Redirects, encodings, endless answers and bombs end in an error that names the peer."""
+    bomb = wire.zstandard.ZstdCompressor().compress(bytes(1 << 28))
+    answers = {
+        b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n": "unexpected answer 302",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 0\r\n\r\n": "unexpected answer 200",
+        b"HTTP/1.1 200 OK\r\n\r\n" + bytes(1 << 20): "answered more than",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n\xff\xff": "hello reply",
+        b"HTTP/1.1 500 \r\nContent-Length: 3\r\n\r\n\x1b\n\xff": r"500 \?\?\?",
+        b"nonsense\r\n\r\n": "could not be reached",
+        b"": "could not be reached",
+    }
+    async with federation("ab", start=False) as (a, b):
+        answer = b""
+
+        async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            await reader.read(1 << 10)
+            writer.write(answer)
+            with suppress(ConnectionError):
+                await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_server(respond, "127.0.0.1", b.port)
+        for answer, text in answers.items():  # noqa: B007  (respond sends it)
+            async with client(a, b) as peer:
+                with pytest.raises((TransportError, ProtocolError), match=text) as raised:
+                    await peer.hello(bytes(16))
+            assert b.me.url in str(raised.value)
+        async with client(a, b) as peer:
+            answer = b"HTTP/1.1 200 OK\r\n\r\n" + bomb
+            with pytest.raises(ProtocolError):
+                await peer.pull({}, LogDoor(a.log, None, lambda: None).receive)  # type: ignore[arg-type]
+        server.close()
+        await server.wait_closed()
