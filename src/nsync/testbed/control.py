@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import psutil
 
-from nsync.errors import ConfigError
+from nsync.errors import ConfigError, NsyncError
 from nsync.testbed import layout as layouts
 from nsync.testbed.layout import Layout
 from nsync.testbed.process import STOP_GRACE_S
@@ -20,6 +20,10 @@ from nsync.testbed.supervisor import AlreadyRunning, Say, StartFailed
 
 STOP_TIMEOUT_S = 2 * STOP_GRACE_S + 10
 """The supervisor waits one grace for its children; the rest is for a machine under load."""
+
+
+class StopFailed(NsyncError):
+    """The testbed still runs."""
 
 
 def start_detached(directory: Path, arguments: Sequence[str], say: Say) -> None:
@@ -41,15 +45,20 @@ def start_detached(directory: Path, arguments: Sequence[str], say: Say) -> None:
 
 
 def down(layout: Layout) -> bool:
-    """Stop the testbed and wait until nothing of it runs. False when it was not running. Raises StartFailed."""
+    """Stop the testbed and wait until nothing of it runs. False when it was not running. Raises StopFailed."""
     if layout.run is None or not layout.running:
         return False
-    supervisor = psutil.Process(layout.run.supervisor.pid)
-    supervisor.terminate()
+    pid = layout.run.supervisor.pid
     try:
+        supervisor = psutil.Process(pid)
+        supervisor.terminate()
         supervisor.wait(timeout=STOP_TIMEOUT_S)
+    except psutil.NoSuchProcess:
+        pass  # it ended meanwhile
     except psutil.TimeoutExpired as error:
-        raise StartFailed(f"the supervisor (pid {supervisor.pid}) still runs after {STOP_TIMEOUT_S} s; see {layout.directory}") from error
+        raise StopFailed(
+            f"the supervisor (pid {pid}) still runs after {STOP_TIMEOUT_S} s; see {layout.directory}/supervisor.log"
+        ) from error
     return True
 
 

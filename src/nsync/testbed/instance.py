@@ -58,7 +58,8 @@ def gunicorn_config(instance: Instance) -> Path:
 
 def server_environment(instance: Instance) -> dict[str, str]:
     """The environment of the server, the daemons and the node."""
-    return {**_clean_environment(), **_variables(instance, instance.server_config)}
+    unbuffered = {"PYTHONUNBUFFERED": "1"}  # so that logs hold the last words of who is killed
+    return {**_clean_environment(), **_variables(instance, instance.server_config), **unbuffered}
 
 
 def client_environment(instance: Instance) -> dict[str, str]:

@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Optional
 
 import psutil
 
@@ -58,7 +59,7 @@ class Child:
     popen: subprocess.Popen[bytes]
 
     @property
-    def exit_code(self) -> object:
+    def exit_code(self) -> Optional[int]:
         """None while it runs."""
         return self.popen.poll()
 
