@@ -12,38 +12,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from typing import Callable, NamedTuple, Optional, Protocol
+from typing import Callable, Optional, Protocol
 
-
-class StoredSegment(NamedTuple):
-    """A segment of the log, as it goes over the wire."""
-
-    author: bytes
-    """16 bytes."""
-    first: int
-    """seq of its first op."""
-    last: int
-    """seq of its last op."""
-    frame: bytes
-    """The signed segment exactly as stored, FRAME_BYTES_MIN to FRAME_BYTES_MAX bytes."""
-
-
-class Head(NamedTuple):
-    """How far the log of one author is stored."""
-
-    author: bytes
-    seq: int
-    hash: bytes
-    """16 bytes: the hash of the header of the last stored segment."""
-
-
-class Receipt(NamedTuple):
-    """What became of a batch of frames."""
-
-    stored: int
-    """New segments made durable; those already known are not counted."""
-    rejected: tuple[str, ...]
-    """One text per refused segment: author, seq, reason."""
+from nsync.log.stored import Head, Receipt, StoredSegment
 
 
 class SegmentLog(Protocol):
@@ -58,6 +29,8 @@ class SegmentLog(Protocol):
     def receive(self, frames: Sequence[bytes], sender: str) -> Receipt:
         """Verify the frames that the instance `sender` passed on, and store what is new; returns after COMMIT."""
 
+
+__all__ = ["Head", "LogDoor", "OnReceived", "Receipt", "SegmentLog", "StoredSegment"]
 
 OnReceived = Callable[[], None]
 """Called on the event loop after segments from elsewhere became durable. It must not block."""

@@ -115,8 +115,8 @@ def encode_hello_reply(heads: Optional[Iterable[Head]]) -> bytes:
 
 def decode_hello_reply(data: bytes) -> HelloReply:
     version, heads = _fields(_unpack(data, "hello reply", HEADS_BYTES_MAX), 2, "hello reply")
-    if version != VERSION:
-        raise ProtocolError(f"hello reply: peer chose protocol version {version!r}, this nsync offered {VERSION}")
+    if _number(version, "version") != VERSION:
+        raise ProtocolError(f"hello reply: peer chose protocol version {version}, this nsync offered {VERSION}")
     return HelloReply(VERSION, None if heads is None else _ascending([_head(h) for h in _list(heads, HEADS_MAX, "heads")], "heads"))
 
 

@@ -1,0 +1,302 @@
+"""The wire: what is sent arrives, what is not by the rules is a ProtocolError, and no input costs memory beyond its limits.
+
+Also the plan that follows from two heads messages (session.py).
+"""
+
+from __future__ import annotations
+
+import struct
+import tracemalloc
+from collections.abc import Iterator
+from typing import Callable
+
+import msgpack
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nsync.errors import ProtocolError
+from nsync.transport import session, wire
+from nsync.transport.ports import Head, Receipt
+
+A, B, C = (bytes([i]) * 16 for i in (1, 2, 3))
+MIB = 1 << 20
+
+ids = st.binary(min_size=16, max_size=16)
+seqs = st.integers(0, wire.SEQ_MAX)
+heads = st.lists(st.builds(Head, ids, seqs, ids), max_size=20, unique_by=lambda head: head.author)
+frames = st.lists(st.binary(min_size=wire.FRAME_BYTES_MIN, max_size=500), max_size=20)
+
+# ── messages ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(ids)
+def test_hello_round_trip(digest: bytes) -> None:
+    data = wire.encode_hello(digest)
+    assert wire.decode_hello(data) == (1, 1, digest)
+    assert len(data) == 21
+
+
+@given(st.none() | heads)
+def test_hello_reply_round_trip(sent: list[Head] | None) -> None:
+    data = wire.encode_hello_reply(sent)
+    assert wire.decode_hello_reply(data) == (1, None if sent is None else sorted(sent))
+    assert len(data) <= 5 + 46 * len(sent or [])
+
+
+@given(st.dictionaries(ids, seqs, max_size=20))
+def test_have_round_trip(have: dict[bytes, int]) -> None:
+    assert wire.decode_have(wire.encode_have(have)) == have
+
+
+@given(seqs, st.lists(st.text(), max_size=2 * wire.TEXTS_MAX))
+def test_receipt_round_trip(stored: int, texts: list[str]) -> None:
+    data = wire.encode_receipt(Receipt(stored, tuple(texts)))
+    assert len(data) <= wire.RECEIPT_BYTES_MAX
+    receipt = wire.decode_receipt(data)
+    assert receipt.stored == stored
+    assert len(receipt.rejected) == min(len(texts), wire.TEXTS_MAX)
+    assert all(text.isprintable() and text.isascii() for text in receipt.rejected)
+
+
+def test_the_bytes_are_pinned() -> None:
+    assert wire.encode_hello(A).hex() == "930101c410" + "01" * 16
+    assert wire.encode_hello_reply(None).hex() == "9201c0"
+    assert wire.encode_hello_reply([Head(A, 300, B)]).hex() == "92019193c410" + "01" * 16 + "cd012cc410" + "02" * 16
+    assert wire.encode_have({B: 1, A: 2}).hex() == "9292c410" + "01" * 16 + "02" + "92c410" + "02" * 16 + "01"
+    assert wire.encode_receipt(Receipt(3, ("no\n",))).hex() == "920391a36e6f3f"
+    assert session.digest([Head(A, 300, B)]).hex() == "af9fff5c4194ef4afc2b78805fe49041"
+
+
+DECODERS: list[Callable[[bytes], object]] = [wire.decode_hello, wire.decode_hello_reply, wire.decode_have, wire.decode_receipt]
+VALID = [wire.encode_hello(A), wire.encode_hello_reply([Head(A, 1, B), Head(C, 7, A)]), wire.encode_have({A: 1, B: 2})]
+VALID += [wire.encode_receipt(Receipt(1, ("a", "b")))]
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+@given(data=st.binary(max_size=200) | st.builds(msgpack.packb, st.recursive(st.none() | st.integers(0, 9) | ids, st.lists)))
+def test_random_bytes_are_a_protocol_error_or_canonical(decode: Callable[[bytes], object], data: bytes) -> None:
+    refused_or_canonical(decode, data)
+
+
+@pytest.mark.parametrize(("decode", "valid"), list(zip(DECODERS, VALID)))
+@given(position=st.integers(0, 10_000), bit=st.integers(0, 7), end=st.integers(0, 10_000))
+def test_flipped_and_cut_messages(decode: Callable[[bytes], object], valid: bytes, position: int, bit: int, end: int) -> None:
+    flipped = bytearray(valid)
+    flipped[position % len(valid)] ^= 1 << bit
+    refused_or_canonical(decode, bytes(flipped))
+    with pytest.raises(ProtocolError):
+        decode(valid[: end % len(valid)])
+
+
+def refused_or_canonical(decode: Callable[[bytes], object], data: bytes) -> None:
+    try:
+        decode(data)
+    except ProtocolError as error:
+        assert 0 < len(str(error)) < 300
+    else:
+        assert msgpack.packb(msgpack.unpackb(data)) == data
+
+
+@pytest.mark.parametrize(
+    ("decode", "value", "text"),
+    [
+        (wire.decode_hello, [2, 3, A], "versions 2 to 3, this nsync speaks 1"),
+        (wire.decode_hello, [1, 0, A], "versions 1 to 0"),
+        (wire.decode_hello, [True, 1, A], "version: not a number"),
+        (wire.decode_hello, [1, 1, A[:15]], "digest: not 16 bytes"),
+        (wire.decode_hello, [1, 1, A, 1], "3 fields"),
+        (wire.decode_hello_reply, [2, None], "chose protocol version 2"),
+        (wire.decode_hello_reply, [True, None], "version: not a number"),
+        (wire.decode_hello_reply, [[b"x"] * 999, None], "^version: not a number from 0 to [0-9]*$"),
+        (wire.decode_hello_reply, [1, [[B, 1, A], [A, 1, A]]], "not in ascending order"),
+        (wire.decode_hello_reply, [1, [[A, 1, A]] * 2], "not in ascending order"),
+        (wire.decode_hello_reply, [1, [[A, -1, A]]], "seq: not a number"),
+        (wire.decode_hello_reply, [1, [[A, 1 << 63, A]]], "seq: not a number"),
+        (wire.decode_hello_reply, [1, [[A, 1.0, A]]], "seq: not a number"),
+        (wire.decode_have, [[A, 1], [A, 2]], "not in ascending order"),
+        (wire.decode_have, {A: 1}, "not msgpack within limits"),
+        (wire.decode_have, [[A, msgpack.Timestamp(1)]], "not msgpack within limits"),
+        (wire.decode_receipt, [1, [1]], "not a text"),
+    ],
+)
+def test_what_is_not_a_message_is_named(decode: Callable[[bytes], object], value: object, text: str) -> None:
+    with pytest.raises(ProtocolError, match=text):
+        decode(msgpack.packb(value))
+
+
+def test_non_canonical_integers_are_refused() -> None:
+    with pytest.raises(ProtocolError, match="canonical"):
+        wire.decode_hello(b"\x93\xcc\x01\x01\xc4\x10" + A)
+
+
+def test_lengths_are_bounded_before_they_are_allocated() -> None:
+    for huge in (b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff", b"\x91" * 60, b"\xdc\xff\xff" * 20):
+        assert peak_bytes(lambda huge=huge: refuse(lambda: wire.decode_hello(huge))) < MIB  # type: ignore[misc]
+    with pytest.raises(ProtocolError, match="at most 64"):
+        wire.decode_hello(bytes(65))
+
+
+# ── frames ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(frames, st.integers(1, 300))
+def test_frames_round_trip_in_pieces_of_any_size(sent: list[bytes], size: int) -> None:
+    body = wire.encode_frames(sent)
+    reader = wire.FrameReader(MIB)
+    received = [frame for start in range(0, len(body), size) for frame in reader.feed(body[start : start + size])]
+    reader.close()
+    assert received == sent
+
+
+def test_frames_of_the_greatest_size_pass() -> None:
+    sent = [bytes(wire.FRAME_BYTES_MAX), bytes(wire.FRAME_BYTES_MIN)]
+    assert wire.decode_frames(wire.encode_frames(sent), 2 * MIB) == sent
+
+
+@given(frames)
+def test_after_a_flush_the_reader_has_every_frame(sent: list[bytes]) -> None:
+    writer, reader = wire.FrameWriter(), wire.FrameReader(MIB)
+    for frame in sent:
+        assert list(reader.feed(writer.write(frame) + writer.flush())) == [frame]
+    assert writer.bytes == sum(4 + len(frame) for frame in sent)
+    assert not list(reader.feed(writer.finish()))
+    reader.close()
+
+
+@given(frames.filter(bool), st.integers(0, 100_000))
+def test_a_list_cut_short_gives_its_whole_frames_and_is_told(sent: list[bytes], cut: int) -> None:
+    body = wire.encode_frames(sent)
+    reader = wire.FrameReader(MIB)
+    received = list(reader.feed(body[: cut % len(body)]))
+    assert received == sent[: len(received)]
+    with pytest.raises(ProtocolError, match="cut short"):
+        reader.close()
+
+
+@given(st.binary(max_size=300))
+def test_random_streams_are_a_protocol_error(data: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        wire.decode_frames(data, MIB)
+
+
+@given(frames, st.integers(0, 100_000), st.integers(0, 7))
+def test_a_flipped_bit_is_a_protocol_error_or_other_frames(sent: list[bytes], position: int, bit: int) -> None:
+    """The frames are signed, so the stream needs no checksum."""
+    body = bytearray(wire.encode_frames(sent))
+    body[position % len(body)] ^= 1 << bit
+    try:
+        received = wire.decode_frames(bytes(body), MIB)
+    except ProtocolError:
+        return
+    assert all(wire.FRAME_BYTES_MIN <= len(frame) <= wire.FRAME_BYTES_MAX for frame in received)
+
+
+@settings(max_examples=50)
+@given(st.binary(max_size=2000))
+def test_random_content_in_a_good_stream(data: bytes) -> None:
+    try:
+        wire.decode_frames(zstandard.compress(data), MIB)
+    except ProtocolError:
+        return
+
+
+@pytest.mark.parametrize("length", [0, wire.FRAME_BYTES_MIN - 1, wire.FRAME_BYTES_MAX + 1, 0xFFFFFFFF])
+def test_a_length_beyond_the_limit_is_refused_before_its_frame(length: int) -> None:
+    body = zstandard.compress(struct.pack(">I", length))
+    assert peak_bytes(lambda: refuse(lambda: wire.decode_frames(body, wire.PULL_BYTES_MAX), f"a frame of {length} bytes")) < MIB
+
+
+def test_bytes_after_the_stream_are_refused() -> None:
+    body = wire.encode_frames([bytes(64)])
+    for tail in (b"x", body):
+        refuse(lambda tail=tail: wire.decode_frames(body + tail, MIB), "after the end")  # type: ignore[misc]
+    reader = wire.FrameReader(MIB)
+    assert list(reader.feed(body)) == [bytes(64)]
+    refuse(lambda: list(reader.feed(b"x")), "after the end")
+
+
+def test_a_great_window_is_refused() -> None:
+    parameters = zstandard.ZstdCompressionParameters.from_level(3, window_log=wire.WINDOW_BYTES_LOG + 1)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    body = compressor.compress(bytes(4 * MIB)) + compressor.flush()
+    refuse(lambda: wire.decode_frames(body, 8 * MIB), "window")
+
+
+def test_a_bomb_is_refused_in_bounded_memory() -> None:
+    """1 GiB in 33 kB, as zeros and as frames that are taken one by one."""
+    zeros = bomb(bytes(MIB), 1024)
+    assert len(zeros) < 40_000
+    assert peak_bytes(lambda: refuse(lambda: wire.decode_frames(zeros, wire.BODY_BYTES_MAX), "a frame of 0 bytes")) < 6 * MIB
+    whole = bomb(struct.pack(">I", MIB) + bytes(MIB), 1024)
+
+    def take_all() -> None:
+        reader = wire.FrameReader(wire.PULL_BYTES_MAX)
+        for frame in reader.feed(whole):
+            assert len(frame) == MIB
+
+    assert peak_bytes(lambda: refuse(take_all, f"more than {wire.PULL_BYTES_MAX} bytes")) < 8 * MIB
+
+
+def bomb(content: bytes, times: int) -> bytes:
+    parameters = zstandard.ZstdCompressionParameters.from_level(3, window_log=wire.WINDOW_BYTES_LOG)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+
+    def pieces() -> Iterator[bytes]:
+        for _ in range(times):
+            yield compressor.compress(content)
+        yield compressor.flush()
+
+    return b"".join(pieces())
+
+
+def refuse(do: Callable[[], object], text: str = ".") -> None:
+    with pytest.raises(ProtocolError, match=text):
+        do()
+
+
+def peak_bytes(do: Callable[[], object]) -> int:
+    """What Python allocates at most while `do` runs."""
+    tracemalloc.start()
+    try:
+        do()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+# ── session ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "pull", "push", "forked"),
+    [
+        ([], [], "", "", ""),
+        ([Head(A, 1, A)], [Head(A, 1, A)], "", "", ""),
+        ([], [Head(A, 1, A)], "a", "", ""),
+        ([Head(A, 1, A)], [], "", "a", ""),
+        ([Head(A, 1, A)], [Head(A, 2, B)], "a", "", ""),
+        ([Head(A, 2, A)], [Head(A, 1, B)], "", "a", ""),
+        ([Head(A, 2, A)], [Head(A, 2, B)], "", "", "a"),
+        ([Head(A, 2, A), Head(B, 1, B)], [Head(B, 2, B), Head(A, 1, A), Head(C, 9, C)], "bc", "a", ""),
+    ],
+)
+def test_plan(mine: list[Head], theirs: list[Head], pull: str, push: str, forked: str) -> None:
+    authors = dict(zip("abc", (A, B, C)))
+    assert session.plan(mine, theirs) == tuple(frozenset(authors[x] for x in names) for names in (pull, push, forked))
+
+
+@given(heads, heads, st.randoms())
+def test_equal_digests_mean_that_there_is_nothing_to_do(mine: list[Head], theirs: list[Head], random: object) -> None:
+    shuffled = list(mine)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert session.digest(shuffled) == session.digest(mine)
+    assert (session.digest(mine) == session.digest(theirs)) == (sorted(mine) == sorted(theirs))
+    assert session.plan(mine, shuffled) == (frozenset(), frozenset(), frozenset())
+
+
+@given(heads, heads)
+def test_what_one_pulls_the_other_pushes(mine: list[Head], theirs: list[Head]) -> None:
+    here, there = session.plan(mine, theirs), session.plan(theirs, mine)
+    assert (here.pull, here.push, here.forked) == (there.push, there.pull, there.forked)
