@@ -9,10 +9,11 @@ from sqlalchemy.pool import StaticPool
 
 from nsync.auth.keys import verify
 from nsync.catalogue.reference import Reference
+from nsync.log.stored import Receipt
 from nsync.namespace.keys import from_key_bytes, key_bytes
 from nsync.store import schema
 from nsync.store.database import create_tables, writing
-from nsync.store.log import Applied, Received, SqlLog, decode_batch
+from nsync.store.log import Applied, SqlLog, decode_batch
 from nsync.store.state import SqlState
 from tests.support.federation import AUTHORITY
 
@@ -23,11 +24,11 @@ def memory_engine() -> Engine:
     return engine
 
 
-def receive(engine: Engine, frames: list[bytes]) -> Received:
+def receive(engine: Engine, frames: list[bytes]) -> Receipt:
     segments, rejected = decode_batch(frames, AUTHORITY, verify)
     with writing(engine) as connection:
         stored = SqlLog(connection, AUTHORITY).store(segments)
-    return Received(stored.stored, (*rejected, *stored.rejected))
+    return Receipt(stored.stored, (*rejected, *stored.rejected))
 
 
 def apply_all(engine: Engine, now_ms: int = 1 << 44) -> list[Applied]:

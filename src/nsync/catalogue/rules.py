@@ -38,6 +38,10 @@ class Reader:
         """The maximal statements, Retracts left out."""
         return [slot for slot in maximal(slots, self.past) if not slot.retract]
 
+    def mine(self, author: bytes, slots: Sequence[Slot]) -> Optional[Slot]:
+        """What `author` says about a key, unless somebody answered it since."""
+        return next((slot for slot in maximal(slots, self.past) if slot.dot.author == author), None)
+
     def identity(self, did: Did, claims: Sequence[Slot]) -> tuple[Identity, str, Slot]:
         """The identity that `did` has for ever, whose it is, and the claim: the first one by the home's log (R3.6)."""
         home = self.authority.decider(did)

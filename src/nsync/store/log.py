@@ -21,6 +21,7 @@ from nsync.crdt.past import steps_of
 from nsync.errors import RejectedSegment
 from nsync.log.admission import admit, check_deps, check_segment, choose_deps
 from nsync.log.segment import EMPTY, Dep, Header, Segment, Sign, Tip, build_changeset, decode_frame
+from nsync.log.stored import Head, Receipt, StoredSegment
 from nsync.namespace.keys import Fact, Key
 from nsync.store import schema
 from nsync.store.state import SqlState
@@ -29,22 +30,6 @@ WAITING_SEGMENTS_MAX = 1024
 """Segments of one author that are stored and not applied yet: four changesets of the largest size."""
 
 _SEGMENT = schema.segment.c
-
-
-class Stored(NamedTuple):
-    """A segment as peers get it."""
-
-    author: bytes
-    first: int
-    last: int
-    frame: bytes
-
-
-class Received(NamedTuple):
-    """What came of a batch of frames: how many were new, and a text for each that was refused."""
-
-    stored: int
-    rejected: tuple[str, ...]
 
 
 class Applied(NamedTuple):
@@ -80,19 +65,19 @@ class SqlLog:
 
     # ---- what peers ask
 
-    def stored_heads(self) -> list[tuple[bytes, int, bytes]]:
-        """(author, seq, hash) of the last stored segment of each log, applied or waiting."""
+    def stored_heads(self) -> list[Head]:
+        """The last stored segment of each log, applied or waiting."""
         last = select(_SEGMENT.author, func.max(_SEGMENT.first).label("first")).group_by(_SEGMENT.author).subquery()
         query = (
             select(_SEGMENT.author, _SEGMENT.last, _SEGMENT.hash)
             .join(last, (last.c.author == _SEGMENT.author) & (last.c.first == _SEGMENT.first))
             .order_by(_SEGMENT.author)
         )
-        return [(author, seq, hash_) for author, seq, hash_ in self.connection.execute(query)]
+        return [Head(*row) for row in self.connection.execute(query)]
 
-    def segments_after(self, have: Mapping[bytes, int], bytes_max: int) -> list[Stored]:
+    def segments_after(self, have: Mapping[bytes, int], bytes_max: int) -> list[StoredSegment]:
         """The next segments beyond `have`, in the order in which they came here; at least one if there is any, then up to `bytes_max`."""
-        found: list[Stored] = []
+        found: list[StoredSegment] = []
         size = 0
         behind = [author for author, seq, _ in self.stored_heads() if seq > have.get(author, 0)]
         queries = [
@@ -108,12 +93,12 @@ class SqlLog:
                 break
             size += row.size
             frame = self.connection.execute(select(_SEGMENT.frame).where(_SEGMENT.arrival == row.arrival)).scalar_one()
-            found.append(Stored(row.author, row.first, row.last, frame))
+            found.append(StoredSegment(row.author, row.first, row.last, frame))
         return found
 
     # ---- taking in
 
-    def store(self, segments: Sequence[Segment]) -> Received:
+    def store(self, segments: Sequence[Segment]) -> Receipt:
         """Store those of `segments`, checked by `decode_batch`, that continue their logs. Known ones count for nothing."""
         tips: dict[bytes, Tip] = {}
         refused: set[bytes] = set()
@@ -132,7 +117,7 @@ class SqlLog:
                 continue
             self._insert(segment)
             stored += 1
-        return Received(stored, tuple(rejected))
+        return Receipt(stored, tuple(rejected))
 
     def _stored_tip(self, author: bytes) -> Tip:
         query = select(_SEGMENT.last, _SEGMENT.hash, _SEGMENT.stamp_ms, _SEGMENT.stamp_logical).where(_SEGMENT.author == author)

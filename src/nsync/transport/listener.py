@@ -38,9 +38,10 @@ STOP_S_MAX = 5.0
 class Listener:
     """Serves one application on one address."""
 
-    def __init__(self, app: web.Application, header_s_max: float = HEADER_S_MAX) -> None:
+    def __init__(self, app: web.Application, header_s_max: float = HEADER_S_MAX, connections_max: int = CONNECTIONS_MAX) -> None:
         app.middlewares.insert(0, self._heard)
         self._header_s_max = header_s_max
+        self._connections_max = connections_max
         self._silent: dict[asyncio.BaseProtocol, asyncio.TimerHandle] = {}
         self._server: Optional[asyncio.AbstractServer] = None
         self._runner = web.AppRunner(
@@ -74,7 +75,7 @@ class Listener:
     def _accept(self) -> asyncio.BaseProtocol:
         server = self._runner.server
         assert server is not None, "accepts only between start and stop"
-        grace_s = self._header_s_max if len(server.connections) < CONNECTIONS_MAX else 0.0
+        grace_s = self._header_s_max if len(server.connections) < self._connections_max else 0.0
         protocol = server()
         self._silent[protocol] = asyncio.get_running_loop().call_later(grace_s, self._give_up, protocol)
         return protocol

@@ -1,0 +1,224 @@
+"""Capture: from the outbox to ops (R7.1, R7.2).
+
+One drain takes every name in the outbox, reads the rows again in the same transaction and compares them with the catalogue: only
+differences are said, and only where this instance may say them. So what the bridge wrote itself, or what changed and
+changed back, makes no op; and one drain is one changeset, so that no transaction of Rucio is torn.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, Optional
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
+
+from nsync.authority.charter import Instance
+from nsync.authority.effective import Authority
+from nsync.catalogue.entries import DidEntry, Entry, ReplicaEntry, RseEntry
+from nsync.catalogue.rules import Reader, close_key, doi_key, open_data_key
+from nsync.errors import RejectedSegment
+from nsync.namespace import keys
+from nsync.namespace.keys import Attachment, Attribute, Did, Fact, Key, Replica, Rse, Scope
+from nsync.namespace.ops import STATEMENTS_MAX, Assert, Retract, Statement, encode_op
+from nsync.rucio_bridge import parked, triggers
+from nsync.rucio_bridge.rows import Rows
+from nsync.store import schema
+from nsync.store.database import chunks
+from nsync.store.state import SqlState
+
+LOG = logging.getLogger(__name__)
+
+Entries = Mapping[Fact, Entry]
+
+
+class Drained(NamedTuple):
+    """What a drain found: the ops to publish, and the last outbox row that they cover."""
+
+    ops: list[bytes]
+    until: int
+
+
+class Capture:
+    """The drain of one transaction."""
+
+    def __init__(self, session: Session, state: SqlState, rows: Rows, me: Instance) -> None:
+        self.session = session
+        self.state = state
+        self.rows = rows
+        self.me = me
+        self.authority: Authority = state.authority
+
+    def drain(self) -> Optional[Drained]:
+        """Read what changed; None when nothing did. The outbox is emptied by `forget` once the ops are in the log."""
+        until = self.session.execute(select(func.max(schema.outbox.c.id))).scalar()
+        if until is None:
+            return None
+        columns = schema.outbox.c
+        captured = self.session.execute(select(columns.kind, columns.a, columns.b, columns.c, columns.d).where(columns.id <= until).distinct())
+        facts = self._shared(self._facts(captured))
+        rows, shown = self.rows.read(facts), self.state.entries(facts)
+        statements = [s for fact in facts for s in _differences(fact, rows.get(fact), shown.get(fact), self.me.name)]
+        statements = self._unsaid(statements)
+        statements += self._context(statements, rows)
+        return Drained(list(_ops(statements)), until)
+
+    def forget(self, until: int) -> None:
+        """The outbox up to `until` is published."""
+        self.session.execute(delete(schema.outbox).where(schema.outbox.c.id <= until))
+
+    # ---- which facts
+
+    def _facts(self, captured: Iterable[Sequence[Optional[str]]]) -> set[Fact]:
+        facts: set[Fact] = set()
+        rses = self.rows.rses()
+        for kind, a, b, c, d in captured:
+            if kind == triggers.SCOPE:
+                facts.add(Scope(str(a)))
+            elif kind == triggers.DID:
+                facts.add(Did(str(a), str(b)))
+            elif kind == triggers.ATTACHMENT:
+                facts.add(Attachment(Did(str(a), str(b)), Did(str(c), str(d))))
+            elif kind == triggers.REPLICA and c in rses:
+                facts.add(Replica(Did(str(a), str(b)), rses[c].fact))
+            elif kind == triggers.RSE and a in rses:
+                facts.add(rses[a].fact)
+        return facts
+
+    def _shared(self, facts: set[Fact]) -> set[Fact]:
+        """Those that are shared, with everything that sharing them shares (R7.2): default deny."""
+        scopes = set(self.session.execute(select(schema.shared_scope.c.scope)).scalars())
+        dids = {fact for fact in facts if isinstance(fact, Did)}
+        ends = {end for fact in facts if isinstance(fact, Attachment) for end in (fact.parent, fact.child)}
+        ends |= {fact.did for fact in facts if isinstance(fact, Replica)}
+        shown = self.state.entries(dids | ends)
+        published = {did for did, entry in self.rows.read(dids).items() if isinstance(entry, DidEntry) and entry.opendata == keys.PUBLIC}
+        opened = {did for did in published if not _is_public(shown.get(did))}
+        public_parents = {did for did in ends if _is_public(shown.get(did))} | opened
+        closure = {did for did in opened if isinstance(did, Did)} | self.rows.descendants([did for did in public_parents if isinstance(did, Did)])
+        shared = {did for did in dids | ends | closure if did.scope in scopes or did in shown or did in closure}
+        fresh = {did for did in shared if did not in shown}
+        hanging = self.rows.hanging_on(fresh | closure)
+        ends_of_hanging = {end for fact in hanging if isinstance(fact, Attachment) for end in (fact.parent, fact.child)} - shared
+        shared |= {did for did in ends_of_hanging if did.scope in scopes} | {f for f in self.state.entries(ends_of_hanging) if isinstance(f, Did)}
+        known_rses = self.state.entries([fact for fact in facts if isinstance(fact, Rse)])
+        return {fact for fact in facts | hanging | shared if self._is_shared(fact, scopes, shared, known_rses)}
+
+    def _is_shared(self, fact: Fact, scopes: set[str], shared: set[Did], known_rses: Entries) -> bool:
+        if isinstance(fact, Scope):
+            return fact.scope in scopes
+        if isinstance(fact, Did):
+            return fact in shared
+        if isinstance(fact, Attachment):
+            return fact.parent in shared and fact.child in shared
+        return fact in known_rses if isinstance(fact, Rse) else fact.did in shared and fact.rse.instance == self.me.name
+
+    # ---- which statements
+
+    def _unsaid(self, statements: Sequence[Statement]) -> list[Statement]:
+        """Without what this instance may not say, and what it says already, though a rule of the catalogue prefers another."""
+        allowed = [s for s in statements if self.authority.may_write(self.me.author, s.key)]
+        for statement in statements:
+            if statement not in allowed:
+                LOG.debug("not published, since the charter does not let %s write it: %s", self.me.name, statement.key)
+        slots = self.state.slots([s.key for s in allowed])
+        waiting = parked.among(self.session, [s.key for s in allowed if isinstance(s, Retract)])
+        reader = Reader(self.authority, self.state.pasts)
+        found = []
+        for statement in allowed:
+            mine = reader.mine(self.me.author, slots.get(statement.key, ()))
+            if isinstance(statement, Assert):
+                said = mine is not None and not mine.retract and mine.value == statement.value
+            else:
+                is_home = self.authority.decider(statement.key) in (None, self.me.author)
+                said = mine.retract if mine is not None else not is_home
+                said = said or statement.key in waiting  # its row was never written here: nobody removed it
+            if not said:
+                found.append(statement)
+        return found
+
+    def _context(self, statements: Sequence[Statement], rows: Entries) -> list[Statement]:
+        """What must be said along: the scope and RSE that a first statement needs, and a close after an attachment to something closed."""
+        asserted = [s.key for s in statements if isinstance(s, Assert)]
+        scopes = {Scope(key.scope) for key in asserted if isinstance(key, Did)}
+        rses = {key.rse for key in asserted if isinstance(key, Replica)}
+        closed = {key.parent for key in asserted if isinstance(key, Attachment)} - {key.fact for key in asserted if isinstance(key, Attribute)}
+        parents = self.rows.read(closed)
+        needed: set[Fact] = {*scopes, *rses}
+        known = self.state.entries(needed)
+        fresh = [fact for fact in needed if fact not in known and fact not in asserted]
+        definitions = self.rows.read([fact for fact in fresh if isinstance(fact, Rse)])
+        found: list[Statement] = [Assert(fact, True) for fact in fresh]
+        for fact, entry in definitions.items():
+            if isinstance(entry, RseEntry):
+                found += [Assert(Attribute(fact, keys.PROTOCOLS), entry.protocols), Assert(Attribute(fact, keys.ATTRIBUTES), entry.attributes)]
+        found += [Assert(close_key(did), True) for did, entry in parents.items() if isinstance(did, Did) and isinstance(entry, DidEntry) and entry.closed]
+        return [s for s in found if self.authority.may_write(self.me.author, s.key)]
+
+
+def _is_public(entry: Optional[Entry]) -> bool:
+    return isinstance(entry, DidEntry) and entry.opendata == keys.PUBLIC
+
+
+def _differences(fact: Fact, row: Optional[Entry], shown: Optional[Entry], me: str) -> list[Statement]:
+    """What the row says otherwise than the catalogue."""
+    if row is None:
+        return [Retract(fact)] if shown is not None and _disappears(fact, me) else []
+    if isinstance(fact, Did) and isinstance(row, DidEntry):
+        return _did_differences(fact, row, shown if isinstance(shown, DidEntry) else None)
+    if isinstance(fact, Rse) and isinstance(row, RseEntry):
+        was = shown if isinstance(shown, RseEntry) else RseEntry((), ())
+        changed = ((keys.PROTOCOLS, row.protocols, was.protocols), (keys.ATTRIBUTES, row.attributes, was.attributes))
+        return [Assert(Attribute(fact, field), value) for field, value, old in changed if value != old and fact.instance == me]
+    if isinstance(fact, Replica) and isinstance(row, ReplicaEntry):
+        return [Assert(fact, row.path)] if row != shown and row.path else []
+    return [Assert(fact, True)] if shown is None else []
+
+
+def _disappears(fact: Fact, me: str) -> bool:
+    """Scopes and RSEs never leave the namespace by themselves."""
+    return isinstance(fact, (Did, Attachment)) or (isinstance(fact, Replica) and fact.rse.instance == me)
+
+
+def _did_differences(did: Did, row: DidEntry, shown: Optional[DidEntry]) -> list[Statement]:
+    found: list[Statement] = []
+    if shown is None or not shown.identity.agrees(row.identity):
+        found.append(Assert(did, row.identity))
+    if row.closed is not None and row.closed != bool(shown and shown.closed):
+        found.append(Assert(close_key(did), row.closed))
+    if row.opendata is not None and row.opendata != (shown.opendata if shown else None):
+        found.append(Assert(open_data_key(did), row.opendata))
+    if row.doi is not None and row.doi != (shown.doi if shown else None):
+        found.append(Assert(doi_key(did), row.doi))
+    return found
+
+
+def _ops(statements: Sequence[Statement]) -> Iterable[bytes]:
+    """One op for what belongs together, in the order that the rules need: a close comes after the attachments that it is to keep."""
+    groups: dict[tuple[int, Key], list[Statement]] = {}
+    for statement in statements:
+        groups.setdefault(_place(statement.key), []).append(statement)
+    for place in sorted(groups, key=lambda place: (place[0], keys.key_bytes(place[1]))):
+        for said in chunks(groups[place], STATEMENTS_MAX):
+            try:
+                yield encode_op(said)
+            except RejectedSegment as error:
+                LOG.error("not published, since no peer would accept it: %s: %s; rename it to share it", place[1], error)
+
+
+def _place(key: Key) -> tuple[int, Key]:
+    """The phase in which a key is said, and what it is said along with: attachments and replicas with their child."""
+    if isinstance(key, Attribute):
+        return (1 if isinstance(key.fact, Rse) else 4 if key.field == keys.CLOSED else 5), key.fact
+    if isinstance(key, Attachment):
+        return 2, key.child
+    if isinstance(key, Replica):
+        return 2, key.did
+    return (2 if isinstance(key, Did) else 0), key
+
+
+def outbox_is_empty(session: Session) -> bool:
+    """Whether nothing waits to be published: a look without a lock."""
+    return session.execute(select(schema.outbox.c.id).limit(1)).first() is None
+

@@ -1,0 +1,176 @@
+"""Whether entries fit this Rucio instance (R7.6): each check says what is wrong, with what, and what resolves it.
+
+What does not fit is parked, never dropped and never forced: local rows win over remote words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Optional
+
+from rucio.common.exception import InvalidObject
+from rucio.common.schema import get_schema_value, validate_schema
+from rucio.common.types import InternalScope
+from rucio.db.sqla import models
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from nsync.authority.effective import Authority
+from nsync.catalogue.entries import DidEntry, Entry, ReplicaEntry, RseEntry
+from nsync.namespace.keys import Attachment, Did, Fact, Replica, Rse, Scope
+from nsync.rucio_bridge.rows import DOIS, SCOPES, Rows
+from nsync.store.database import chunks
+
+RSE_NAME_CHARS_MAX = 255
+PROTOCOL_PACKAGE = "rucio.rse.protocols."
+"""Rucio imports a protocol's implementation by its name: a remote word may only name one of Rucio's own."""
+
+Desired = Mapping[Fact, Optional[Entry]]
+Actual = Mapping[Fact, Entry]
+
+
+def account_of(instance: str) -> str:
+    """The account that owns here what `instance` shares."""
+    return f"nsync-{instance}"
+
+
+def rse_name(rse: Rse) -> str:
+    """The name under which a foreign RSE stands here."""
+    return f"{rse.instance.upper()}_{rse.rse}"
+
+
+class Fit:
+    """The checks of one transaction."""
+
+    def __init__(self, session: Session, rows: Rows, authority: Authority, instance: str) -> None:
+        self.session = session
+        self.rows = rows
+        self.authority = authority
+        self.instance = instance
+
+    def reasons(self, desired: Desired, actual: Actual) -> dict[Fact, str]:
+        """Why entries cannot be written here; nothing for those that can."""
+        new = {fact: entry for fact, entry in desired.items() if entry is not None and entry != actual.get(fact)}
+        owners = self._scope_owners({scope for fact in new for scope in _scopes(fact)})
+        dois = self._doi_bearers({e.doi for e in new.values() if isinstance(e, DidEntry) and e.doi is not None})
+        found: dict[Fact, str] = {}
+        for fact, entry in new.items():
+            reason = self._reason(fact, entry, actual.get(fact), owners, dois, desired)
+            if reason is not None:
+                found[fact] = reason
+        found.update(self._dangling(new, found, desired))
+        return found
+
+    def _reason(
+        self, fact: Fact, entry: Entry, row: Optional[Entry], owners: Mapping[str, str], dois: Mapping[str, Did], desired: Desired
+    ) -> Optional[str]:
+        if isinstance(fact, (Scope, Did)):
+            reason = self._name_reason(fact) or self._scope_reason(fact.scope, owners)
+            if reason is not None:
+                return reason
+        if isinstance(fact, Did) and isinstance(entry, DidEntry):
+            return self._did_reason(fact, entry, row, dois, desired)
+        if isinstance(fact, Replica) and isinstance(entry, ReplicaEntry):
+            return _path_reason(entry.path)
+        if isinstance(fact, Rse) and isinstance(entry, RseEntry) and fact.instance != self.instance:
+            return self._rse_reason(fact, entry)
+        return None
+
+    def _name_reason(self, fact: Fact) -> Optional[str]:
+        parts = {"scope": fact.scope, "name": fact.name} if isinstance(fact, Did) else {"scope": getattr(fact, "scope", "")}
+        for what, value in parts.items():
+            width = get_schema_value(f"{what.upper()}_LENGTH")
+            if len(value) > width:
+                return f"{what} {value[:60]!r}… has {len(value)} characters; this Rucio's schema holds {width}"
+            if any(part in (".", "..") for part in value.split("/")):
+                return f"{what} {value!r} names a path outside of its directory; its home must rename it"
+            try:
+                validate_schema(what, value)
+            except InvalidObject:
+                return f"{what} {value!r} is not allowed by this Rucio's schema (policy package); its home must rename it"
+        return None
+
+    def _scope_owners(self, scopes: Collection[str]) -> dict[str, str]:
+        found = {}
+        for chunk in chunks([InternalScope(scope) for scope in sorted(scopes)]):
+            for row in self.session.execute(select(SCOPES.c.scope, SCOPES.c.account).where(SCOPES.c.scope.in_(chunk))):
+                found[row.scope.external] = row.account.external
+        return found
+
+    def _scope_reason(self, scope: str, owners: Mapping[str, str]) -> Optional[str]:
+        home = self.authority.charter.home(scope)
+        owner = owners.get(scope)
+        if home is None:
+            return f"scope {scope!r} is delegated to nobody by the charter"
+        if home.name == self.instance or owner in (None, account_of(home.name)):
+            return None
+        return (
+            f"scope {scope!r} of {home.name} exists here too, and belongs to account {owner!r}: a private scope of the same name; "
+            f"rename it, or if it is meant to be {home.name}'s, give it to account {account_of(home.name)!r}"
+        )
+
+    def _did_reason(self, did: Did, entry: DidEntry, row: Optional[Entry], dois: Mapping[str, Did], desired: Desired) -> Optional[str]:
+        if isinstance(row, DidEntry) and not row.identity.agrees(entry.identity):
+            return f"{did} exists here as {row.identity}, and is {entry.identity} in the shared namespace (first at {entry.origin}); rename the local one"
+        bearer = dois.get(entry.doi or "")
+        if bearer is None or bearer == did or self._gives_up_doi(bearer, desired):
+            return None
+        return f"DOI {entry.doi} is {did} in the shared namespace, and belongs to {bearer} here; give {bearer} another DOI"
+
+    def _gives_up_doi(self, did: Did, desired: Desired) -> bool:
+        """Whether the row of `did` loses its DOI in this very transaction, which frees it."""
+        entry = desired.get(did)
+        home = self.authority.charter.home(did.scope)
+        return isinstance(entry, DidEntry) and entry.doi is None and (home is None or home.name != self.instance)
+
+    def _doi_bearers(self, dois: Collection[str]) -> dict[str, Did]:
+        found = {}
+        for chunk in chunks(sorted(dois)):
+            for row in self.session.execute(select(DOIS.c.doi, DOIS.c.scope, DOIS.c.name).where(DOIS.c.doi.in_(chunk))):
+                found[row.doi] = Did(row.scope.external, row.name)
+        return found
+
+    def _rse_reason(self, fact: Rse, entry: RseEntry) -> Optional[str]:
+        name = rse_name(fact)
+        try:
+            validate_schema("rse", name)
+        except InvalidObject:
+            return f"RSE name {name!r} is not allowed by this Rucio's schema; {fact.instance} must rename its RSE {fact.rse!r}"
+        if len(name) > RSE_NAME_CHARS_MAX:
+            return f"RSE name {name[:60]!r}… has {len(name)} characters; Rucio holds {RSE_NAME_CHARS_MAX}"
+        for protocol in entry.protocols:
+            if not protocol.impl.startswith(PROTOCOL_PACKAGE):
+                return f"{fact} wants the protocol implementation {protocol.impl!r}; only those of {PROTOCOL_PACKAGE}* are taken from a peer"
+        taken = self.session.execute(select(models.RSE.id).where(models.RSE.rse == name)).first()
+        if taken is not None and self.rows.rse_of(fact) is None:
+            return f"an RSE called {name!r} exists here and is not {fact.instance}'s; rename it"
+        return None
+
+    def _dangling(self, new: Desired, found: Mapping[Fact, str], desired: Desired) -> dict[Fact, str]:
+        """Attachments and replicas whose DID or RSE is not here because it is parked: they wait with it (by key, R7.6)."""
+        needs = {fact: needs_of(fact) for fact in new if fact not in found}
+        wanted = {need for facts in needs.values() for need in facts}
+        here = self.rows.read([need for need in wanted if desired.get(need) is None])
+        waits: dict[Fact, str] = {}
+        for fact, facts in needs.items():
+            lacking = next((n for n in facts if n in found or (desired.get(n) is None and n not in here)), None)
+            if lacking is not None:
+                waits[fact] = f"waits for {lacking}, which is not in this Rucio"
+        return waits
+
+
+def _scopes(fact: Fact) -> tuple[str, ...]:
+    return (fact.scope,) if isinstance(fact, (Scope, Did)) else ()
+
+
+def needs_of(fact: Fact) -> tuple[Fact, ...]:
+    """The facts whose rows the row of `fact` refers to."""
+    if isinstance(fact, Attachment):
+        return (fact.parent, fact.child)
+    return (fact.did, fact.rse) if isinstance(fact, Replica) else ()
+
+
+def _path_reason(path: str) -> Optional[str]:
+    if path.startswith("/") or any(part in ("", ".", "..") for part in path.split("/")):
+        return f"path {path!r} does not lie below its RSE's prefix; its instance must mend the replica"
+    return None

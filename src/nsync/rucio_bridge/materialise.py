@@ -1,0 +1,382 @@
+"""Materialise: catalogue entries into Rucio's rows, in the transaction that moves log and state (R7.3).
+
+Given the facts that changed, it compares their entries with the rows and writes the difference, in foreign-key order. So it is
+idempotent, a second run writes nothing, and whatever waits can simply be tried again. All facts of a call appear
+together or not at all: if one does not fit, all are parked.
+
+What is removed (R5.7): attachments that the shared view dropped are detached, and rows of foreign replicas and of DIDs on which
+nothing local depends are deleted. Rows of this instance's own replicas, and whatever rules, locks or attachments hold, stay.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+from rucio.common.exception import RucioException
+from rucio.common.types import InternalAccount, InternalScope
+from rucio.core.account import account_exists, add_account
+from rucio.core.did import detach_dids, set_status
+from rucio.core.rse import add_protocol, add_rse, add_rse_attribute, del_protocols, del_rse_attribute
+from rucio.core.rse_counter import decrease, increase
+from rucio.core.scope import add_scope, check_scope
+from rucio.db.sqla import models
+from rucio.db.sqla.constants import AccountType, DIDAvailability, DIDReEvaluation, DIDType, OpenDataDIDState, ReplicaState
+from sqlalchemy import ColumnElement, Table, and_, delete, insert, select, tuple_, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from nsync.authority.effective import Authority
+from nsync.catalogue.entries import DidEntry, Entry, ReplicaEntry, RseEntry
+from nsync.namespace import keys
+from nsync.namespace.keys import Attachment, Did, Fact, Identity, Replica, Rse, Scope, key_bytes
+from nsync.rucio_bridge import parked
+from nsync.rucio_bridge.fit import Actual, Desired, Fit, account_of, needs_of, rse_name
+from nsync.rucio_bridge.rows import CONTENTS, DIDS, DOIS, OPEN, ORIGIN, REPLICAS, Rows, did_key
+from nsync.store.database import chunks
+from nsync.store.state import SqlState
+
+LOG = logging.getLogger(__name__)
+
+_STATES = {keys.PUBLIC: OpenDataDIDState.PUBLIC, keys.SUSPENDED: OpenDataDIDState.SUSPENDED}
+
+
+class Materialise:
+    """The writer of one transaction."""
+
+    def __init__(self, session: Session, state: SqlState, rows: Rows, instance: str) -> None:
+        self.session = session
+        self.state = state
+        self.rows = rows
+        self.instance = instance
+        self.authority: Authority = state.authority
+
+    def run(self, changed: Collection[Fact], batch: str, now_ms: int) -> bool:
+        """Write the entries of `changed`, or park them; tells whether they are written."""
+        facts = set(changed)
+        needed = {need for fact in facts for need in needs_of(fact)}
+        facts |= parked.with_their_batches(self.session, facts | needed)
+        entries = self.state.entries(facts)
+        desired: Desired = {fact: entries.get(fact) for fact in facts}
+        actual = self.rows.read(facts)
+        reasons = Fit(self.session, self.rows, self.authority, self.instance).reasons(desired, actual)
+        if not reasons:
+            try:
+                with self.session.begin_nested():
+                    self._write(desired, actual)
+            except (IntegrityError, RucioException) as error:
+                LOG.exception("changeset %s cannot be written here", batch)
+                reasons = {min(facts, key=key_bytes): f"Rucio refused the rows: {str(error)[:500]}"}
+        if reasons:
+            if parked.park(self.session, batch, facts, reasons, now_ms):
+                LOG.warning("parked %d facts of changeset %s: %s", len(facts), batch, "; ".join(sorted(reasons.values())[:3]))
+            return False
+        parked.release(self.session, facts)
+        return True
+
+    def _write(self, desired: Desired, actual: Actual) -> None:
+        """In foreign-key order: what others refer to comes first and goes last."""
+        self._scopes(desired, actual)
+        self._rses(desired, actual)
+        self._release_dois(desired, actual)
+        detached = [fact for fact in desired if isinstance(fact, Attachment) and desired[fact] is None and fact in actual]
+        self._detach(detached)
+        self._remove_replicas([fact for fact in desired if isinstance(fact, Replica) and desired[fact] is None and fact in actual])
+        self._add_dids(desired, actual)
+        attached = [fact for fact in desired if isinstance(fact, Attachment) and desired[fact] is not None and fact not in actual]
+        self._attach(attached)
+        self._put_replicas(desired, actual)
+        self._close({fact.parent for fact in (*attached, *detached)}, {fact for fact in desired if isinstance(fact, Did)})
+        self._open_data(desired, actual)
+        self._remove_dids([fact for fact in desired if isinstance(fact, Did) and desired[fact] is None and fact in actual])
+
+    # ---- accounts, scopes, RSEs: few rows, so Rucio's own functions
+
+    def _account(self, instance: str) -> InternalAccount:
+        account = InternalAccount(account_of(instance))
+        if not account_exists(account, session=self.session):
+            add_account(account, AccountType.SERVICE, None, session=self.session)
+        return account
+
+    def _scopes(self, desired: Desired, actual: Actual) -> None:
+        wanted = {fact.scope for fact, entry in desired.items() if isinstance(fact, (Scope, Did)) and entry is not None and fact not in actual}
+        for name in sorted(wanted):
+            home = self.authority.charter.home(name)
+            if home is not None and not check_scope(InternalScope(name), session=self.session):
+                add_scope(InternalScope(name), self._account(home.name), session=self.session)
+
+    def _rses(self, desired: Desired, actual: Actual) -> None:
+        for fact, entry in desired.items():
+            if not isinstance(fact, Rse) or not isinstance(entry, RseEntry) or fact.instance == self.instance or entry == actual.get(fact):
+                continue
+            local = self.rows.rse_of(fact)
+            rse_id = local.id if local is not None else self._add_rse(fact)
+            self._define(rse_id, entry, existed=local is not None, had=dict(local.attributes) if local is not None else {})
+            self.rows.forget_rses()
+
+    def _add_rse(self, fact: Rse) -> str:
+        """Read-only, non-deterministic with explicit paths, never a destination (R7.4)."""
+        rse_id: str = add_rse(
+            rse_name(fact), deterministic=False, availability_read=True, availability_write=False, availability_delete=False, session=self.session
+        )
+        add_rse_attribute(rse_id, ORIGIN, fact.instance, session=self.session)
+        return rse_id
+
+    def _define(self, rse_id: str, entry: RseEntry, existed: bool, had: Mapping[str, Any]) -> None:
+        if existed:
+            for scheme in {protocol.scheme for protocol in self.rows.protocols(rse_id)}:
+                del_protocols(rse_id, scheme, session=self.session)
+        for protocol in entry.protocols:
+            lan, wan, tpc = protocol.lan or 0, protocol.wan or 0, protocol.tpc or 0
+            domains = {
+                "lan": {"read": lan, "write": 0, "delete": 0},
+                "wan": {"read": wan, "write": 0, "delete": 0, "third_party_copy_read": tpc, "third_party_copy_write": 0},
+            }
+            parameter = {**protocol._asdict(), "domains": domains, "extended_attributes": None}
+            add_protocol(rse_id, {k: v for k, v in parameter.items() if k not in ("lan", "wan", "tpc")}, session=self.session)
+        for key, value in entry.attributes:
+            if key in had:
+                del_rse_attribute(rse_id, key, session=self.session)
+            add_rse_attribute(rse_id, key, {"True": True, "False": False}.get(value, value), session=self.session)
+
+    # ---- DIDs, attachments, replicas: many rows, so one statement for all
+
+    def _add_dids(self, desired: Desired, actual: Actual) -> None:
+        accounts: dict[str, InternalAccount] = {}
+        rows = []
+        for fact, entry in desired.items():
+            if isinstance(fact, Did) and isinstance(entry, DidEntry) and fact not in actual:
+                if entry.origin not in accounts:
+                    accounts[entry.origin] = self._account(entry.origin)
+                rows.append(_did_row(fact, entry.identity, accounts[entry.origin]))
+        self._insert(DIDS, rows)
+
+    def _attach(self, edges: Collection[Attachment]) -> None:
+        """Copies size and checksums from the child's row, and asks the judge to evaluate the rules of each parent once."""
+        rows_of = self._did_rows({end for edge in edges for end in (edge.parent, edge.child)})
+        now = _now()
+        rows = []
+        for edge in edges:
+            parent, child = rows_of[edge.parent], rows_of[edge.child]
+            rows.append(
+                {
+                    "scope": InternalScope(edge.parent.scope),
+                    "name": edge.parent.name,
+                    "child_scope": InternalScope(edge.child.scope),
+                    "child_name": edge.child.name,
+                    "did_type": parent.did_type,
+                    "child_type": child.did_type,
+                    "bytes": child.bytes,
+                    "adler32": child.adler32,
+                    "md5": child.md5,
+                    "guid": child.guid,
+                    "events": child.events,
+                    "rule_evaluation": True,
+                    "created_at": now,
+                    "updated_at": now,
+                }
+            )
+        self._insert(CONTENTS, rows)
+        for parent in sorted({edge.parent for edge in edges}):
+            scope, name = did_key(parent)
+            models.UpdatedDID(scope=scope, name=name, rule_evaluation_action=DIDReEvaluation.ATTACH).save(session=self.session, flush=False)
+        self.session.flush()
+
+    def _detach(self, edges: Collection[Attachment]) -> None:
+        by_parent: dict[Did, list[dict[str, Any]]] = {}
+        for edge in edges:
+            scope, name = did_key(edge.child)
+            by_parent.setdefault(edge.parent, []).append({"scope": scope, "name": name})
+        for parent, children in sorted(by_parent.items()):
+            scope, name = did_key(parent)
+            detach_dids(scope, name, children, session=self.session)
+        self.session.flush()
+
+    def _put_replicas(self, desired: Desired, actual: Actual) -> None:
+        """Foreign replicas: available, never tombstoned, counted (R7.4)."""
+        wanted = [
+            (fact, entry.path)
+            for fact, entry in desired.items()
+            if isinstance(fact, Replica) and isinstance(entry, ReplicaEntry) and fact.rse.instance != self.instance and entry != actual.get(fact)
+        ]
+        rows_of = self._did_rows({fact.did for fact, _ in wanted})
+        rows = []
+        counts: dict[str, list[int]] = {}
+        now = _now()
+        for fact, path in wanted:
+            local = self.rows.rse_of(fact.rse)
+            assert local is not None, "its RSE came first"
+            scope, name = did_key(fact.did)
+            if fact in actual:
+                self.session.execute(update(REPLICAS).where(_is(REPLICAS, fact.did), REPLICAS.c.rse_id == local.id).values(path=path, updated_at=now))
+                continue
+            did = rows_of[fact.did]
+            row = {"rse_id": local.id, "scope": scope, "name": name, "bytes": did.bytes, "adler32": did.adler32, "md5": did.md5, "path": path}
+            rows.append({**row, "state": ReplicaState.AVAILABLE, "lock_cnt": 0, "tombstone": None, "created_at": now, "updated_at": now})
+            count = counts.setdefault(local.id, [0, 0])
+            count[0] += 1
+            count[1] += did.bytes or 0
+        self._insert(REPLICAS, rows)
+        for rse_id, (files, size) in counts.items():
+            increase(rse_id, files, size, session=self.session)
+
+    def _remove_replicas(self, replicas: Collection[Replica]) -> None:
+        """Rows of foreign replicas that no local lock holds. Those of this instance are its own business."""
+        for fact in replicas:
+            local = self.rows.rse_of(fact.rse)
+            if local is None or fact.rse.instance == self.instance:
+                continue
+            key = and_(_is(REPLICAS, fact.did), REPLICAS.c.rse_id == local.id, REPLICAS.c.lock_cnt == 0)
+            size = self.session.execute(select(REPLICAS.c.bytes).where(key)).scalar()
+            if size is None:
+                LOG.warning("%s left the shared namespace and stays here, since local rules lock it", fact)
+                continue
+            self.session.execute(delete(REPLICAS).where(key))
+            decrease(local.id, 1, size, session=self.session)
+
+    # ---- states of collections
+
+    def _close(self, regrown: set[Did], dids: set[Did]) -> None:
+        """Close and reopen; close again what got other content while closed, so that Rucio computes its size anew (catalogue rule 7).
+
+        Datasets come before the containers whose sizes are made of theirs.
+        """
+        entries = self.state.entries(regrown | dids)
+        rows = self.rows.read(entries.keys())
+        for did, entry in sorted(entries.items(), key=lambda pair: (_is_container(pair[1]), key_bytes(pair[0]))):
+            row = rows.get(did)
+            if not isinstance(did, Did) or not isinstance(entry, DidEntry) or not isinstance(row, DidEntry) or entry.closed is None:
+                continue
+            if entry.closed and row.closed and did in regrown:
+                self.session.execute(update(DIDS).where(_is(DIDS, did)).values(is_open=True))
+                self._set_open(did, False)
+            elif entry.closed != row.closed:
+                self._set_open(did, not entry.closed)
+
+    def _set_open(self, did: Did, is_open: bool) -> None:
+        scope, name = did_key(did)
+        self.session.expire_all()  # core reads through the identity map
+        set_status(scope, name, open=is_open, session=self.session)
+
+    # ---- open data
+
+    def _release_dois(self, desired: Desired, actual: Actual) -> None:
+        """A foreign DID that bears a DOI no more gives it up first, so that its new bearer can take it."""
+        for fact, entry in desired.items():
+            row = actual.get(fact)
+            if isinstance(fact, Did) and isinstance(row, DidEntry) and row.doi is not None and not self._is_home(fact):
+                if entry is None or (isinstance(entry, DidEntry) and entry.doi != row.doi):
+                    self.session.execute(delete(DOIS).where(_is(DOIS, fact)))
+
+    def _open_data(self, desired: Desired, actual: Actual) -> None:
+        now = _now()
+        for fact, entry in desired.items():
+            if not isinstance(fact, Did) or not isinstance(entry, DidEntry) or (entry.opendata, entry.doi) == (None, None):
+                continue
+            row = actual.get(fact)
+            if isinstance(row, DidEntry) and (row.opendata, row.doi) == (entry.opendata, entry.doi):
+                continue
+            state = _STATES.get(entry.opendata or "")
+            self._upsert(OPEN, fact, {"state": state or OpenDataDIDState.DRAFT} if state or not self._has(OPEN, fact) else {}, now)
+            if entry.doi is not None:
+                self._upsert(DOIS, fact, {"doi": entry.doi}, now)
+
+    def _has(self, table: Table, did: Did) -> bool:
+        return self.session.execute(select(table.c.name).where(_is(table, did))).first() is not None
+
+    def _upsert(self, table: Table, did: Did, values: Mapping[str, Any], now: datetime) -> None:
+        if not values:
+            return
+        if self.session.execute(update(table).where(_is(table, did)).values(**values, updated_at=now)).rowcount == 0:  # type: ignore[attr-defined]
+            scope, name = did_key(did)
+            self._insert(table, [{"scope": scope, "name": name, **values, "created_at": now, "updated_at": now}])
+
+    # ---- removal of DIDs
+
+    def _remove_dids(self, dids: Collection[Did]) -> None:
+        """Foreign DIDs that left the shared namespace, where nothing local depends on them; else they are suspended and stay (R5.7)."""
+        for did in dids:
+            if self._is_home(did):
+                continue
+            holder = next((name for name, table, columns in _HOLDERS if self._holds(table, columns, did)), None)
+            if holder is None:
+                self.session.execute(delete(DIDS).where(_is(DIDS, did)))
+                continue
+            self.session.execute(update(OPEN).where(_is(OPEN, did)).values(state=OpenDataDIDState.SUSPENDED, updated_at=_now()))
+            LOG.warning("%s left the shared namespace and stays here, since local %s hold it", did, holder)
+
+    def _holds(self, table: Table, columns: tuple[str, str], did: Did) -> bool:
+        scope, name = did_key(did)
+        return self.session.execute(select(table.c[columns[1]]).where(table.c[columns[0]] == scope, table.c[columns[1]] == name).limit(1)).first() is not None
+
+    # ---- leaves
+
+    def _is_home(self, did: Did) -> bool:
+        home = self.authority.charter.home(did.scope)
+        return home is not None and home.name == self.instance
+
+    def _did_rows(self, dids: Collection[Did]) -> dict[Did, Any]:
+        found: dict[Did, Any] = {}
+        for chunk in chunks([did_key(did) for did in dids]):
+            for row in self.session.execute(select(DIDS).where(tuple_(DIDS.c.scope, DIDS.c.name).in_(chunk))):
+                found[Did(row.scope.external, row.name)] = row
+        return found
+
+    def _insert(self, table: Table, rows: list[dict[str, Any]]) -> None:
+        if rows:
+            self.session.execute(insert(table), rows)
+
+
+_HOLDERS: tuple[tuple[str, Table, tuple[str, str]], ...] = (
+    ("replicas", REPLICAS, ("scope", "name")),
+    ("rules", models.ReplicationRule.__table__, ("scope", "name")),
+    ("attachments", CONTENTS, ("scope", "name")),
+    ("attachments", CONTENTS, ("child_scope", "child_name")),
+    ("metadata", models.DidMeta.__table__, ("scope", "name")),
+    ("archives", models.ConstituentAssociation.__table__, ("scope", "name")),
+    ("archives", models.ConstituentAssociation.__table__, ("child_scope", "child_name")),
+)
+"""What keeps a DID's row: the tables that refer to it."""
+
+
+def _did_row(did: Did, identity: Identity, account: InternalAccount) -> dict[str, Any]:
+    """A new row. Collections are born open, and closed once their content is there. `is_new` NULL keeps them from subscriptions:
+    through the table, since the ORM would write the server's default, TRUE."""
+    scope, name = did_key(did)
+    now = _now()
+    return {
+        "scope": scope,
+        "name": name,
+        "account": account,
+        "did_type": DIDType(identity.type),
+        "is_open": None if identity.type == keys.FILE else True,
+        "bytes": identity.size,
+        "adler32": identity.adler32.hex() if identity.adler32 is not None else None,
+        "md5": identity.md5.hex() if identity.md5 is not None else None,
+        "availability": DIDAvailability.AVAILABLE,
+        "is_new": None,
+        "monotonic": False,
+        "hidden": False,
+        "obsolete": False,
+        "suppressed": False,
+        "purge_replicas": True,
+        "transient": False,
+        "created_at": now,
+        "updated_at": now,
+    }
+
+
+def _is(table: Table, did: Did) -> ColumnElement[bool]:
+    scope, name = did_key(did)
+    return and_(table.c.scope == scope, table.c.name == name)
+
+
+def _is_container(entry: Entry) -> bool:
+    return isinstance(entry, DidEntry) and entry.identity.type == keys.CONTAINER
+
+
+def _now() -> datetime:
+    """Rucio's columns hold naive UTC."""
+    return datetime.now(timezone.utc).replace(tzinfo=None)

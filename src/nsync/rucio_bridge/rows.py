@@ -1,0 +1,231 @@
+"""Rucio's rows, read as catalogue entries: one language for both sides.
+
+So capture is "rows that differ from the catalogue" and materialise "catalogue entries that differ from the rows", by the same comparison.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple, Optional
+
+from rucio.common.types import InternalScope
+from rucio.core.rse_expression_parser import parse_expression
+from rucio.common.exception import InvalidRSEExpression
+from rucio.db.sqla import models
+from rucio.db.sqla.constants import DIDType, OpenDataDIDState, ReplicaState
+from rucio.rse.translation import RSEDeterministicTranslation
+from sqlalchemy import select, tuple_
+from sqlalchemy.orm import Session
+
+from nsync.catalogue.entries import AttachmentEntry, DidEntry, Entry, ReplicaEntry, RseEntry, ScopeEntry
+from nsync.namespace import keys
+from nsync.namespace.keys import Attachment, Did, Fact, Identity, Protocol, Replica, Rse, Scope
+from nsync.store.database import chunks
+
+LOG = logging.getLogger(__name__)
+
+ORIGIN = "nsync_origin"
+"""The attribute of a foreign RSE that names its instance."""
+SHARED_ATTRIBUTES = ("OpenData",)
+"""RSE attributes that travel; the others steer the local Rucio."""
+
+DIDS = models.DataIdentifier.__table__
+CONTENTS = models.DataIdentifierAssociation.__table__
+REPLICAS = models.RSEFileAssociation.__table__
+RSES = models.RSE.__table__
+OPEN = models.OpenDataDid.__table__
+DOIS = models.OpenDataDOI.__table__
+SCOPES = models.Scope.__table__
+
+_STATES = {OpenDataDIDState.PUBLIC: keys.PUBLIC, OpenDataDIDState.SUSPENDED: keys.SUSPENDED}
+
+
+class LocalRse(NamedTuple):
+    """An RSE of the Rucio database: its id there, and the fact that it is in the catalogue."""
+
+    id: str
+    name: str
+    fact: Rse
+    deterministic: bool
+    attributes: Mapping[str, Any]
+
+
+class Rows:
+    """The rows of one Rucio database as one session sees them. Make one per transaction."""
+
+    def __init__(self, session: Session, instance: str, rse_expression: str) -> None:
+        self.session = session
+        self.instance = instance
+        self._expression = rse_expression
+        self._rses: Optional[dict[str, LocalRse]] = None
+        self._lent: Optional[set[str]] = None
+
+    # ---- RSEs
+
+    def rses(self) -> dict[str, LocalRse]:
+        """All RSEs by id."""
+        if self._rses is None:
+            attributes: dict[str, dict[str, Any]] = {}
+            table = models.RSEAttrAssociation.__table__
+            for rse_id, key, value in self.session.execute(select(table.c.rse_id, table.c.key, table.c.value)):
+                attributes.setdefault(rse_id, {})[key] = value
+            rows = self.session.execute(select(RSES.c.id, RSES.c.rse, RSES.c.deterministic).where(RSES.c.deleted.is_(False)))
+            self._rses = {row.id: self._local_rse(row.id, row.rse, row.deterministic, attributes.get(row.id, {})) for row in rows}
+        return self._rses
+
+    def _local_rse(self, rse_id: str, name: str, deterministic: bool, attributes: Mapping[str, Any]) -> LocalRse:
+        origin = attributes.get(ORIGIN)
+        fact = Rse(self.instance, name) if origin is None else Rse(str(origin), name[len(str(origin)) + 1 :])
+        return LocalRse(rse_id, name, fact, deterministic, attributes)
+
+    def rse_of(self, fact: Rse) -> Optional[LocalRse]:
+        """The local RSE that stands for `fact`."""
+        return next((rse for rse in self.rses().values() if rse.fact == fact), None)
+
+    def forget_rses(self) -> None:
+        """RSEs were added: read them again."""
+        self._rses = None
+
+    def lent(self) -> set[str]:
+        """The ids of the local RSEs whose replicas are shared: the operator's expression (R7.2)."""
+        if self._lent is None:
+            try:
+                chosen = {rse["id"] for rse in parse_expression(self._expression, session=self.session)}
+            except InvalidRSEExpression as error:
+                LOG.warning("[nsync] rse_expression %r selects no RSE, so no replica is shared: %s", self._expression, error)
+                chosen = set()
+            self._lent = {rse_id for rse_id in chosen if rse_id in self.rses() and self.rses()[rse_id].fact.instance == self.instance}
+        return self._lent
+
+    # ---- reading
+
+    def read(self, facts: Collection[Fact]) -> dict[Fact, Entry]:
+        """The entries of those of `facts` that have rows."""
+        found: dict[Fact, Entry] = {}
+        found.update(self._scopes([fact for fact in facts if isinstance(fact, Scope)]))
+        found.update(self._dids([fact for fact in facts if isinstance(fact, Did)]))
+        found.update(self._attachments([fact for fact in facts if isinstance(fact, Attachment)]))
+        found.update(self._rse_entries([fact for fact in facts if isinstance(fact, Rse)]))
+        found.update(self._replicas([fact for fact in facts if isinstance(fact, Replica)]))
+        return found
+
+    def _scopes(self, facts: Collection[Scope]) -> Iterable[tuple[Fact, Entry]]:
+        for chunk in chunks([InternalScope(fact.scope) for fact in facts]):
+            for scope in self.session.execute(select(SCOPES.c.scope).where(SCOPES.c.scope.in_(chunk))).scalars():
+                yield Scope(scope.external), ScopeEntry("")
+
+    def _dids(self, facts: Collection[Did]) -> Iterable[tuple[Fact, Entry]]:
+        columns = (DIDS.c.scope, DIDS.c.name, DIDS.c.did_type, DIDS.c.is_open, DIDS.c.bytes, DIDS.c.adler32, DIDS.c.md5, OPEN.c.state, DOIS.c.doi)
+        joined = DIDS.outerjoin(OPEN, (OPEN.c.scope == DIDS.c.scope) & (OPEN.c.name == DIDS.c.name)).outerjoin(
+            DOIS, (DOIS.c.scope == DIDS.c.scope) & (DOIS.c.name == DIDS.c.name)
+        )
+        for chunk in chunks([did_key(fact) for fact in facts]):
+            for row in self.session.execute(select(*columns).select_from(joined).where(tuple_(DIDS.c.scope, DIDS.c.name).in_(chunk))):
+                is_file = row.did_type == DIDType.FILE
+                closed = None if is_file else not row.is_open
+                yield Did(row.scope.external, row.name), DidEntry(_identity(row), "", closed, _STATES.get(row.state), row.doi)
+
+    def _attachments(self, facts: Collection[Attachment]) -> Iterable[tuple[Fact, Entry]]:
+        c = CONTENTS.c
+        for chunk in chunks([(*did_key(fact.parent), *did_key(fact.child)) for fact in facts]):
+            columns = (c.scope, c.name, c.child_scope, c.child_name)
+            for row in self.session.execute(select(*columns).where(tuple_(*columns).in_(chunk))):
+                yield _attachment(row), AttachmentEntry()
+
+    def _rse_entries(self, facts: Collection[Rse]) -> Iterable[tuple[Fact, Entry]]:
+        for fact in facts:
+            local = self.rse_of(fact)
+            if local is not None:
+                yield fact, RseEntry(self.protocols(local.id), shared_attributes(local.attributes))
+
+    def protocols(self, rse_id: str) -> tuple[Protocol, ...]:
+        """The doors of an RSE that are open for reading."""
+        c = models.RSEProtocol.__table__.c
+        columns = (c.scheme, c.hostname, c.port, c.prefix, c.impl, c.read_lan, c.read_wan, c.third_party_copy_read)
+        rows = self.session.execute(select(*columns).where(c.rse_id == rse_id).order_by(c.scheme, c.hostname, c.port))
+        protocols = (Protocol(r[0], r[1], r[2], r[3] or "", r[4], r[5] or None, r[6] or None, r[7] or None) for r in rows)
+        return tuple(p for p in protocols if p.lan or p.wan)
+
+    def _replicas(self, facts: Collection[Replica]) -> Iterable[tuple[Fact, Entry]]:
+        by_place: dict[Rse, list[Replica]] = {}
+        for fact in facts:
+            by_place.setdefault(fact.rse, []).append(fact)
+        c = REPLICAS.c
+        for place, wanted in by_place.items():
+            local = self.rse_of(place)
+            if local is None:
+                continue
+            for chunk in chunks([did_key(fact.did) for fact in wanted]):
+                query = select(c.scope, c.name, c.path).where(
+                    c.rse_id == local.id, c.state == ReplicaState.AVAILABLE, tuple_(c.scope, c.name).in_(chunk)
+                )
+                for row in self.session.execute(query):
+                    did = Did(row.scope.external, row.name)
+                    yield Replica(did, place), ReplicaEntry(_path(local, did, row.path))
+
+    # ---- finding
+
+    def descendants(self, dids: Collection[Did]) -> set[Did]:
+        """Everything below `dids`, found level by level."""
+        found: set[Did] = set()
+        frontier = set(dids)
+        c = CONTENTS.c
+        while frontier:
+            below: set[Did] = set()
+            for chunk in chunks([did_key(did) for did in frontier]):
+                rows = self.session.execute(select(c.child_scope, c.child_name).where(tuple_(c.scope, c.name).in_(chunk)))
+                below |= {Did(row.child_scope.external, row.child_name) for row in rows}
+            frontier = below - found
+            found |= below
+        return found
+
+    def hanging_on(self, dids: Collection[Did]) -> set[Fact]:
+        """The attachments that have one of `dids` at either end, and their replicas at RSEs that are lent."""
+        found: set[Fact] = set()
+        c, r = CONTENTS.c, REPLICAS.c
+        rses = self.rses()
+        for chunk in chunks([did_key(did) for did in dids]):
+            for ends in ((c.scope, c.name), (c.child_scope, c.child_name)):
+                rows = self.session.execute(select(c.scope, c.name, c.child_scope, c.child_name).where(tuple_(*ends).in_(chunk)))
+                found |= {_attachment(row) for row in rows}
+            for row in self.session.execute(select(r.scope, r.name, r.rse_id).where(tuple_(r.scope, r.name).in_(chunk))):
+                if row.rse_id in self.lent():
+                    found.add(Replica(Did(row.scope.external, row.name), rses[row.rse_id].fact))
+        return found
+
+
+def did_key(did: Did) -> tuple[InternalScope, str]:
+    """A DID as Rucio's columns hold it."""
+    return InternalScope(did.scope), did.name
+
+
+def shared_attributes(attributes: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Those of an RSE's attributes that travel."""
+    return tuple(sorted((key, str(attributes[key])) for key in SHARED_ATTRIBUTES if key in attributes))
+
+
+def _identity(row: Any) -> Identity:
+    if row.did_type != DIDType.FILE:
+        return Identity(row.did_type.value)
+    return Identity(keys.FILE, row.bytes, _checksum(row.adler32, keys.ADLER32_BYTES), _checksum(row.md5, keys.MD5_BYTES))
+
+
+def _checksum(text: Optional[str], length: int) -> Optional[bytes]:
+    """Raw bytes of a checksum, zero-padded; None where there is none, or none that is one."""
+    try:
+        raw = bytes.fromhex((text or "").strip().zfill(2 * length))
+    except ValueError:
+        return None
+    return raw if text and len(raw) == length else None
+
+
+def _attachment(row: Any) -> Attachment:
+    return Attachment(Did(row.scope.external, row.name), Did(row.child_scope.external, row.child_name))
+
+
+def _path(rse: LocalRse, did: Did, path: Optional[str]) -> str:
+    """The path below the prefix: what the RSE's algorithm makes of the name, or what the row says."""
+    if not rse.deterministic:
+        return (path or "").lstrip("/")
+    return str(RSEDeterministicTranslation(rse.name, dict(rse.attributes)).path(did.scope, did.name)).lstrip("/")

@@ -1,0 +1,111 @@
+"""The triggers that put the names of changed rows into the outbox, inside Rucio's own transaction (R7.1).
+
+Names only: the drain reads the rows again, so the order of changes does not matter, and a change that is undone before the drain is none.
+Filtered by what is shared: scopes marked so, and DIDs that the catalogue shows already. Open-data entries are all
+captured, since PUBLIC shares what was private; the drain decides. Updates count only where a shared column differs.
+
+Row-level triggers for SQLite. The statement-level ones for PostgreSQL come with its bridge.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, delete, insert, select, text
+
+from nsync.errors import ConfigError
+from nsync.store import schema
+
+PREFIX = "nsync_capture_"
+
+DID, ATTACHMENT, REPLICA, RSE, SCOPE = "did", "attachment", "replica", "rse", "scope"
+"""Kinds of outbox rows: (scope, name) · (scope, name, child scope, child name) · (scope, name, RSE id) · (RSE id) · (scope)."""
+
+_SHARED = (
+    "(EXISTS (SELECT 1 FROM nsync_shared_scope s WHERE s.scope = {row}.scope)"
+    " OR EXISTS (SELECT 1 FROM nsync_entry e WHERE e.kind = 2 AND e.scope = {row}.scope AND e.name = {row}.name))"
+)
+
+_CAPTURED: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], str], ...] = (
+    # table, kind, the columns that name the row, the columns whose update counts, which rows
+    ("scopes", SCOPE, ("scope",), (), "EXISTS (SELECT 1 FROM nsync_shared_scope s WHERE s.scope = {row}.scope)"),
+    ("dids", DID, ("scope", "name"), ("did_type", "is_open", "bytes", "adler32", "md5"), _SHARED),
+    ("contents", ATTACHMENT, ("scope", "name", "child_scope", "child_name"), (), _SHARED),
+    ("replicas", REPLICA, ("scope", "name", "rse_id"), ("state", "path"), _SHARED),
+    ("dids_opendata", DID, ("scope", "name"), ("state",), "1"),
+    ("dids_opendata_doi", DID, ("scope", "name"), ("doi",), "1"),
+    ("rse_protocols", RSE, ("rse_id",), ("prefix", "impl", "read_lan", "read_wan", "third_party_copy_read"), "1"),
+    ("rse_attr_map", RSE, ("rse_id",), ("value",), "1"),
+)
+
+
+def statements() -> list[str]:
+    """The SQL that makes the triggers: what a database administrator may read before they allow it."""
+    return [
+        _trigger(table, kind, names, event, columns, shared)
+        for table, kind, names, columns, shared in _CAPTURED
+        for event in ("INSERT", "DELETE", *(["UPDATE"] if columns else []))
+    ]
+
+
+def _trigger(table: str, kind: str, names: tuple[str, ...], event: str, columns: tuple[str, ...], shared: str) -> str:
+    row = "OLD" if event == "DELETE" else "NEW"
+    when = shared.format(row=row)
+    if event == "UPDATE":
+        when = f"({' OR '.join(f'OLD.{c} IS NOT NEW.{c}' for c in columns)}) AND {when}"
+    of = f" OF {', '.join(columns)}" if event == "UPDATE" else ""
+    into = ", ".join("abcd"[: len(names)])
+    values = ", ".join(f"{row}.{name}" for name in names)
+    return (
+        f"CREATE TRIGGER IF NOT EXISTS {PREFIX}{table}_{event.lower()} AFTER {event}{of} ON {table} WHEN {when} "
+        f"BEGIN INSERT INTO nsync_outbox (kind, {into}) VALUES ('{kind}', {values}); END"  # noqa: S608 - constants
+    )
+
+
+def install(connection: Connection) -> None:
+    """Make the triggers that are missing, and put open data that is there already into the outbox when they are new."""
+    _require_sqlite(connection)
+    fresh = not installed(connection)
+    for statement in statements():
+        connection.execute(text(statement))
+    if fresh:
+        connection.execute(text("INSERT INTO nsync_outbox (kind, a, b) SELECT 'did', scope, name FROM dids_opendata"))
+
+
+def remove(connection: Connection) -> None:
+    """Drop the triggers. They go before the tables: one that finds no outbox would abort Rucio's own writes."""
+    _require_sqlite(connection)
+    for name in installed(connection):
+        connection.execute(text(f"DROP TRIGGER {name}"))
+
+
+def installed(connection: Connection) -> list[str]:
+    """The names of nsync's triggers in this database."""
+    query = text("SELECT name FROM sqlite_master WHERE type = 'trigger' AND name LIKE :prefix ORDER BY name")
+    return list(connection.execute(query, {"prefix": PREFIX + "%"}).scalars())
+
+
+def missing(connection: Connection) -> list[str]:
+    """The names of triggers that should be there and are not."""
+    _require_sqlite(connection)
+    wanted = [statement.split()[5] for statement in statements()]
+    return sorted(set(wanted) - set(installed(connection)))
+
+
+def share(connection: Connection, scopes: set[str]) -> None:
+    """Make `scopes` the shared ones. What a newly shared scope holds already goes into the outbox, to be published."""
+    held = set(connection.execute(select(schema.shared_scope.c.scope)).scalars())
+    for scope in sorted(held - scopes):
+        connection.execute(delete(schema.shared_scope).where(schema.shared_scope.c.scope == scope))
+    for scope in sorted(scopes - held):
+        connection.execute(insert(schema.shared_scope).values(scope=scope))
+        for statement in (
+            "INSERT INTO nsync_outbox (kind, a) SELECT 'scope', scope FROM scopes WHERE scope = :scope",
+            "INSERT INTO nsync_outbox (kind, a, b) SELECT 'did', scope, name FROM dids WHERE scope = :scope",
+            "INSERT INTO nsync_outbox (kind, a, b, c, d) SELECT 'attachment', scope, name, child_scope, child_name FROM contents WHERE scope = :scope",
+            "INSERT INTO nsync_outbox (kind, a, b, c) SELECT 'replica', scope, name, rse_id FROM replicas WHERE scope = :scope",
+        ):
+            connection.execute(text(statement), {"scope": scope})
+
+
+def _require_sqlite(connection: Connection) -> None:
+    if connection.dialect.name != "sqlite":
+        raise ConfigError(f"capture on {connection.dialect.name} is not there yet; this version of nsync works beside Rucio on SQLite")
