@@ -163,7 +163,7 @@ def _file(directory: Path) -> Path:
 
 def _entry(instance: Instance) -> dict[str, Any]:
     entry = asdict(instance)
-    del entry["home"]  # the directory may be moved
+    del entry["home"]  # it follows from the directory
     return entry
 
 

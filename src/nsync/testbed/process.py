@@ -57,6 +57,7 @@ class Child:
     role: str
     log: Path
     popen: subprocess.Popen[bytes]
+    id: ProcessId
 
     @property
     def exit_code(self) -> Optional[int]:
@@ -87,7 +88,7 @@ def spawn(instance: str, role: str, log: Path, command: Sequence[str], environme
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
-    return Child(instance, role, log, popen)
+    return Child(instance, role, log, popen, ProcessId.of(popen.pid))
 
 
 def stop(children: Iterable[Child]) -> None:

@@ -167,10 +167,8 @@ class Supervisor:
 
     def _record(self, ready: bool = False) -> None:
         """Write down what runs, for `nsync testbed status` and `down`."""
-        children: dict[str, dict[str, ProcessId]] = {i.name: {} for i in self._layout.instances}
-        for child in self._children:
-            if child.role in SERVICES and child.exit_code is None:
-                children[child.instance][child.role] = ProcessId.of(child.popen.pid)
+        services = [child for child in self._children if child.role in SERVICES]
+        children = {i.name: {c.role: c.id for c in services if c.instance == i.name} for i in self._layout.instances}
         layouts.save(replace(self._layout, run=Run(ProcessId.of(os.getpid()), ready, children)))
 
 
