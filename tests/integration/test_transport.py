@@ -129,17 +129,19 @@ class Node:
         self.charter, self.me, self.key, self.interval_s = charter, me, key, interval_s
         self.port = int(me.url.rsplit(":", 1)[1])
         self.log = MemoryLog()
+        self.source_address: Optional[str] = None
         self.applied = 0
         self.executor = ThreadPoolExecutor(1, thread_name_prefix=me.name)
         self.listener: Optional[Listener] = None
         self.running: Optional[asyncio.Task[None]] = None
 
-    async def start(self, gossip: bool = True, body_s_max: float = wire.BODY_S_MAX, header_s_max: float = 5.0) -> None:
+    async def start(self, gossip: bool = True, body_s_max: float = wire.BODY_S_MAX, **limits: Any) -> None:
+        rng = random.Random(self.me.name)
         self.gossip = Gossip(
-            self.charter, self.me, self.key, self.log, self.executor, random.Random(self.me.name), self.on_received, self.interval_s
+            self.charter, self.me, self.key, self.log, self.executor, rng, self.on_received, self.interval_s, self.source_address
         )
         self.server = Server(self.charter, self.me, self.log, self.executor, self.gossip.received, body_s_max=body_s_max)
-        self.listener = Listener(self.server.app(), header_s_max=header_s_max)
+        self.listener = Listener(self.server.app(), **limits)
         await self.listener.start("127.0.0.1", self.port)
         self.running = asyncio.ensure_future(self.gossip.run()) if gossip else None
 
@@ -242,10 +244,12 @@ async def ask(caller: Node, callee: Node, verb: str, body: bytes, **headers: str
 
 
 async def served(caller: Node, callee: Node) -> None:
-    """Return when `callee` has a place for `caller`."""
-    begun = time.monotonic()
-    while (await ask(caller, callee, "hello", wire.encode_hello(bytes(16))))[0] == 503:
+    """Return when `callee` has a place for `caller`; until then it says 503, or hangs up."""
+    begun, status = time.monotonic(), 503
+    while status == 503:
         assert time.monotonic() - begun < WAIT_S
+        with suppress(aiohttp.ServerDisconnectedError, ConnectionError):
+            status, _, _ = await ask(caller, callee, "hello", wire.encode_hello(bytes(16)))
 
 
 async def dial(node: Node) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -618,6 +622,39 @@ async def test_beyond_its_places_a_peer_is_asked_to_come_later() -> None:
                 await peer.hello(bytes(16))
         for writer in pulls:
             writer.transport.abort()
+
+
+@on_a_loop
+async def test_beyond_the_greatest_number_of_connections_a_new_one_is_closed() -> None:
+    async with federation("ab", start=False) as (a, b):
+        await b.start(gossip=False, connections_max=2)
+        first = [await dial(b) for _ in range(2)]
+        for reader, writer in first:
+            writer.write(head(a, b, "hello", wire.encode_hello(bytes(16))) + wire.encode_hello(bytes(16)))
+            assert b" 200 " in await reader.readline()
+        await hung_up(*await dial(b))
+        for _, writer in first:
+            writer.transport.abort()
+        await served(a, b)
+
+
+@on_a_loop
+async def test_the_client_dials_from_the_address_it_is_given_and_through_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    callers: list[str] = []
+
+    async def note(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        callers.append(writer.get_extra_info("peername")[0])
+        writer.close()
+
+    async with federation("ab", start=False) as (a, b):
+        server = await asyncio.start_server(note, "127.0.0.1", b.port)
+        a.source_address = "127.0.0.2"
+        await a.start(gossip=False)
+        (report,) = await a.gossip.sync_once()
+        assert callers == ["127.0.0.2"] and "could not be reached" in report.error
+        server.close()
+        await server.wait_closed()
 
 
 @on_a_loop
