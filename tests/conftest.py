@@ -1,0 +1,64 @@
+"""One real Rucio database, made once by Rucio's own build_database; tests copy it.
+
+Rucio reads its configuration and policy at import, so the variable must be set before anything imports it: here, where
+pytest comes first.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_HOME = Path(tempfile.mkdtemp(prefix="nsync-tests-"))
+
+
+def _write_config() -> None:
+    from nsync.testbed import instance, layout
+
+    template = layout.plan(_HOME, 1).instances[0]
+    instance.write_files(template, _HOME / "charter.json")
+    os.environ.update({"RUCIO_HOME": str(template.home), "RUCIO_CONFIG": str(template.server_config)})
+
+
+try:
+    import rucio  # noqa: F401
+
+    HAS_RUCIO = True
+    _write_config()
+except ImportError:
+    HAS_RUCIO = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where Rucio is not installed, the tests that need it are skipped, and say so."""
+    if not HAS_RUCIO:
+        for item in items:
+            if "integration" in str(item.path) or "bridge" in str(item.path):
+                item.add_marker(pytest.mark.skip(reason="rucio is not installed here"))
+
+
+def pytest_sessionfinish() -> None:
+    shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def template_database() -> Iterator[Path]:
+    """A Rucio database with root, an RSE called DISK, and nsync's tables and triggers."""
+    home = Path(os.environ["RUCIO_HOME"])
+    subprocess.run([sys.executable, "-m", "nsync.testbed.initdb", "DISK", str(home / "rse") + "/"], check=True, env=dict(os.environ))
+    from tests.support.instances import install
+
+    path = home / "rucio.db"
+    install(path)
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    yield path

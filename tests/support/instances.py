@@ -1,0 +1,153 @@
+"""Real Rucio databases in one process: copies of a template, driven by Rucio's core with an explicit `session=`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rucio.common.types import InternalAccount, InternalScope
+from rucio.core import did as core_did
+from rucio.core import opendata, replica
+from rucio.core.rse import get_rse_id
+from rucio.core.scope import add_scope
+from rucio.db.sqla.constants import DIDType, OpenDataDIDState
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.orm import Session, sessionmaker
+
+from nsync.auth.keys import verify
+from nsync.rucio_bridge.bridge import Bridge
+from nsync.rucio_bridge.snapshot import shared_rows
+from nsync.store import migrations
+from tests.support.federation import AUTHORITY, CHARTER, KEYS
+
+ROOT = InternalAccount("root")
+
+
+def engine_of(path: Path) -> Engine:
+    return create_engine(f"sqlite+nsync:///{path}")
+
+
+def install(path: Path) -> None:
+    """nsync's tables and triggers in the Rucio database at `path`."""
+    from nsync.rucio_bridge import triggers
+    from nsync.store.database import writing
+
+    engine = engine_of(path)
+    migrations.upgrade(engine)
+    with writing(engine) as connection:
+        triggers.install(connection)
+    engine.dispose()
+
+
+class Instance:
+    """One instance: its database, its bridge, and what its users do."""
+
+    def __init__(self, template: Path, directory: Path, name: str, shared: Sequence[str] = ()) -> None:
+        self.name = name
+        self.path = directory / f"{name}.db"
+        shutil.copyfile(template, self.path)
+        self.engine = engine_of(self.path)
+        self.sessions = sessionmaker(bind=self.engine)
+        me = CHARTER.by_name(name)
+        assert me is not None
+        self.bridge = Bridge(self.engine, AUTHORITY, me, KEYS[name].sign, verify, "OpenData=True")
+        self.bridge.install(shared)
+        self.now_ms = 1_700_000_000_000
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    # ---- the node's part
+
+    def work(self) -> int:
+        """Everything there is to do; returns how many changesets took effect."""
+        done = 0
+        while True:
+            self.now_ms += 1000
+            worked = self.bridge.work(self.now_ms)
+            if worked.idle:
+                return done
+            done += len(worked.applied)
+
+    def fetch(self, other: Instance) -> tuple[str, ...]:
+        """Store everything that `other` has and this one lacks; returns what was refused."""
+        have = {head.author: head.seq for head in self.bridge.heads()}
+        frames = [segment.frame for segment in other.bridge.segments_after(have, 1 << 30)]
+        return self.bridge.receive(frames, other.name).rejected if frames else ()
+
+    def rows(self) -> dict[str, frozenset[tuple[object, ...]]]:
+        with self.engine.connect() as connection:
+            return shared_rows(connection, self.name)
+
+    def query(self, sql: str, **values: Any) -> list[tuple[Any, ...]]:
+        with self.engine.connect() as connection:
+            return [tuple(row) for row in connection.execute(text(sql), values)]
+
+    # ---- the users' part
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        with self.sessions.begin() as session:
+            yield session
+
+    def add_scope(self, scope: str) -> None:
+        with self.session() as session:
+            add_scope(InternalScope(scope), ROOT, session=session)
+
+    def add_files(self, scope: str, names: Sequence[str], size: int = 10, adler32: str = "00000001") -> None:
+        with self.session() as session:
+            files = [{"scope": InternalScope(scope), "name": name, "bytes": size, "adler32": adler32} for name in names]
+            replica.add_replicas(get_rse_id("DISK", session=session), files, ROOT, session=session)
+
+    def add_did(self, scope: str, name: str, did_type: DIDType = DIDType.DATASET) -> None:
+        with self.session() as session:
+            core_did.add_did(InternalScope(scope), name, did_type, ROOT, session=session)
+
+    def attach(self, scope: str, name: str, children: Sequence[tuple[str, str]]) -> None:
+        with self.session() as session:
+            dids = [{"scope": InternalScope(s), "name": n} for s, n in children]
+            core_did.attach_dids(InternalScope(scope), name, dids, ROOT, session=session)
+
+    def detach(self, scope: str, name: str, children: Sequence[tuple[str, str]]) -> None:
+        with self.session() as session:
+            core_did.detach_dids(InternalScope(scope), name, [{"scope": InternalScope(s), "name": n} for s, n in children], session=session)
+
+    def set_open(self, scope: str, name: str, is_open: bool) -> None:
+        with self.session() as session:
+            core_did.set_status(InternalScope(scope), name, open=is_open, session=session)
+
+    def add_open_data(self, scope: str, name: str) -> None:
+        with self.session() as session:
+            opendata.add_opendata_did(scope=InternalScope(scope), name=name, session=session)
+
+    def set_open_data(self, scope: str, name: str, state: OpenDataDIDState | None = None, doi: str | None = None) -> None:
+        with self.session() as session:
+            opendata.update_opendata_did(scope=InternalScope(scope), name=name, state=state, doi=doi, session=session)
+
+    def publish_dataset(self, scope: str, name: str, files: int = 3, doi: str | None = None) -> None:
+        """A closed dataset of files, made public."""
+        names = [f"{name}.f{i}" for i in range(files)]
+        self.add_files(scope, names)
+        self.add_did(scope, name)
+        self.attach(scope, name, [(scope, n) for n in names])
+        self.set_open(scope, name, False)
+        self.add_open_data(scope, name)
+        self.set_open_data(scope, name, doi=doi)
+        self.set_open_data(scope, name, state=OpenDataDIDState.PUBLIC)
+
+
+def settle(instances: Sequence[Instance]) -> None:
+    """Work and fetch until nobody has news."""
+    for _ in range(20):
+        done = sum(instance.work() for instance in instances)
+        for one in instances:
+            for other in instances:
+                if one is not other:
+                    one.fetch(other)
+        done += sum(instance.work() for instance in instances)
+        if done == 0:
+            return
+    raise AssertionError("the instances do not settle")
