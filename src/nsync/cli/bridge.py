@@ -1,0 +1,74 @@
+"""`nsync bridge`: nsync's part of a Rucio database: its tables and its triggers."""
+
+from __future__ import annotations
+
+import click
+from rucio.db.sqla.session import get_engine
+
+from nsync import config
+from nsync.cli.output import as_json, fail
+from nsync.rucio_bridge import triggers
+from nsync.rucio_bridge.guard import unknown_schema
+from nsync.store import migrations
+from nsync.store.database import writing
+
+EXIT_ATTENTION = 4
+
+
+@click.group()
+def bridge() -> None:
+    """Install and check nsync's part of a Rucio database."""
+
+
+@bridge.command()
+@click.option("--dry-run", is_flag=True, help="Print the SQL of the triggers, and change nothing.")
+def install(dry_run: bool) -> None:
+    """Make nsync's tables (nsync_*, with a version table of their own) and triggers, or bring them up to date.
+
+    Rucio's own tables and migrations are not touched. Exit codes: 0 done, 1 failed.
+    """
+    if dry_run:
+        click.echo(";\n".join(triggers.statements()) + ";")
+        return
+    engine = get_engine()
+    with engine.connect() as connection:
+        reason = unknown_schema(connection)
+    if reason is not None:
+        fail(reason)
+    config.read()
+    migrations.upgrade(engine)
+    with writing(engine) as connection:
+        triggers.install(connection)
+    click.echo(f"nsync is installed in {engine.url.render_as_string()}")
+
+
+@bridge.command()
+@click.option("--json", "json_", is_flag=True, help="Print JSON.")
+def check(json_: bool) -> None:
+    """Say whether tables and triggers are all there, and whether this Rucio's schema is one that nsync is tested with.
+
+    Exit codes: 0 all in order, 4 something needs attention.
+    """
+    with get_engine().connect() as connection:
+        current, newest = migrations.current(connection), migrations.newest()
+        found = {
+            "rucio_schema": unknown_schema(connection),
+            "tables": None if current == newest else f"at revision {current}, nsync needs {newest}; run 'nsync bridge install'",
+            "triggers": ", ".join(triggers.missing(connection)) or None,
+        }
+    if json_:
+        as_json(found)
+    else:
+        for part, problem in found.items():
+            click.echo(f"{part}: {problem or 'ok'}")
+    if any(found.values()):
+        raise SystemExit(EXIT_ATTENTION)
+
+
+@bridge.command()
+@click.confirmation_option(prompt="Stop capturing changes of this Rucio? What the namespace has stays.")
+def remove() -> None:
+    """Drop the triggers: Rucio works as before nsync came. The nsync tables stay; a later install captures anew."""
+    with writing(get_engine()) as connection:
+        triggers.remove(connection)
+    click.echo("the triggers are removed")

@@ -1,0 +1,48 @@
+"""`nsync serve`: the node of one Rucio instance, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import click
+
+from nsync import config
+from nsync.cli.output import as_json, fail, setup_logging
+from nsync.node import Node
+
+EXIT_UNREACHABLE = 5
+
+
+@click.command(epilog="Exit codes: 0 stopped in an orderly way, 1 failed, 2 wrong usage, 5 (with --run-once) a peer could not be reached.")
+@click.option("--run-once", is_flag=True, help="Publish, exchange with every peer once, apply what came, and end.")
+@click.option("--json", "json_", is_flag=True, help="With --run-once: print the exchanges as JSON.")
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+def serve(run_once: bool, json_: bool, verbose: bool) -> None:
+    """Run the node of this Rucio instance: peers' API, gossip and bridge.
+
+    Configured in the [nsync] section of rucio.cfg. SIGTERM and Ctrl-C stop it: the transaction at hand ends first.
+    """
+    setup_logging(verbose)
+    settings = config.read()
+    if run_once:
+        reports = asyncio.run(_once(settings))
+        if json_:
+            as_json([report._asdict() for report in reports])
+        failed = [report for report in reports if report.error]
+        if failed:
+            fail("; ".join(f"{report.peer}: {report.error}" for report in failed), EXIT_UNREACHABLE)
+        return
+    asyncio.run(_serve(settings))
+
+
+async def _once(settings: config.Settings) -> list:  # type: ignore[type-arg]
+    return await Node(settings).run_once()
+
+
+async def _serve(settings: config.Settings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await Node(settings).run(stop)

@@ -1,0 +1,163 @@
+"""The node of one instance: peers' API, gossip and bridge in one asyncio process. The only place that knows all.
+
+The database is worked on by one thread at a time for writes and another for what peers read, never on the event loop. The write lock is
+held for at most 100 ms where the changesets allow, and left alone at least as long as it was held, so that Rucio's own
+writers get their turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from collections.abc import Iterator
+from typing import Callable, TypeVar
+
+from rucio.db.sqla.session import get_engine
+from sqlalchemy.exc import DBAPIError
+
+from nsync.auth.keys import verify
+from nsync.authority.effective import Authority
+from nsync.config import Settings
+from nsync.errors import ConfigError
+from nsync.rucio_bridge.bridge import Bridge, Worked
+from nsync.store import migrations
+from nsync.transport.gossip import Gossip, SyncReport
+from nsync.transport.listener import Listener
+from nsync.transport.server import Server
+
+LOG = logging.getLogger(__name__)
+
+RETRY_PARKED_S = 30.0
+"""How often what is parked is tried again: the operator who removed the cause waits this long at most."""
+FAILED_PAUSE_S = 5.0
+"""After a database error: it is tried again, but not in a hot loop."""
+
+T = TypeVar("T")
+
+
+class Node:
+    """One instance of the federation."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.bridge = Bridge(get_engine(), Authority(settings.charter), settings.me, settings.key.sign, verify, settings.rse_expression)
+        self._writer = ThreadPoolExecutor(1, "nsync-write")
+        self._reader = ThreadPoolExecutor(2, "nsync-peers")
+        self._news = asyncio.Event()
+        self.gossip = Gossip(
+            settings.charter,
+            settings.me,
+            settings.key,
+            self.bridge,
+            self._reader,
+            random.Random(),  # noqa: S311 - jitter, not a secret
+            self._news.set,
+            interval_s=settings.gossip_interval_s,
+            source_address=settings.source_address,
+        )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve, gossip and work until `stop` is set."""
+        await self._prepare()
+        server = Server(self.settings.charter, self.settings.me, self.bridge, self._reader, self.gossip.received)
+        listener = Listener(server.app())
+        port = await listener.start(self.settings.host, self.settings.port)
+        LOG.info("%s listens on %s:%d for the federation %r", self.settings.me.name, self.settings.host, port, self.settings.charter.name)
+        tasks = [asyncio.ensure_future(self.gossip.run()), asyncio.ensure_future(self._keep_working())]
+        stopping = asyncio.ensure_future(stop.wait())
+        try:
+            done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {stopping}:
+                task.result()
+        finally:
+            for task in (*tasks, stopping):
+                task.cancel()
+            await asyncio.gather(*tasks, stopping, return_exceptions=True)
+            await listener.stop()
+            self._writer.shutdown()
+            self._reader.shutdown()
+            LOG.info("%s stopped", self.settings.me.name)
+
+    async def run_once(self) -> list[SyncReport]:
+        """Publish, exchange with every peer once, apply what came, and tell how the exchanges went."""
+        await self._prepare()
+        with self._executors():
+            await self._work_until_idle()
+            reports = await self.gossip.sync_once()
+            await self._work_until_idle()
+            await self._write(lambda: self.bridge.retry_parked(_now_ms()))
+        return reports
+
+    async def _prepare(self) -> None:
+        await self._write(lambda: check_installed(self.bridge))
+        await self._write(lambda: self.bridge.install(self.settings.shared_scopes))
+
+    @contextmanager
+    def _executors(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self._writer.shutdown()
+            self._reader.shutdown()
+
+    async def _keep_working(self) -> None:
+        retried = -RETRY_PARKED_S
+        while True:
+            self._news.clear()
+            try:
+                worked = await self._write(lambda: self.bridge.work(_now_ms()))
+                if time.monotonic() - retried > RETRY_PARKED_S:
+                    retried = time.monotonic()
+                    await self._write(lambda: self.bridge.retry_parked(_now_ms()))
+            except DBAPIError as error:
+                LOG.error("the database refused a transaction, which is rolled back and tried again in %g s: %s", FAILED_PAUSE_S, error.orig)
+                await asyncio.sleep(FAILED_PAUSE_S)
+                continue
+            self._tell(worked)
+            if worked.idle:
+                await self._until_news()
+            else:
+                await asyncio.sleep(worked.held_ms / 1000)
+
+    def _tell(self, worked: Worked) -> None:
+        if worked.published:
+            LOG.info("published %d ops", worked.published)
+            self.gossip.wake()
+        for applied in worked.applied:
+            name = self.bridge.authority.name(applied.author)
+            LOG.info("applied %s %d-%d: %d entries changed", name, applied.first, applied.last, len(applied.changed))
+
+    async def _until_news(self) -> None:
+        """Segments wake the bridge at once; captured rows are looked for every sleep_time."""
+        try:
+            await asyncio.wait_for(self._news.wait(), self.settings.sleep_time_s)
+        except asyncio.TimeoutError:
+            pass
+
+    async def _work_until_idle(self) -> None:
+        while True:
+            worked = await self._write(lambda: self.bridge.work(_now_ms()))
+            self._tell(worked)
+            if worked.idle:
+                return
+            await asyncio.sleep(worked.held_ms / 1000)
+
+    async def _write(self, job: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._writer, job)
+
+
+def check_installed(bridge: Bridge) -> None:
+    """Raises ConfigError unless the nsync tables are there, at the revision that this nsync works with."""
+    with bridge.engine.connect() as connection:
+        current, newest = migrations.current(connection), migrations.newest()
+    if current != newest:
+        state = "are not in this database" if current is None else f"are at revision {current}, and this nsync needs {newest}"
+        raise ConfigError(f"the nsync tables {state}; run 'nsync bridge install'")
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
