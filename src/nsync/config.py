@@ -43,11 +43,15 @@ def read() -> Settings:
         raise ConfigError(f"[nsync] instance = {name}: the charter names no such instance; it names {names}")
     key = SigningKey.load(Path(_option("key")))
     if key.public != me.key:
-        raise ConfigError(f"[nsync] key: the key in {_option('key')} is {key.public.hex()[:12]}…, the charter expects {me.key.hex()[:12]}… for {name}")
+        raise ConfigError(
+            f"[nsync] key: the key in {_option('key')} is {key.public.hex()[:12]}…, the charter expects {me.key.hex()[:12]}… for {name}"
+        )
     shared = tuple(s for s in config_get_list(SECTION, "shared_scopes", raise_exception=False, default=[], check_config_table=False) if s)
     for scope in shared:
         if not charter.may_write(me, scope):
-            raise ConfigError(f"[nsync] shared_scopes: the charter does not let {name} write in scope {scope!r}; amend the charter or drop it")
+            raise ConfigError(
+                f"[nsync] shared_scopes: the charter does not let {name} write in scope {scope!r}; amend the charter or drop it"
+            )
     host, port = _listen()
     return Settings(
         me=me,

@@ -11,9 +11,9 @@ import asyncio
 import logging
 import random
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import Callable, TypeVar
 
 from rucio.db.sqla.session import get_engine
@@ -114,7 +114,9 @@ class Node:
                     retried = time.monotonic()
                     await self._write(lambda: self.bridge.retry_parked(_now_ms()))
             except DBAPIError as error:
-                LOG.error("the database refused a transaction, which is rolled back and tried again in %g s: %s", FAILED_PAUSE_S, error.orig)
+                LOG.error(
+                    "the database refused a transaction, which is rolled back and tried again in %g s: %s", FAILED_PAUSE_S, error.orig
+                )
                 await asyncio.sleep(FAILED_PAUSE_S)
                 continue
             self._tell(worked)
@@ -133,10 +135,8 @@ class Node:
 
     async def _until_news(self) -> None:
         """Segments wake the bridge at once; captured rows are looked for every sleep_time."""
-        try:
+        with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._news.wait(), self.settings.sleep_time_s)
-        except asyncio.TimeoutError:
-            pass
 
     async def _work_until_idle(self) -> None:
         while True:

@@ -198,7 +198,9 @@ def _check_disjoint(charter: Charter) -> None:
         ordered = sorted(owned)
         for (prefix, owner), (longer, other) in zip(ordered, ordered[1:]):
             if longer.startswith(prefix) and owner != other:
-                raise ConfigError(f"charter: {what} prefix {longer!r} of {other} lies within {prefix!r} of {owner}; prefixes must be disjoint")
+                raise ConfigError(
+                    f"charter: {what} prefix {longer!r} of {other} lies within {prefix!r} of {owner}; prefixes must be disjoint"
+                )
     for instance in charter.instances:
         for guest, prefixes in instance.guests.items():
             if charter.by_name(guest) is None or guest == instance.name:

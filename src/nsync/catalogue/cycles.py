@@ -22,7 +22,9 @@ class Loops(NamedTuple):
 
     def hidden(self, orders: Mapping[Attachment, Order]) -> list[Attachment]:
         """Those of the affected that hide, where `orders` has the key of each that the other rules show."""
-        return [edge for edge in sorted(orders) if _reaches(edge.child, edge.parent, [e for e, order in orders.items() if order < orders[edge]])]
+        return [
+            edge for edge in sorted(orders) if _reaches(edge.child, edge.parent, [e for e, order in orders.items() if order < orders[edge]])
+        ]
 
 
 def cyclic(changed: Iterable[Attachment], below: Callable[[Collection[Did]], Iterable[Attachment]]) -> Loops:

@@ -190,7 +190,12 @@ class _Derivation:
                 found[edge] = self.reader.edge_order(stands)
             else:
                 self.conflicts[edge].append(
-                    Conflict("closed collections stay as they are (6.2)", f"{edge.parent} was closed", str(edge), f"the home of {edge.parent} attaches it")
+                    Conflict(
+                        "closed collections stay as they are (6.2)",
+                        f"{edge.parent} was closed",
+                        str(edge),
+                        f"the home of {edge.parent} attaches it",
+                    )
                 )
         return found
 

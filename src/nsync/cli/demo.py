@@ -77,8 +77,7 @@ def _play(place: Path, count: int, file_count: int, keep: bool, say: Say) -> sto
 
 
 def _table(report: story.Report) -> Table:
-    title = f"{report.downloaded_files} foreign files downloaded and checked; equal {report.healed_s:.1f} s after the partition"
-    table = Table("instance", box=SIMPLE, title=title, title_justify="left")
+    table = Table("instance", box=SIMPLE)
     for heading in ("datasets", "files", "replicas", "conflicts", "visible after"):
         table.add_column(heading, justify="right")
     for row in report.rows:

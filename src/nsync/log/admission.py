@@ -31,7 +31,9 @@ def check_segment(segment: Segment, charter: Charter, verify: Verify) -> None:
         raise RejectedSegment(f"{segment}: the charter names no such author; a new member or incarnation needs an amendment")
     check_signature(segment, instance.key, verify)
     if header.charter_version != charter.version:
-        raise RejectedSegment(f"{segment} of {instance.name}: made under charter version {header.charter_version}, this instance has {charter.version}")
+        raise RejectedSegment(
+            f"{segment} of {instance.name}: made under charter version {header.charter_version}, this instance has {charter.version}"
+        )
     for offset, op in enumerate(segment.ops):
         try:
             decode_op(op)

@@ -166,7 +166,15 @@ Sign = Callable[[str, bytes], bytes]
 
 
 def build_changeset(
-    ops: Sequence[bytes], *, federation: FederationId, charter_version: int, author: AuthorId, tip: Tip, stamp: Stamp, deps: Sequence[Dep], sign: Sign
+    ops: Sequence[bytes],
+    *,
+    federation: FederationId,
+    charter_version: int,
+    author: AuthorId,
+    tip: Tip,
+    stamp: Stamp,
+    deps: Sequence[Dep],
+    sign: Sign,
 ) -> Iterator[Segment]:
     """Sign `ops` as one changeset that continues `tip`: the run of segments whose last one has the commit flag.
 
@@ -177,7 +185,18 @@ def build_changeset(
     for index, run in enumerate(runs):
         last = index == len(runs) - 1
         header = Header(
-            FORMAT, federation, charter_version, author, 0, tip.seq + 1, len(run), tip.hash, stamp, tuple(sorted(deps)) if index == 0 else (), root_of(run), last
+            FORMAT,
+            federation,
+            charter_version,
+            author,
+            0,
+            tip.seq + 1,
+            len(run),
+            tip.hash,
+            stamp,
+            tuple(sorted(deps)) if index == 0 else (),
+            root_of(run),
+            last,
         )
         raw = encode_header(header)
         segment = Segment(header, raw, sign("segment", raw), tuple(run))

@@ -39,7 +39,9 @@ Statement = Union[Assert, Retract]
 
 def encode_op(statements: Iterable[Statement]) -> bytes:
     """The canonical bytes of one op. Raises RejectedSegment when no peer would accept it."""
-    raw = codec.encode((STATEMENTS_KIND, *((to_wire(s.key), _plain(s.value)) if isinstance(s, Assert) else (to_wire(s.key),) for s in statements)))
+    raw = codec.encode(
+        (STATEMENTS_KIND, *((to_wire(s.key), _plain(s.value)) if isinstance(s, Assert) else (to_wire(s.key),) for s in statements))
+    )
     decode_op(raw)
     return raw
 

@@ -106,7 +106,10 @@ class Bridge:
     # ---- the two effects
 
     def work(self, now_ms: int) -> Worked:
-        """Publish what was captured, then apply what waits and write its rows, for at most HOLD_MS_MAX unless one changeset takes longer."""
+        """Publish what was captured, then apply what waits and write its rows.
+
+        It holds the write lock for HOLD_MS_MAX at most, unless one changeset takes longer.
+        """
         if self._nothing_to_do():
             return Worked(0, (), 0.0)
         with self._writing() as session:
@@ -144,7 +147,7 @@ class Bridge:
             return outbox_is_empty(session) and session.execute(waiting).first() is None
 
     def _publish(self, session: Session, now_ms: int) -> Optional[Applied]:
-        """Drain the outbox into a changeset of this instance's log. It has seen what is applied before this transaction, and nothing else."""
+        """Drain the outbox into a changeset of this instance's log, which has seen what was applied before this transaction (R7.1)."""
         log = SqlLog(session.connection(), self.authority)
         capture = Capture(session, log.state, self._rows(session), self.me)
         drained = capture.drain()

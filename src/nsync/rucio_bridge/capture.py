@@ -56,7 +56,9 @@ class Capture:
         if until is None:
             return None
         columns = schema.outbox.c
-        captured = self.session.execute(select(columns.kind, columns.a, columns.b, columns.c, columns.d).where(columns.id <= until).distinct())
+        captured = self.session.execute(
+            select(columns.kind, columns.a, columns.b, columns.c, columns.d).where(columns.id <= until).distinct()
+        )
         facts = self._shared(self._facts(captured))
         rows, shown = self.rows.read(facts), self.state.entries(facts)
         statements = [s for fact in facts for s in _differences(fact, rows.get(fact), shown.get(fact), self.me.name)]
@@ -96,12 +98,16 @@ class Capture:
         published = {did for did, entry in self.rows.read(dids).items() if isinstance(entry, DidEntry) and entry.opendata == keys.PUBLIC}
         opened = {did for did in published if not _is_public(shown.get(did))}
         public_parents = {did for did in ends if _is_public(shown.get(did))} | opened
-        closure = {did for did in opened if isinstance(did, Did)} | self.rows.descendants([did for did in public_parents if isinstance(did, Did)])
+        closure = {did for did in opened if isinstance(did, Did)} | self.rows.descendants(
+            [did for did in public_parents if isinstance(did, Did)]
+        )
         shared = {did for did in dids | ends | closure if did.scope in scopes or did in shown or did in closure}
         fresh = {did for did in shared if did not in shown}
         hanging = self.rows.hanging_on(fresh | closure)
         ends_of_hanging = {end for fact in hanging if isinstance(fact, Attachment) for end in (fact.parent, fact.child)} - shared
-        shared |= {did for did in ends_of_hanging if did.scope in scopes} | {f for f in self.state.entries(ends_of_hanging) if isinstance(f, Did)}
+        shared |= {did for did in ends_of_hanging if did.scope in scopes} | {
+            f for f in self.state.entries(ends_of_hanging) if isinstance(f, Did)
+        }
         known_rses = self.state.entries([fact for fact in facts if isinstance(fact, Rse)])
         return {fact for fact in facts | hanging | shared if self._is_shared(fact, scopes, shared, known_rses)}
 
@@ -143,7 +149,9 @@ class Capture:
         asserted = [s.key for s in statements if isinstance(s, Assert)]
         scopes = {Scope(key.scope) for key in asserted if isinstance(key, Did)}
         rses = {key.rse for key in asserted if isinstance(key, Replica)}
-        closed = {key.parent for key in asserted if isinstance(key, Attachment)} - {key.fact for key in asserted if isinstance(key, Attribute)}
+        closed = {key.parent for key in asserted if isinstance(key, Attachment)} - {
+            key.fact for key in asserted if isinstance(key, Attribute)
+        }
         parents = self.rows.read(closed)
         needed: set[Fact] = {*scopes, *rses}
         known = self.state.entries(needed)
@@ -152,8 +160,15 @@ class Capture:
         found: list[Statement] = [Assert(fact, True) for fact in fresh]
         for fact, entry in definitions.items():
             if isinstance(entry, RseEntry):
-                found += [Assert(Attribute(fact, keys.PROTOCOLS), entry.protocols), Assert(Attribute(fact, keys.ATTRIBUTES), entry.attributes)]
-        found += [Assert(close_key(did), True) for did, entry in parents.items() if isinstance(did, Did) and isinstance(entry, DidEntry) and entry.closed]
+                found += [
+                    Assert(Attribute(fact, keys.PROTOCOLS), entry.protocols),
+                    Assert(Attribute(fact, keys.ATTRIBUTES), entry.attributes),
+                ]
+        found += [
+            Assert(close_key(did), True)
+            for did, entry in parents.items()
+            if isinstance(did, Did) and isinstance(entry, DidEntry) and entry.closed
+        ]
         return [s for s in found if self.authority.may_write(self.me.author, s.key)]
 
 
@@ -221,4 +236,3 @@ def _place(key: Key) -> tuple[int, Key]:
 def outbox_is_empty(session: Session) -> bool:
     """Whether nothing waits to be published: a look without a lock."""
     return session.execute(select(schema.outbox.c.id).limit(1)).first() is None
-

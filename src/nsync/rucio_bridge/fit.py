@@ -111,7 +111,10 @@ class Fit:
 
     def _did_reason(self, did: Did, entry: DidEntry, row: Optional[Entry], dois: Mapping[str, Did], desired: Desired) -> Optional[str]:
         if isinstance(row, DidEntry) and not row.identity.agrees(entry.identity):
-            return f"{did} exists here as {row.identity}, and is {entry.identity} in the shared namespace (first at {entry.origin}); rename the local one"
+            return (
+                f"{did} exists here as {row.identity}, and is {entry.identity} in the shared namespace (first at {entry.origin}); "
+                "rename the local one"
+            )
         bearer = dois.get(entry.doi or "")
         if bearer is None or bearer == did or self._gives_up_doi(bearer, desired):
             return None
@@ -140,7 +143,9 @@ class Fit:
             return f"RSE name {name[:60]!r}… has {len(name)} characters; Rucio holds {RSE_NAME_CHARS_MAX}"
         for protocol in entry.protocols:
             if not protocol.impl.startswith(PROTOCOL_PACKAGE):
-                return f"{fact} wants the protocol implementation {protocol.impl!r}; only those of {PROTOCOL_PACKAGE}* are taken from a peer"
+                return (
+                    f"{fact} wants the protocol implementation {protocol.impl!r}; only those of {PROTOCOL_PACKAGE}* are taken from a peer"
+                )
         taken = self.session.execute(select(models.RSE.id).where(models.RSE.rse == name)).first()
         if taken is not None and self.rows.rse_of(fact) is None:
             return f"an RSE called {name!r} exists here and is not {fact.instance}'s; rename it"

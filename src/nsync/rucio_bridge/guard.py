@@ -14,8 +14,9 @@ def unknown_schema(connection: Connection, version_table: str = "alembic_version
     """Why rows must not be written into this database, or None when its schema is one that is tested."""
     if not inspect(connection).has_table(version_table):
         return f"this database has no table {version_table}: it is not Rucio's, or was made without 'alembic stamp head'"
-    heads = set(connection.execute(text(f"SELECT version_num FROM {version_table}")).scalars())  # noqa: S608 - a constant
+    heads = set(connection.execute(text(f"SELECT version_num FROM {version_table}")).scalars())
     if heads and heads <= set(TESTED_HEADS):
         return None
     known = ", ".join(f"{head} (Rucio {release})" for head, release in sorted(TESTED_HEADS.items()))
-    return f"Rucio's schema is at {', '.join(sorted(heads)) or 'no revision'}; this nsync is tested with {known}: it goes on gossiping, and writes no rows"
+    found = ", ".join(sorted(heads)) or "no revision"
+    return f"Rucio's schema is at {found}; this nsync is tested with {known}: it goes on gossiping, and writes no rows"

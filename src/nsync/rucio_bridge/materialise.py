@@ -101,7 +101,9 @@ class Materialise:
         return account
 
     def _scopes(self, desired: Desired, actual: Actual) -> None:
-        wanted = {fact.scope for fact, entry in desired.items() if isinstance(fact, (Scope, Did)) and entry is not None and fact not in actual}
+        wanted = {
+            fact.scope for fact, entry in desired.items() if isinstance(fact, (Scope, Did)) and entry is not None and fact not in actual
+        }
         for name in sorted(wanted):
             home = self.authority.charter.home(name)
             if home is not None and not check_scope(InternalScope(name), session=self.session):
@@ -119,7 +121,12 @@ class Materialise:
     def _add_rse(self, fact: Rse) -> str:
         """Read-only, non-deterministic with explicit paths, never a destination (R7.4)."""
         rse_id: str = add_rse(
-            rse_name(fact), deterministic=False, availability_read=True, availability_write=False, availability_delete=False, session=self.session
+            rse_name(fact),
+            deterministic=False,
+            availability_read=True,
+            availability_write=False,
+            availability_delete=False,
+            session=self.session,
         )
         add_rse_attribute(rse_id, ORIGIN, fact.instance, session=self.session)
         return rse_id
@@ -199,7 +206,10 @@ class Materialise:
         wanted = [
             (fact, entry.path)
             for fact, entry in desired.items()
-            if isinstance(fact, Replica) and isinstance(entry, ReplicaEntry) and fact.rse.instance != self.instance and entry != actual.get(fact)
+            if isinstance(fact, Replica)
+            and isinstance(entry, ReplicaEntry)
+            and fact.rse.instance != self.instance
+            and entry != actual.get(fact)
         ]
         rows_of = self._did_rows({fact.did for fact, _ in wanted})
         rows = []
@@ -210,10 +220,20 @@ class Materialise:
             assert local is not None, "its RSE came first"
             scope, name = did_key(fact.did)
             if fact in actual:
-                self.session.execute(update(REPLICAS).where(_is(REPLICAS, fact.did), REPLICAS.c.rse_id == local.id).values(path=path, updated_at=now))
+                self.session.execute(
+                    update(REPLICAS).where(_is(REPLICAS, fact.did), REPLICAS.c.rse_id == local.id).values(path=path, updated_at=now)
+                )
                 continue
             did = rows_of[fact.did]
-            row = {"rse_id": local.id, "scope": scope, "name": name, "bytes": did.bytes, "adler32": did.adler32, "md5": did.md5, "path": path}
+            row = {
+                "rse_id": local.id,
+                "scope": scope,
+                "name": name,
+                "bytes": did.bytes,
+                "adler32": did.adler32,
+                "md5": did.md5,
+                "path": path,
+            }
             rows.append({**row, "state": ReplicaState.AVAILABLE, "lock_cnt": 0, "tombstone": None, "created_at": now, "updated_at": now})
             count = counts.setdefault(local.id, [0, 0])
             count[0] += 1
@@ -266,9 +286,9 @@ class Materialise:
         """A foreign DID that bears a DOI no more gives it up first, so that its new bearer can take it."""
         for fact, entry in desired.items():
             row = actual.get(fact)
-            if isinstance(fact, Did) and isinstance(row, DidEntry) and row.doi is not None and not self._is_home(fact):
-                if entry is None or (isinstance(entry, DidEntry) and entry.doi != row.doi):
-                    self.session.execute(delete(DOIS).where(_is(DOIS, fact)))
+            bears = isinstance(entry, DidEntry) and isinstance(row, DidEntry) and entry.doi == row.doi
+            if isinstance(fact, Did) and isinstance(row, DidEntry) and row.doi is not None and not bears and not self._is_home(fact):
+                self.session.execute(delete(DOIS).where(_is(DOIS, fact)))
 
     def _open_data(self, desired: Desired, actual: Actual) -> None:
         now = _now()
@@ -309,7 +329,12 @@ class Materialise:
 
     def _holds(self, table: Table, columns: tuple[str, str], did: Did) -> bool:
         scope, name = did_key(did)
-        return self.session.execute(select(table.c[columns[1]]).where(table.c[columns[0]] == scope, table.c[columns[1]] == name).limit(1)).first() is not None
+        return (
+            self.session.execute(
+                select(table.c[columns[1]]).where(table.c[columns[0]] == scope, table.c[columns[1]] == name).limit(1)
+            ).first()
+            is not None
+        )
 
     # ---- leaves
 

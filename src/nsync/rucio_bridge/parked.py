@@ -61,7 +61,7 @@ def listing(session: Session) -> list[ParkedFact]:
 
 
 def park(session: Session, batch: str, facts: Collection[Fact], reasons: Mapping[Fact, str], now_ms: int) -> bool:
-    """Let `facts` wait together; tells whether that says anything new. Those without a reason of their own wait for the first that has one."""
+    """Let `facts` wait together; tells whether that says anything new. Those without a reason wait for the first that has one."""
     first = min(reasons, key=key_bytes)
     rows = {key_bytes(fact): reasons.get(fact, f"waits for {first}, which came with it") for fact in facts}
     held = {key_bytes(p.fact): p.reason for p in listing(session) if p.fact in facts}

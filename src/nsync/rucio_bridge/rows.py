@@ -9,9 +9,9 @@ import logging
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple, Optional
 
+from rucio.common.exception import InvalidRSEExpression
 from rucio.common.types import InternalScope
 from rucio.core.rse_expression_parser import parse_expression
-from rucio.common.exception import InvalidRSEExpression
 from rucio.db.sqla import models
 from rucio.db.sqla.constants import DIDType, OpenDataDIDState, ReplicaState
 from rucio.rse.translation import RSEDeterministicTranslation
@@ -116,7 +116,17 @@ class Rows:
                 yield Scope(scope.external), ScopeEntry("")
 
     def _dids(self, facts: Collection[Did]) -> Iterable[tuple[Fact, Entry]]:
-        columns = (DIDS.c.scope, DIDS.c.name, DIDS.c.did_type, DIDS.c.is_open, DIDS.c.bytes, DIDS.c.adler32, DIDS.c.md5, OPEN.c.state, DOIS.c.doi)
+        columns = (
+            DIDS.c.scope,
+            DIDS.c.name,
+            DIDS.c.did_type,
+            DIDS.c.is_open,
+            DIDS.c.bytes,
+            DIDS.c.adler32,
+            DIDS.c.md5,
+            OPEN.c.state,
+            DOIS.c.doi,
+        )
         joined = DIDS.outerjoin(OPEN, (OPEN.c.scope == DIDS.c.scope) & (OPEN.c.name == DIDS.c.name)).outerjoin(
             DOIS, (DOIS.c.scope == DIDS.c.scope) & (DOIS.c.name == DIDS.c.name)
         )

@@ -13,10 +13,11 @@ _SHOWN = "JOIN nsync_entry e ON e.kind = 2 AND e.scope = {table}.scope AND e.nam
 
 _QUERIES = {
     "scopes": "SELECT s.scope FROM scopes s JOIN nsync_entry e ON e.kind = 1 AND e.scope = s.scope",
-    "dids": "SELECT dids.scope, dids.name, did_type, is_open, bytes, length, lower(adler32), lower(md5) FROM dids " + _SHOWN.format(table="dids"),
+    "dids": "SELECT dids.scope, dids.name, did_type, is_open, bytes, length, lower(adler32), lower(md5) FROM dids "
+    + _SHOWN.format(table="dids"),
     "contents": (
-        "SELECT contents.scope, contents.name, child_scope, child_name, did_type, child_type, bytes, lower(adler32), lower(md5) FROM contents "
-        + _SHOWN.format(table="contents")
+        "SELECT contents.scope, contents.name, child_scope, child_name, did_type, child_type, bytes, lower(adler32), lower(md5) "
+        "FROM contents " + _SHOWN.format(table="contents")
     ),
     "dids_opendata": "SELECT o.scope, o.name, o.state FROM dids_opendata o " + _SHOWN.format(table="o") + " WHERE o.state <> 'D'",
     "dids_opendata_doi": "SELECT o.scope, o.name, o.doi FROM dids_opendata_doi o " + _SHOWN.format(table="o"),
@@ -29,7 +30,7 @@ _REPLICAS = (
 
 
 def shared_rows(connection: Connection, instance: str) -> dict[str, frozenset[tuple[object, ...]]]:
-    """Rucio's rows of what the catalogue shows at `instance`, by table; replicas with their RSE as (instance, name) instead of its local name."""
+    """Rucio's rows of what the catalogue shows at `instance`, by table; in replicas the RSE stands as (instance, name)."""
     rows = {table: frozenset(tuple(row) for row in connection.execute(text(query))) for table, query in _QUERIES.items()}
     shared = set(connection.execute(text("SELECT key FROM nsync_entry WHERE kind = 6")).scalars())
     replicas = []

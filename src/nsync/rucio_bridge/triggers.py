@@ -56,7 +56,7 @@ def _trigger(table: str, kind: str, names: tuple[str, ...], event: str, columns:
     values = ", ".join(f"{row}.{name}" for name in names)
     return (
         f"CREATE TRIGGER IF NOT EXISTS {PREFIX}{table}_{event.lower()} AFTER {event}{of} ON {table} WHEN {when} "
-        f"BEGIN INSERT INTO nsync_outbox (kind, {into}) VALUES ('{kind}', {values}); END"  # noqa: S608 - constants
+        f"BEGIN INSERT INTO nsync_outbox (kind, {into}) VALUES ('{kind}', {values}); END"
     )
 
 
@@ -100,7 +100,8 @@ def share(connection: Connection, scopes: set[str]) -> None:
         for statement in (
             "INSERT INTO nsync_outbox (kind, a) SELECT 'scope', scope FROM scopes WHERE scope = :scope",
             "INSERT INTO nsync_outbox (kind, a, b) SELECT 'did', scope, name FROM dids WHERE scope = :scope",
-            "INSERT INTO nsync_outbox (kind, a, b, c, d) SELECT 'attachment', scope, name, child_scope, child_name FROM contents WHERE scope = :scope",
+            "INSERT INTO nsync_outbox (kind, a, b, c, d) "
+            "SELECT 'attachment', scope, name, child_scope, child_name FROM contents WHERE scope = :scope",
             "INSERT INTO nsync_outbox (kind, a, b, c) SELECT 'replica', scope, name, rse_id FROM replicas WHERE scope = :scope",
         ):
             connection.execute(text(statement), {"scope": scope})

@@ -26,11 +26,11 @@ from nsync.store.pasts import SqlPasts
 _COLUMNS = "key, author, seq, stamp_ms, stamp_logical, retract, value"
 _VALUES = ":key, :author, :seq, :stamp_ms, :stamp_logical, :retract, :value"
 _JOIN = text(
-    f"INSERT INTO nsync_slot ({_COLUMNS}) VALUES ({_VALUES}) "  # noqa: S608 - constants
+    f"INSERT INTO nsync_slot ({_COLUMNS}) VALUES ({_VALUES}) "
     "ON CONFLICT (key, author) DO UPDATE SET seq = excluded.seq, stamp_ms = excluded.stamp_ms, stamp_logical = excluded.stamp_logical, "
     "retract = excluded.retract, value = excluded.value WHERE excluded.seq > nsync_slot.seq"
 )
-_CLAIM = text(f"INSERT INTO nsync_claim ({_COLUMNS}) VALUES ({_VALUES}) ON CONFLICT (key, author) DO NOTHING")  # noqa: S608
+_CLAIM = text(f"INSERT INTO nsync_claim ({_COLUMNS}) VALUES ({_VALUES}) ON CONFLICT (key, author) DO NOTHING")
 _LINK = text("INSERT INTO nsync_link (node, key) VALUES (:node, :key) ON CONFLICT (node, key) DO NOTHING")
 _ENTRY = text(
     "INSERT INTO nsync_entry (key, kind, scope, name, entry) VALUES (:key, :kind, :scope, :name, :entry) "
@@ -102,7 +102,10 @@ class SqlState:
             self.connection.execute(insert(schema.waiting), [_row(key, slot) for key, slot in statements])
 
     def acknowledge(self, home: bytes, other: bytes, low: int, high: int) -> tuple[list[tuple[Key, Slot]], set[Key]]:
-        """`home` now has `other`'s ops in (low, high] in its past: the statements that this settles, and the keys whose order of claims it moves."""
+        """`home` now has `other`'s ops in (low, high] in its past.
+
+        Returns the statements that this settles, and the keys whose order of claims it moves.
+        """
         columns = schema.waiting.c
         rows = self.connection.execute(
             select(schema.waiting).where(columns.author == other, columns.seq > low, columns.seq <= high).order_by(columns.seq)
@@ -133,7 +136,9 @@ class SqlState:
             else:
                 scope = fact.scope if isinstance(fact, (Scope, Did)) else None
                 name = fact.name if isinstance(fact, Did) else None
-                rows.append({"key": key_bytes(fact), "kind": to_wire(fact)[0], "scope": scope, "name": name, "entry": codec.encode(plain(shown))})
+                rows.append(
+                    {"key": key_bytes(fact), "kind": to_wire(fact)[0], "scope": scope, "name": name, "entry": codec.encode(plain(shown))}
+                )
         self._many(_ENTRY, rows)
         for chunk in chunks(gone):
             self.connection.execute(delete(schema.entry).where(schema.entry.c.key.in_(chunk)))

@@ -113,7 +113,7 @@ class _Story:
         with ThreadPoolExecutor(len(self._instances)) as pool:
             futures = [pool.submit(stock.publish, i, number, self._file_count) for i in self._instances]
             deadline = time.monotonic() + VISIBLE_TIMEOUT_S
-            while not all(watch.complete() for watch in watches):
+            while not all([watch.complete() for watch in watches]):  # a list: each must look, to know its own time
                 _raise_failures(futures)
                 if time.monotonic() > deadline:
                     raise DemoFailed("; ".join(watch.missing() for watch in watches if not watch.complete()))
@@ -146,7 +146,7 @@ class _Story:
         started = time.monotonic()
         control.heal(self._layout)
         self._agree(first[1:] + second, suspended=first[:1])
-        return time.monotonic() - started
+        return round(time.monotonic() - started, 3)
 
     def _agree(self, public: list[Dataset], suspended: Iterable[Dataset] = ()) -> None:
         """Wait until all instances hold these datasets in these states, and their shared rows are equal."""
@@ -224,7 +224,7 @@ class _Watch:
     @property
     def seconds(self) -> float:
         """From the origin to the last peer, to the precision of the polls."""
-        return max(0.0, max(self._seen.values()) - self._seen[self.origin])
+        return round(max(0.0, max(self._seen.values()) - self._seen[self.origin]), 3)
 
     @property
     def reach(self) -> str:
