@@ -264,3 +264,15 @@ def test_a_node_that_is_down_resets_the_caller(tmp_path: Path) -> None:
         await both.network.close()
 
     asyncio.run(play())
+
+
+def test_the_demo_ends_well_and_leaves_a_stopped_testbed(directory: Path) -> None:
+    done = nsync("demo", "--dir", directory, "--instances", 2, "--files", 2, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert [(r["instance"], r["datasets"], r["files"], r["replicas"], r["conflicts"]) for r in report["rows"]] == [
+        ("atlas", 4, 8, 8, 0),
+        ("cms", 4, 8, 8, 0),
+    ]
+    assert report["downloaded_files"] == 4
+    assert not layout.load(directory).running
