@@ -30,6 +30,7 @@ from sqlalchemy.orm import Session
 
 from nsync.authority.effective import Authority
 from nsync.catalogue.entries import DidEntry, Entry, ReplicaEntry, RseEntry
+from nsync.failpoints import failpoint
 from nsync.namespace import keys
 from nsync.namespace.keys import Attachment, Did, Fact, Identity, Replica, Rse, Scope, key_bytes
 from nsync.rucio_bridge import parked
@@ -84,13 +85,20 @@ class Materialise:
         detached = [fact for fact in desired if isinstance(fact, Attachment) and desired[fact] is None and fact in actual]
         self._detach(detached)
         self._remove_replicas([fact for fact in desired if isinstance(fact, Replica) and desired[fact] is None and fact in actual])
+        failpoint("rows-detached")
         self._add_dids(desired, actual)
+        failpoint("rows-dids")
         attached = [fact for fact in desired if isinstance(fact, Attachment) and desired[fact] is not None and fact not in actual]
         self._attach(attached)
+        failpoint("rows-contents")
         self._put_replicas(desired, actual)
+        failpoint("rows-replicas")
         self._close({fact.parent for fact in (*attached, *detached)}, {fact for fact in desired if isinstance(fact, Did)})
+        failpoint("rows-closed")
         self._open_data(desired, actual)
+        failpoint("rows-open-data")
         self._remove_dids([fact for fact in desired if isinstance(fact, Did) and desired[fact] is None and fact in actual])
+        failpoint("rows-removed")
 
     # ---- accounts, scopes, RSEs: few rows, so Rucio's own functions
 

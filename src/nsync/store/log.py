@@ -19,6 +19,7 @@ from nsync.clock import AHEAD_MS_MAX, Stamp, next_stamp
 from nsync.crdt import Dot
 from nsync.crdt.past import steps_of
 from nsync.errors import RejectedSegment
+from nsync.failpoints import failpoint
 from nsync.log.admission import admit, check_deps, check_segment, choose_deps
 from nsync.log.segment import EMPTY, Dep, Header, Segment, Sign, Tip, build_changeset, decode_frame
 from nsync.log.stored import Head, Receipt, StoredSegment
@@ -117,6 +118,7 @@ class SqlLog:
                 continue
             self._insert(segment)
             stored += 1
+            failpoint("log-segment-stored")
         return Receipt(stored, tuple(rejected))
 
     def _stored_tip(self, author: bytes) -> Tip:
@@ -228,7 +230,9 @@ class SqlLog:
             touched |= self.state.join(judged.effective)
             self.state.wait(judged.waiting)
         assert segment is not None and first is not None
+        failpoint("log-slots-joined")
         self._advance(segment, first)
+        failpoint("log-head-advanced")
         return Applied(author, first, segment.header.last, frozenset(self.state.refresh(touched)), void)
 
     def _acknowledge(self, header: Header) -> set[Key]:
@@ -273,6 +277,7 @@ class SqlLog:
         ):
             self._insert(admit_own(segment, tip))
             tip = Tip(segment.header.last, segment.hash, segment.header.stamp, 0)
+        failpoint("publish-signed")
         rows = self._complete_changesets(heads)[author]
         return self._apply(author, rows)
 
