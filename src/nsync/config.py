@@ -61,7 +61,9 @@ def read() -> Settings:
         port=port,
         source_address=_option("source_address", "") or None,
         shared_scopes=shared,
-        rse_expression=_option("rse_expression", str(config_get("opendata", "rse_expression", raise_exception=False, default="*"))),
+        rse_expression=_option(
+            "rse_expression", str(config_get("opendata", "rse_expression", raise_exception=False, default="OpenData=True"))
+        ),
         sleep_time_s=config_get_float(SECTION, "sleep_time", raise_exception=False, default=0.5, check_config_table=False),
         gossip_interval_s=config_get_float(SECTION, "gossip_interval", raise_exception=False, default=5.0, check_config_table=False),
     )

@@ -19,6 +19,8 @@ OP_BYTES_MAX = 1 << 16
 STATEMENTS_MAX = 64
 
 STATEMENTS_KIND = 1
+ACKNOWLEDGE_KIND = 2
+"""An op that says nothing itself: a home publishes it so that its log has guests' statements in its past (R5.6)."""
 
 
 class Assert(NamedTuple):
@@ -44,6 +46,9 @@ def encode_op(statements: Iterable[Statement]) -> bytes:
     )
     decode_op(raw)
     return raw
+
+
+ACKNOWLEDGE = codec.encode((ACKNOWLEDGE_KIND,))
 
 
 def decode_op(raw: bytes) -> tuple[Statement, ...]:

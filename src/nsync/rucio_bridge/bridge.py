@@ -22,6 +22,7 @@ from nsync.failpoints import failpoint
 from nsync.log.segment import Sign
 from nsync.log.stored import Head, Receipt, StoredSegment
 from nsync.namespace.keys import Fact
+from nsync.namespace.ops import ACKNOWLEDGE
 from nsync.rucio_bridge import parked, triggers
 from nsync.rucio_bridge.capture import Capture, outbox_is_empty
 from nsync.rucio_bridge.guard import unknown_schema
@@ -124,9 +125,12 @@ class Bridge:
                 if found is None:
                     break
                 applied.append(found)
+            acknowledged = self._acknowledge(session, now_ms)
+            mine = [one for one in (published, acknowledged) if one is not None]
+            applied += [acknowledged] if acknowledged is not None else []
             failpoint("work-before-commit")
         failpoint("work-after-commit")
-        return Worked(published.last - published.first + 1 if published else 0, tuple(applied), (time.monotonic() - began) * 1000)
+        return Worked(sum(one.last - one.first + 1 for one in mine), tuple(applied), (time.monotonic() - began) * 1000)
 
     def retry_parked(self, now_ms: int) -> int:
         """Try again what is parked, batch by batch; returns how many batches could be written."""
@@ -149,6 +153,8 @@ class Bridge:
     def _publish(self, session: Session, now_ms: int) -> Optional[Applied]:
         """Drain the outbox into a changeset of this instance's log, which has seen what was applied before this transaction (R7.1)."""
         log = SqlLog(session.connection(), self.authority)
+        if not log.is_applied(self.me.author):
+            return None  # a restored database gets its own log back from its peers: first that, then what is new
         capture = Capture(session, log.state, self._rows(session), self.me)
         drained = capture.drain()
         failpoint("publish-drained")
@@ -160,6 +166,15 @@ class Bridge:
         if published is not None:
             self._materialise(session, log, published.changed, _batch(published), now_ms)
         return published
+
+    def _acknowledge(self, session: Session, now_ms: int) -> Optional[Applied]:
+        """Let guests' statements that wait for this home take effect: a segment that has them in its past (R5.6)."""
+        log = SqlLog(session.connection(), self.authority)
+        if not log.state.owes_acknowledgement(self.me.author) or not log.is_applied(self.me.author):
+            return None
+        acknowledged = log.publish([ACKNOWLEDGE], self.me.author, self._sign, now_ms)
+        self._materialise(session, log, acknowledged.changed, _batch(acknowledged), now_ms)
+        return acknowledged
 
     def _apply_one(self, session: Session, now_ms: int) -> Optional[Applied]:
         log = SqlLog(session.connection(), self.authority)

@@ -18,7 +18,8 @@ from sqlalchemy.orm import Session
 from nsync.authority.effective import Authority
 from nsync.catalogue.entries import DidEntry, Entry, ReplicaEntry, RseEntry
 from nsync.namespace.keys import Attachment, Did, Fact, Replica, Rse, Scope
-from nsync.rucio_bridge.rows import DOIS, SCOPES, Rows
+from nsync.rucio_bridge.rows import DOIS, SCOPES, Rows, matches
+from nsync.store import schema
 from nsync.store.database import chunks
 
 RSE_NAME_CHARS_MAX = 255
@@ -50,7 +51,7 @@ class Fit:
 
     def reasons(self, desired: Desired, actual: Actual) -> dict[Fact, str]:
         """Why entries cannot be written here; nothing for those that can."""
-        new = {fact: entry for fact, entry in desired.items() if entry is not None and entry != actual.get(fact)}
+        new = {fact: entry for fact, entry in desired.items() if entry is not None and not matches(entry, actual.get(fact))}
         owners = self._scope_owners({scope for fact in new for scope in _scopes(fact)})
         dois = self._doi_bearers({e.doi for e in new.values() if isinstance(e, DidEntry) and e.doi is not None})
         found: dict[Fact, str] = {}
@@ -102,12 +103,16 @@ class Fit:
         owner = owners.get(scope)
         if home is None:
             return f"scope {scope!r} is delegated to nobody by the charter"
-        if home.name == self.instance or owner in (None, account_of(home.name)):
+        if home.name == self.instance or owner in (None, account_of(home.name)) or scope in self._shared_scopes():
             return None
         return (
             f"scope {scope!r} of {home.name} exists here too, and belongs to account {owner!r}: a private scope of the same name; "
             f"rename it, or if it is meant to be {home.name}'s, give it to account {account_of(home.name)!r}"
         )
+
+    def _shared_scopes(self) -> set[str]:
+        """Scopes that the operator shares are no private ones."""
+        return set(self.session.execute(select(schema.shared_scope.c.scope)).scalars())
 
     def _did_reason(self, did: Did, entry: DidEntry, row: Optional[Entry], dois: Mapping[str, Did], desired: Desired) -> Optional[str]:
         if isinstance(row, DidEntry) and not row.identity.agrees(entry.identity):

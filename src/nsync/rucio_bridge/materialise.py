@@ -35,7 +35,7 @@ from nsync.namespace import keys
 from nsync.namespace.keys import Attachment, Did, Fact, Identity, Replica, Rse, Scope, key_bytes
 from nsync.rucio_bridge import parked
 from nsync.rucio_bridge.fit import Actual, Desired, Fit, account_of, needs_of, rse_name
-from nsync.rucio_bridge.rows import CONTENTS, DIDS, DOIS, OPEN, ORIGIN, REPLICAS, Rows, did_key
+from nsync.rucio_bridge.rows import CONTENTS, DIDS, DOIS, OPEN, ORIGIN, REPLICAS, Rows, did_key, matches
 from nsync.store.database import chunks
 from nsync.store.state import SqlState
 
@@ -59,9 +59,11 @@ class Materialise:
         facts = set(changed)
         needed = {need for fact in facts for need in needs_of(fact)}
         facts |= parked.with_their_batches(self.session, facts | needed)
-        entries = self.state.entries(facts)
-        desired: Desired = {fact: entries.get(fact) for fact in facts}
-        actual = self.rows.read(facts)
+        entries, actual = self.state.entries(facts), self.rows.read(facts)
+        desired: Desired = {fact: entries.get(fact) for fact in facts if not matches(entries.get(fact), actual.get(fact))}
+        parked.release(self.session, facts - desired.keys())
+        if not desired:
+            return True
         reasons = Fit(self.session, self.rows, self.authority, self.instance).reasons(desired, actual)
         if not reasons:
             try:
@@ -69,12 +71,12 @@ class Materialise:
                     self._write(desired, actual)
             except (IntegrityError, RucioException) as error:
                 LOG.exception("changeset %s cannot be written here", batch)
-                reasons = {min(facts, key=key_bytes): f"Rucio refused the rows: {str(error)[:500]}"}
+                reasons = {min(desired, key=key_bytes): f"Rucio refused the rows: {str(error)[:500]}"}
         if reasons:
-            if parked.park(self.session, batch, facts, reasons, now_ms):
-                LOG.warning("parked %d facts of changeset %s: %s", len(facts), batch, "; ".join(sorted(reasons.values())[:3]))
+            if parked.park(self.session, batch, desired.keys(), reasons, now_ms):
+                LOG.warning("parked %d facts of changeset %s: %s", len(desired), batch, "; ".join(sorted(reasons.values())[:3]))
             return False
-        parked.release(self.session, facts)
+        parked.release(self.session, desired.keys())
         return True
 
     def _write(self, desired: Desired, actual: Actual) -> None:

@@ -205,6 +205,15 @@ class Rows:
         return found
 
 
+def matches(entry: Optional[Entry], row: Optional[Entry]) -> bool:
+    """Whether a row says what the catalogue says. Rows know no home and no origin, and may know a checksum more or less."""
+    if entry is None or row is None:
+        return entry is row
+    if isinstance(entry, DidEntry) and isinstance(row, DidEntry):
+        return row.identity.agrees(entry.identity) and row[2:] == entry[2:]
+    return isinstance(entry, ScopeEntry) or entry == row
+
+
 def did_key(did: Did) -> tuple[InternalScope, str]:
     """A DID as Rucio's columns hold it."""
     return InternalScope(did.scope), did.name

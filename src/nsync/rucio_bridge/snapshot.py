@@ -13,8 +13,10 @@ _SHOWN = "JOIN nsync_entry e ON e.kind = 2 AND e.scope = {table}.scope AND e.nam
 
 _QUERIES = {
     "scopes": "SELECT s.scope FROM scopes s JOIN nsync_entry e ON e.kind = 1 AND e.scope = s.scope",
-    "dids": "SELECT dids.scope, dids.name, did_type, is_open, bytes, length, lower(adler32), lower(md5) FROM dids "
-    + _SHOWN.format(table="dids"),
+    "dids": (  # sizes of open collections are none, whatever is left in the columns
+        "SELECT dids.scope, dids.name, did_type, is_open, CASE WHEN is_open THEN NULL ELSE bytes END, "
+        "CASE WHEN is_open THEN NULL ELSE length END, lower(adler32), lower(md5) FROM dids " + _SHOWN.format(table="dids")
+    ),
     "contents": (
         "SELECT contents.scope, contents.name, child_scope, child_name, did_type, child_type, bytes, lower(adler32), lower(md5) "
         "FROM contents " + _SHOWN.format(table="contents")

@@ -264,6 +264,11 @@ class SqlLog:
 
     # ---- publishing
 
+    def is_applied(self, author: bytes) -> bool:
+        """Whether everything stored of `author`'s log is applied."""
+        query = select(_SEGMENT.arrival).where(_SEGMENT.author == author, _SEGMENT.state != schema.APPLIED).limit(1)
+        return self.connection.execute(query).first() is None
+
     def publish(self, ops: Sequence[bytes], author: AuthorId, sign: Sign, now_ms: int) -> Applied:
         """Sign `ops` as a changeset that has seen everything applied here, store it and apply it: the way of a stranger's (STYLE 6)."""
         heads = self.heads()

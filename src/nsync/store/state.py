@@ -101,6 +101,11 @@ class SqlState:
         if statements:
             self.connection.execute(insert(schema.waiting), [_row(key, slot) for key, slot in statements])
 
+    def owes_acknowledgement(self, home: bytes) -> bool:
+        """Whether statements wait for `home`."""
+        keys = self.connection.execute(select(schema.waiting.c.key).distinct()).scalars()
+        return any(self.authority.decider(from_key_bytes(key)) == home for key in keys)
+
     def acknowledge(self, home: bytes, other: bytes, low: int, high: int) -> tuple[list[tuple[Key, Slot]], set[Key]]:
         """`home` now has `other`'s ops in (low, high] in its past.
 

@@ -1,0 +1,97 @@
+"""`nsync charter`: keys, and the signed file that makes a federation (docs/CHARTER.md)."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from pathlib import Path
+
+import click
+
+from nsync.auth.keys import SigningKey, verify
+from nsync.authority import charter as document
+from nsync.cli.output import as_json
+from nsync.errors import ConfigError
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.group()
+def charter() -> None:
+    """Make keys, and show and sign the charter of a federation. Exit codes: 0 done, 1 failed, 2 wrong usage."""
+
+
+@charter.command()
+@click.argument("path", type=FILE)
+def keygen(path: Path) -> None:
+    """Make a new key in the file PATH (mode 600), and print its public half for the charter."""
+    key = SigningKey.generate()
+    key.save(path)
+    click.echo(key.public.hex())
+
+
+@charter.command()
+@click.argument("name")
+@click.argument("member", type=click.Path(exists=True, dir_okay=False, path_type=Path), nargs=-1, required=True)
+def draft(name: str, member: tuple[Path, ...]) -> None:
+    """Print the unsigned charter of the federation NAME, made of the MEMBER files that its members sent.
+
+    An instance without an incarnation gets a random one.
+    """
+    members = [_member(path) for path in member]
+    click.echo(json.dumps(document.draft(name, members), indent=2))
+
+
+@charter.command()
+@click.argument("path", type=FILE)
+@click.option("--key", "key_path", type=FILE, required=True, help="The file of a root key.")
+def sign(path: Path, key_path: Path) -> None:
+    """Add the signature of a root key to the charter in the file PATH."""
+    signed = document.sign(_read(path), SigningKey.load(key_path))
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(json.dumps(signed, indent=2) + "\n", encoding="utf-8")
+    fresh.replace(path)
+    click.echo(f"{path} has {len(signed['signatures'])} signatures")
+
+
+@charter.command()
+@click.argument("path", type=FILE)
+@click.option("--json", "json_", is_flag=True, help="Print JSON.")
+def show(path: Path, json_: bool) -> None:
+    """Check the signatures of the charter in the file PATH, and show what it says."""
+    loaded = document.load(json.dumps(_read(path)), verify)
+    instances = [
+        {
+            "instance": i.name,
+            "member": i.member,
+            "author": i.author.hex(),
+            "url": i.url,
+            "scopes": list(i.scopes),
+            "dois": list(i.dois),
+            "guests": {guest: list(prefixes) for guest, prefixes in i.guests.items()},
+        }
+        for i in loaded.instances
+    ]
+    if json_:
+        as_json({"name": loaded.name, "version": loaded.version, "federation": loaded.federation.hex(), "instances": instances})
+        return
+    click.echo(f"federation {loaded.name!r}, version {loaded.version}, id {loaded.federation.hex()}: every member has signed")
+    for entry in instances:
+        click.echo(f"  {entry['instance']} of {entry['member']} at {entry['url']}: scopes {entry['scopes']}, DOIs {entry['dois']}")
+
+
+def _member(path: Path) -> dict[str, object]:
+    member = _read(path)
+    for instance in member.get("instances", []):
+        instance.setdefault("incarnation", secrets.token_hex(document.ID_BYTES))
+    return member
+
+
+def _read(path: Path) -> dict:  # type: ignore[type-arg]
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} holds no JSON object")
+    return found

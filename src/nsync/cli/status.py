@@ -1,0 +1,80 @@
+"""`nsync status` and `nsync conflict`: what this instance has, what it lacks, and what waits for a decision."""
+
+from __future__ import annotations
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rucio.db.sqla.session import get_engine
+from sqlalchemy.orm import Session
+
+from nsync import config
+from nsync.cli.output import as_json
+from nsync.rucio_bridge import parked
+from nsync.store import status as store
+
+EXIT_BEHIND = 3
+EXIT_ATTENTION = 4
+
+
+@click.command()
+@click.option("--json", "json_", is_flag=True, help="Print JSON.")
+def status(json_: bool) -> None:
+    """Show how far this instance is with each member's log, what the catalogue holds, and what needs attention.
+
+    Exit codes: 0 all in order, 3 something is still to be applied or published, 4 conflicts, parked or refused changesets.
+    """
+    settings = config.read()
+    with get_engine().connect() as connection:
+        found = store.status(connection)
+    names: dict[bytes, str] = {instance.author: instance.name for instance in settings.charter.instances}
+    logs = {names.get(log.author, log.author.hex()): log for log in found.logs}
+    if json_:
+        as_json({**found._asdict(), "instance": settings.me.name, "logs": {name: _log(log) for name, log in logs.items()}})
+    else:
+        table = Table("member", "stored ops", "applied ops", "")
+        for name, log in sorted(logs.items()):
+            table.add_row(name, str(log.stored), str(log.applied), log.refused or "")
+        Console().print(table)
+        click.echo(f"{settings.me.name} shows " + ", ".join(f"{count} {kind}" for kind, count in found.shown.items()))
+        click.echo(f"conflicts: {found.conflicts}  parked: {found.parked}  not published yet: {found.outbox}")
+        if found.conflicts or found.parked:
+            click.echo("'nsync conflict list' says what they are and what resolves them")
+    if found.conflicts or found.parked or any(log.refused for log in found.logs):
+        raise SystemExit(EXIT_ATTENTION)
+    if found.outbox or any(log.stored != log.applied for log in found.logs):
+        raise SystemExit(EXIT_BEHIND)
+
+
+def _log(log: store.LogStatus) -> dict[str, object]:
+    return {"stored": log.stored, "applied": log.applied, "refused": log.refused}
+
+
+@click.group()
+def conflict() -> None:
+    """What a rule of the namespace took away, and what does not fit this Rucio."""
+
+
+@conflict.command("list")
+@click.option("--json", "json_", is_flag=True, help="Print JSON.")
+def list_(json_: bool) -> None:
+    """List conflicts and parked facts, each with what resolves it.
+
+    A conflict is the same at every instance: a rule preferred one statement to another. A parked fact is this
+    instance's own affair: rows that its Rucio cannot take. Exit codes: 0 nothing listed, 4 something is.
+    """
+    engine = get_engine()
+    with engine.connect() as connection:
+        conflicts = store.conflicts(connection)
+    with Session(engine) as session:
+        waiting = parked.listing(session)
+    if json_:
+        about = [{"about": str(key), **found._asdict()} for key, found in conflicts]
+        as_json({"conflicts": about, "parked": [{**entry._asdict(), "fact": str(entry.fact)} for entry in waiting]})
+    else:
+        for key, found in conflicts:
+            click.echo(f"{key}: {found.rule}\n  stands: {found.winner}\n  lost:   {found.loser}\n  to resolve: {found.resolve}")
+        for entry in waiting:
+            click.echo(f"{entry.fact}: parked with changeset {entry.batch}\n  {entry.reason}")
+    if conflicts or waiting:
+        raise SystemExit(EXIT_ATTENTION)
