@@ -1,0 +1,107 @@
+"""The wire is pinned: these bytes say what they said when the format was made, and say it in no other way.
+
+A test that fails here means another wire format. That needs a new version of it, never new vectors alone.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from nsync.auth.keys import verify
+from nsync.authority.charter import AuthorId, author_id, load
+from nsync.authority.effective import Authority
+from nsync.errors import RejectedSegment
+from nsync.log.admission import admit, check_deps, check_segment
+from nsync.log.segment import EMPTY, Dep, decode_frame, decode_header, encode_header, header_hash, root_of
+from nsync.namespace.keys import from_key_bytes, key_bytes
+from nsync.namespace.ops import decode_op, encode_op
+from nsync.transport.requests import Verifier, authorization, body_digest
+from tests.conformance import make
+from tests.support.federation import KEYS
+
+VECTORS: dict[str, Any] = {name: json.loads((make.DIRECTORY / f"{name}.json").read_text(encoding="ascii")) for name in make.FILES}
+
+
+def rows(name: str) -> Any:
+    return pytest.mark.parametrize("row", VECTORS[name], ids=lambda row: row["name"])
+
+
+@pytest.mark.parametrize("name", make.FILES)
+def test_this_code_makes_the_same_vectors(name: str) -> None:
+    assert json.loads(json.dumps(make.FILES[name]())) == VECTORS[name]
+
+
+@rows("keys")
+def test_keys(row: Any) -> None:
+    raw = bytes.fromhex(row["bytes"])
+    assert make.told_key(from_key_bytes(raw)) == row["key"]
+    assert key_bytes(from_key_bytes(raw)) == raw
+
+
+@rows("ops")
+def test_ops(row: Any) -> None:
+    raw = bytes.fromhex(row["bytes"])
+    said = decode_op(raw)
+    assert [make.told_statement(s) for s in said] == row["statements"]
+    assert not said or encode_op(said) == raw
+
+
+@rows("segments")
+def test_segments(row: Any) -> None:
+    raw = bytes.fromhex(row["header_bytes"])
+    header = decode_header(raw)
+    assert make.told_header(header) == row["header"]
+    assert encode_header(header) == raw
+    assert header_hash(raw).hex() == row["hash"]
+    segment = decode_frame(bytes.fromhex(row["frame"]))
+    assert (segment.header, segment.header_bytes, segment.hash.hex()) == (header, raw, row["hash"])
+    assert [op.hex() for op in segment.ops] == row["ops"]
+    assert root_of(segment.ops) == header.root
+    assert segment.frame.hex() == row["frame"]
+    assert verify(bytes.fromhex(row["key"]), "segment", raw, bytes.fromhex(row["signature"]))
+
+
+def test_the_segments_are_two_logs_of_whole_changesets() -> None:
+    charter = load(VECTORS["charter"]["document"], verify)
+    seen, one, two, _ = (decode_frame(bytes.fromhex(row["frame"])) for row in VECTORS["segments"])
+    for segment in (seen, one, two):
+        check_segment(segment, charter, verify)
+    assert admit(seen, EMPTY).open_segments == 0
+    middle = admit(one, EMPTY)
+    assert middle.open_segments == 1
+    assert admit(two, middle).open_segments == 0
+    (dep,) = one.header.deps
+    assert dep == Dep(seen.header.author, 1, seen.hash)
+    check_deps(one.header, {}, {dep: seen.header.stamp})
+
+
+def test_charter_names_federation_and_authors() -> None:
+    row = VECTORS["charter"]
+    charter = load(row["document"], verify)
+    assert charter.federation.hex() == row["federation"]
+    assert {i.name: i.author.hex() for i in charter.instances} == {name: ids["author"] for name, ids in row["authors"].items()}
+    for name, ids in row["authors"].items():
+        assert author_id(bytes.fromhex(ids["key"]), bytes.fromhex(ids["incarnation"])).hex() == ids["author"]
+        assert Authority(charter).name(bytes.fromhex(ids["author"])) == name
+
+
+def test_request_header() -> None:
+    row = VECTORS["request"]
+    charter = load(VECTORS["charter"]["document"], verify)
+    atlas, cms = (AuthorId(bytes.fromhex(VECTORS["charter"]["authors"][name]["author"])) for name in ("atlas", "cms"))
+    body, nonce = bytes.fromhex(row["body"]), bytes.fromhex(row["nonce"])
+    made = authorization(KEYS["atlas"], charter.federation, atlas, cms, row["method"], row["path"], body, row["now_ms"], nonce)
+    assert made == row["authorization"]
+    caller = Verifier(charter, cms).check(row["authorization"], row["method"], row["path"], row["now_ms"])
+    assert (caller.instance.name, caller.body_digest) == ("atlas", body_digest(body))
+
+
+@rows("refused")
+def test_what_must_be_refused_is(row: Any) -> None:
+    decode = decode_op if row["kind"] == "op" else decode_frame
+    with pytest.raises(RejectedSegment) as caught:
+        decode(bytes.fromhex(row["bytes"]))
+    assert str(caught.value).startswith(row["error"])
