@@ -30,7 +30,7 @@ from nsync.authority.charter import Charter, FederationId, Instance
 from nsync.errors import NotAuthorised, ProtocolError, TransportError
 from nsync.transport import session, wire
 from nsync.transport.client import PeerClient, open_session
-from nsync.transport.gossip import Gossip
+from nsync.transport.gossip import RELAY_S_MAX, Gossip
 from nsync.transport.listener import Listener
 from nsync.transport.ports import Head, LogDoor, Receipt, StoredSegment
 from nsync.transport.requests import authorization
@@ -72,6 +72,7 @@ class MemoryLog:
         self.refuses: set[bytes] = set()
         self.fails_after: Optional[int] = None
         self.received: list[int] = []
+        self.asked = 0
         self.threads: set[int] = set()
         self._lock = threading.Lock()
 
@@ -84,6 +85,7 @@ class MemoryLog:
     def heads(self) -> list[Head]:
         with self._lock:
             self.threads.add(threading.get_ident())
+            self.asked += 1
             if self.broken:
                 raise OSError("no space left")
             return [*self.announced, *(Head(a, log[-1].last, header_hash(log[-1].frame)) for a, log in self.segments.items())]
@@ -308,6 +310,11 @@ async def test_many_wake_ups_make_few_exchanges() -> None:
             a.write()
         await until(converged(a, b), "b has all")
         assert len(b.log.received) <= 3
+        await asyncio.sleep(2 * RELAY_S_MAX)  # b passes it on
+        asked = a.log.asked + b.log.asked
+        assert asked < 30
+        await asyncio.sleep(0.1)
+        assert a.log.asked + b.log.asked == asked, "then there is silence"
 
 
 @on_a_loop

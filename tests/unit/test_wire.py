@@ -208,6 +208,11 @@ def test_a_length_beyond_the_limit_is_refused_before_its_frame(length: int) -> N
     assert peak_bytes(lambda: refuse(lambda: wire.decode_frames(body, wire.PULL_BYTES_MAX), f"a frame of {length} bytes")) < MIB
 
 
+@pytest.mark.parametrize("rest", [b"\0", struct.pack(">I", 64), struct.pack(">I", 64) + bytes(63)])
+def test_a_whole_stream_with_part_of_a_frame_is_told(rest: bytes) -> None:
+    refuse(lambda: wire.decode_frames(zstandard.compress(struct.pack(">I", 64) + bytes(64) + rest), MIB), "cut short")
+
+
 def test_bytes_after_the_stream_are_refused() -> None:
     body = wire.encode_frames([bytes(64)])
     for tail in (b"x", body):
