@@ -16,6 +16,10 @@ SIGN_AHEAD_MS_MAX = 30_000
 """A node does not sign while its clock is further ahead of the median of its peers than this (R3.7)."""
 
 
+STAMP_MAX = 1 << 48
+"""Of either part of a stamp: the year 10889, and more statements than a millisecond has seen."""
+
+
 class Stamp(NamedTuple):
     """A point of hybrid time: wall clock in milliseconds since 1970, then a counter for what shares the millisecond."""
 
@@ -27,6 +31,11 @@ ZERO = Stamp(0, 0)
 
 
 def next_stamp(now_ms: int, seen: Iterable[Stamp]) -> Stamp:
-    """The least stamp that is at least `now_ms` and greater than every stamp in `seen`."""
+    """The least stamp that is at least `now_ms` and greater than every stamp in `seen`.
+
+    A counter at its maximum goes over to the next millisecond: else one author who signs with it would keep all who see it from signing.
+    """
     last = max(seen, default=ZERO)
-    return Stamp(now_ms, 0) if now_ms > last.ms else Stamp(last.ms, last.logical + 1)
+    if now_ms > last.ms:
+        return Stamp(now_ms, 0)
+    return Stamp(last.ms, last.logical + 1) if last.logical < STAMP_MAX else Stamp(last.ms + 1, 0)

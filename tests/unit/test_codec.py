@@ -81,13 +81,13 @@ NO_VALUE = {
 
 @pytest.mark.parametrize("raw", NOT_CANONICAL.values(), ids=NOT_CANONICAL.keys())
 def test_a_longer_form_is_refused(raw: str) -> None:
-    with pytest.raises(RejectedSegment, match="^key is msgpack, but not in its canonical form$"):
+    with pytest.raises(RejectedSegment, match=r"^key is msgpack, but not in its canonical form$"):
         codec.decode(bytes.fromhex(raw), "key")
 
 
 @pytest.mark.parametrize("raw", NO_VALUE.values(), ids=NO_VALUE.keys())
 def test_what_is_no_value_is_refused(raw: str) -> None:
-    with pytest.raises(RejectedSegment, match="^key is not canonical msgpack: .{1,120}$"):
+    with pytest.raises(RejectedSegment, match=r"^key is not canonical msgpack: .{1,120}$"):
         codec.decode(bytes.fromhex(raw), "key")
 
 

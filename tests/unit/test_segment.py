@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nsync.auth.keys import SIGNATURE_BYTES, SigningKey, verify
-from nsync.clock import Stamp
+from nsync.clock import STAMP_MAX, Stamp
 from nsync.errors import RejectedSegment
 from nsync.log.admission import admit
 from nsync.log.segment import (
@@ -18,7 +18,6 @@ from nsync.log.segment import (
     OPS_BYTES_MAX,
     OPS_MAX,
     SEQ_MAX,
-    STAMP_MAX,
     Dep,
     Segment,
     build_changeset,
@@ -56,7 +55,7 @@ def changeset(ops: list[bytes]) -> list[Segment]:
 @pytest.mark.parametrize(
     ("field", "values", "text"),
     [
-        (0, [0, 2, True, None, "1", "x" * 100_000], "has format"),
+        (0, [0, 2, True, None, "1", "x" * 100_000], "format"),
         (1, [b"", bytes(15), bytes(17), "x" * 16, None], "id or hash"),
         (2, [0, -1, True, None, (1 << 32) + 1], "no charter version"),
         (3, [b"", bytes(17), None], "id or hash"),

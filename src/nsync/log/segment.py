@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Callable, NamedTuple
 
 from nsync.authority.charter import ID_BYTES, AuthorId, FederationId, Verify
-from nsync.clock import Stamp
+from nsync.clock import STAMP_MAX, Stamp, next_stamp
 from nsync.errors import RejectedSegment
 from nsync.namespace import codec
 from nsync.namespace.ops import OP_BYTES_MAX
@@ -27,7 +27,6 @@ CHANGESET_SEGMENTS_MAX = 256
 DEPS_MAX = 1000
 SIGNATURE_BYTES = 64
 SEQ_MAX = 1 << 62
-STAMP_MAX = 1 << 48
 NO_HASH = bytes(ID_BYTES)
 """What the first segment of a log names as its predecessor."""
 
@@ -111,7 +110,8 @@ def decode_header(raw: bytes) -> Header:
     """The header in `raw`. Raises RejectedSegment."""
     parts = codec.decode(raw, "segment header")
     _check(type(parts) is tuple and len(parts) == len(Header._fields), "has another number of fields")
-    _check(type(parts[0]) is int and parts[0] == FORMAT, f"has format {parts[0]!r}; this nsync reads format {FORMAT}")
+    _check(_is_int(parts[0], 0, 1 << 32), "has no format number")
+    _check(parts[0] == FORMAT, f"has format {parts[0]}; this nsync reads format {FORMAT}")
     ids = (parts[1], parts[3], parts[7], parts[10])
     _check(all(type(i) is bytes and len(i) == ID_BYTES for i in ids), f"has an id or hash that is not {ID_BYTES} bytes")
     _check(_is_int(parts[2], 1, 1 << 32), "has no charter version")
@@ -202,7 +202,7 @@ def build_changeset(
         segment = Segment(header, raw, sign("segment", raw), tuple(run))
         yield segment
         tip = Tip(header.last, segment.hash, stamp, 0)
-        stamp = Stamp(stamp.ms, stamp.logical + 1)
+        stamp = next_stamp(0, [stamp])
 
 
 def _runs(ops: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
