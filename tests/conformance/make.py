@@ -126,7 +126,7 @@ def told_segment(name: str, author: str, segment: Segment) -> Any:
     }
 
 
-def sealed(author: str, ops: Sequence[bytes], key: Optional[SigningKey] = None, **changes: Any) -> Segment:
+def sealed(author: str, /, ops: Sequence[bytes], key: Optional[SigningKey] = None, **changes: Any) -> Segment:
     """A segment of `author`, signed with its key or another, its header changed at will."""
     fields: dict[str, Any] = {
         "format": FORMAT,
