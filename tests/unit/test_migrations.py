@@ -10,11 +10,11 @@ from sqlalchemy import Engine, create_engine, inspect, text
 
 pytest.importorskip("alembic", reason="migrations are for databases beside Rucio, and come with the extra 'rucio'")
 
-from alembic.autogenerate import compare_metadata  # noqa: E402
-from alembic.runtime.migration import MigrationContext  # noqa: E402
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
 
-from nsync.store import migrations, schema  # noqa: E402
-from nsync.store.database import create_tables  # noqa: E402
+from nsync.store import migrations, schema
+from nsync.store.database import create_tables
 
 RUCIO = ("alembic_version", "dids", "scopes")
 

@@ -89,8 +89,16 @@ def test_purposes_do_not_mix() -> None:
 
 @pytest.mark.parametrize(
     ("public", "message", "signature"),
-    [(b"", b"m", bytes(64)), (bytes(31), b"m", bytes(64)), (bytes(33), b"m", bytes(64)), (bytes(32), b"m", bytes(64)), (None, b"m", b""), (None, b"x", None), (None, b"m", bytes(64))],
-)  # fmt: skip
+    [
+        (b"", b"m", bytes(64)),
+        (bytes(31), b"m", bytes(64)),
+        (bytes(33), b"m", bytes(64)),
+        (bytes(32), b"m", bytes(64)),
+        (None, b"m", b""),
+        (None, b"m", bytes(64)),
+        (None, b"x", None),
+    ],
+)
 def test_whatever_is_no_signature_is_false_and_no_error(public: bytes, message: bytes, signature: bytes) -> None:
     key = SigningKey(SEED)
     assert not verify(

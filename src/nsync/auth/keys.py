@@ -32,13 +32,15 @@ class SigningKey:
 
     @classmethod
     def load(cls, path: Path) -> SigningKey:
-        """The key in the file at `path`. Raises ConfigError when it is missing, malformed, or readable by others."""
+        """The key in the file at `path`. Raises ConfigError when it is missing, malformed, or open to others."""
         try:
             mode = path.stat().st_mode
             text = path.read_text(encoding="ascii").strip()
             seed = bytes.fromhex(text)
         except FileNotFoundError as error:
             raise ConfigError(f"key file {path} does not exist; make one with 'nsync charter keygen {path}'") from error
+        except OSError as error:
+            raise ConfigError(f"key file {path} cannot be read: {error.strerror}") from error
         except ValueError as error:
             raise ConfigError(f"key file {path} does not hold 64 hexadecimal digits") from error
         if len(seed) != PUBLIC_BYTES:
@@ -53,6 +55,8 @@ class SigningKey:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError as error:
             raise ConfigError(f"key file {path} exists already; a key is never overwritten") from error
+        except OSError as error:
+            raise ConfigError(f"key file {path} cannot be written: {error.strerror}") from error
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
             file.write(bytes(self._key).hex() + "\n")
 

@@ -122,14 +122,14 @@ def load(text: str, verify: Verify) -> Charter:
         if body["format"] != FORMAT:
             raise ConfigError(f"charter has format {body['format']!r}; this nsync reads format {FORMAT}")
         members = body["members"]
-        if len(members) > MEMBERS_MAX:
-            raise ConfigError(f"charter names {len(members)} members; at most {MEMBERS_MAX} are allowed")
+        if not 1 <= len(members) <= MEMBERS_MAX:
+            raise ConfigError(f"charter names {len(members)} members; 1 to {MEMBERS_MAX} are allowed")
         signed = _signed_text(body)
         for member in members:
             _check_threshold(member, signed, signatures, verify)
         instances = tuple(_instance(member["name"], entry) for member in members for entry in member["instances"])
         charter = Charter(str(body["name"]), int(body["version"]), _federation(signed), instances)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(f"charter is malformed: {type(error).__name__}: {error}") from error
     _check_disjoint(charter)
     return charter
@@ -144,8 +144,8 @@ def _federation(signed: bytes) -> FederationId:
 
 
 def _check_threshold(member: Mapping[str, Any], signed: bytes, signatures: Mapping[str, str], verify: Verify) -> None:
-    roots = set(member["roots"])
-    good = sum(verify(bytes.fromhex(root), "charter", signed, bytes.fromhex(signatures.get(root, ""))) for root in sorted(roots))
+    roots = {bytes.fromhex(root) for root in member["roots"]}
+    good = sum(verify(root, "charter", signed, bytes.fromhex(signatures.get(root.hex(), ""))) for root in sorted(roots))
     if not 1 <= member["threshold"] <= len(roots):
         raise ConfigError(f"charter: member {member['name']!r} has threshold {member['threshold']} with {len(roots)} root keys")
     if good < member["threshold"]:
@@ -195,9 +195,11 @@ def _check_disjoint(charter: Charter) -> None:
         ("scope", [(p, i.name) for i in charter.instances for p in i.scopes]),
         ("DOI", [(p.upper(), i.name) for i in charter.instances for p in i.dois]),
     ):
-        ordered = sorted(owned)
-        for (prefix, owner), (longer, other) in zip(ordered, ordered[1:]):
-            if longer.startswith(prefix) and owner != other:
+        prefix, owner = None, ""
+        for longer, other in sorted(owned):  # what lies within a prefix comes right after it
+            if prefix is None or not longer.startswith(prefix):
+                prefix, owner = longer, other
+            elif owner != other:
                 raise ConfigError(
                     f"charter: {what} prefix {longer!r} of {other} lies within {prefix!r} of {owner}; prefixes must be disjoint"
                 )

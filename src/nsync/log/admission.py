@@ -44,6 +44,8 @@ def check_segment(segment: Segment, charter: Charter, verify: Verify) -> None:
 def admit(segment: Segment, tip: Tip) -> Tip:
     """The tip after `segment`, which must continue `tip`, the end of its author's log here. Raises RejectedSegment (R4.3)."""
     header = segment.header
+    if header.first <= tip.seq:
+        raise RejectedSegment(f"{segment}: a fork: the log here has another segment at {header.first}")
     if header.first != tip.seq + 1:
         raise RejectedSegment(f"{segment}: a gap: the log here ends at {tip.seq}, so {tip.seq + 1} must come next")
     if header.prev != tip.hash:
