@@ -107,9 +107,12 @@ def draft(name: str, members: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def sign(document: dict[str, Any], key: Any) -> dict[str, Any]:
-    """`document` with the signature of one more root key (a `nsync.auth.keys.SigningKey`) added."""
-    signature: bytes = key.sign("charter", _signed_text(document["charter"]))
-    return {**document, "signatures": {**document["signatures"], key.public.hex(): signature.hex()}}
+    """`document` with the signature of one more root key (a `nsync.auth.keys.SigningKey`) added. Raises ConfigError."""
+    body, signatures = document.get("charter"), document.get("signatures")
+    if not isinstance(body, dict) or not isinstance(signatures, dict):
+        raise ConfigError("charter is malformed: it needs 'charter' and 'signatures'; make one with 'nsync charter draft'")
+    signature: bytes = key.sign("charter", _signed_text(body))
+    return {**document, "signatures": {**signatures, key.public.hex(): signature.hex()}}
 
 
 def load(text: str, verify: Verify) -> Charter:
