@@ -25,9 +25,10 @@ def run(*arguments: str, config: Path | None = None) -> subprocess.CompletedProc
 
 
 def test_help_imports_no_heavy_library() -> None:
-    code = "import runpy, sys\ntry:\n    runpy.run_module('nsync', run_name='__main__')\nfinally:\n    print([m for m in %r if m in sys.modules])"
+    running = "import runpy, sys\ntry:\n    runpy.run_module('nsync', run_name='__main__')\nfinally:\n    "
+    code = running + f"print([m for m in {HEAVY!r} if m in sys.modules])"
     for arguments in (["--help"], ["--version"]):
-        shown = subprocess.run([sys.executable, "-c", code % (HEAVY,), *arguments], capture_output=True, text=True)
+        shown = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
         assert shown.returncode == 0, shown.stderr
         assert shown.stdout.endswith("[]\n"), shown.stdout
 
