@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Callable, NamedTuple, Optional, Union
 
 from nsync.errors import RejectedSegment
@@ -20,6 +21,8 @@ NAME_CHARS_MAX = 1024
 PATH_CHARS_MAX = 1024
 FIELD_CHARS_MAX = 64
 DOI_CHARS_MAX = 255
+KEYS_KEPT = 1 << 15
+"""Keys whose bytes are remembered: a changeset looks at each key a dozen times. Some 20 MB at most."""
 PROTOCOLS_MAX = 16
 ATTRIBUTES_MAX = 64
 BYTES_MAX = 1 << 62
@@ -192,11 +195,13 @@ def from_wire(wire: Any) -> Key:
     return _fact(wire)
 
 
+@lru_cache(maxsize=KEYS_KEPT)
 def key_bytes(key: Key) -> bytes:
     """The canonical bytes of `key`: what it is stored and compared by."""
     return codec.encode(to_wire(key))
 
 
+@lru_cache(maxsize=KEYS_KEPT)
 def from_key_bytes(raw: bytes) -> Key:
     """The key whose canonical bytes are `raw`."""
     return from_wire(codec.decode(raw, "key"))

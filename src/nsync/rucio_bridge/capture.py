@@ -125,9 +125,10 @@ class Capture:
     def _unsaid(self, statements: Sequence[Statement]) -> list[Statement]:
         """Without what this instance may not say, and what it says already, though a rule of the catalogue prefers another."""
         allowed = [s for s in statements if self.authority.may_write(self.me.author, s.key)]
-        for statement in statements:
-            if statement not in allowed:
-                LOG.debug("not published, since the charter does not let %s write it: %s", self.me.name, statement.key)
+        if len(allowed) < len(statements):
+            LOG.debug(
+                "%d statements are not published: the charter does not let %s make them", len(statements) - len(allowed), self.me.name
+            )
         slots = self.state.slots([s.key for s in allowed])
         waiting = parked.among(self.session, [s.key for s in allowed if isinstance(s, Retract)])
         reader = Reader(self.authority, self.state.pasts)

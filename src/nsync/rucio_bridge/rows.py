@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple, Optional
 
 from rucio.common.exception import InvalidRSEExpression
@@ -247,4 +248,10 @@ def _path(rse: LocalRse, did: Did, path: Optional[str]) -> str:
     """The path below the prefix: what the RSE's algorithm makes of the name, or what the row says."""
     if not rse.deterministic:
         return (path or "").lstrip("/")
-    return str(RSEDeterministicTranslation(rse.name, dict(rse.attributes)).path(did.scope, did.name)).lstrip("/")
+    return str(_translation(rse.name, tuple(sorted(rse.attributes.items()))).path(did.scope, did.name)).lstrip("/")
+
+
+@lru_cache(maxsize=1000)
+def _translation(rse: str, attributes: tuple[tuple[str, Any], ...]) -> RSEDeterministicTranslation:
+    """Kept, since making one reads Rucio's configuration through database sessions of its own."""
+    return RSEDeterministicTranslation(rse, dict(attributes))
