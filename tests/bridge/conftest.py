@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.instances import Instance
+from tests.support.instances import Instance, settle
 
 SHARED = {"atlas": ["atlas.shared", "atlas"], "cms": ["atlas.shared", "cms"], "belle2": ["atlas.shared", "belle2"]}
 
@@ -16,6 +16,31 @@ SHARED = {"atlas": ["atlas.shared", "atlas"], "cms": ["atlas.shared", "cms"], "b
 def instances(template_database: Path, tmp_path: Path) -> Iterator[list[Instance]]:
     """atlas, cms and belle2; each shares its own scope, and all share atlas.shared."""
     made = [Instance(template_database, tmp_path, name, shared) for name, shared in SHARED.items()]
+    yield made
+    for instance in made:
+        instance.close()
+
+
+@pytest.fixture(scope="session")
+def prepared(template_database: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The databases of three instances that know each other's scopes; each has a private scope besides."""
+    directory = tmp_path_factory.mktemp("prepared")
+    made = [Instance(template_database, directory, name, shared, durable=False) for name, shared in SHARED.items()]
+    for instance in made:
+        instance.add_scope(instance.name)
+        instance.add_scope(f"{instance.name}.private")
+    made[0].add_scope("atlas.shared")
+    settle(made)
+    for instance in made:
+        instance.checkpoint()
+        instance.close()
+    return {instance.name: instance.path for instance in made}
+
+
+@pytest.fixture
+def federation(prepared: dict[str, Path], tmp_path: Path) -> Iterator[list[Instance]]:
+    """atlas, cms and belle2, whose scopes have reached each other."""
+    made = [Instance(prepared[name], tmp_path, name, shared, durable=False) for name, shared in SHARED.items()]
     yield made
     for instance in made:
         instance.close()

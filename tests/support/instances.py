@@ -3,31 +3,50 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rucio.common.exception import RucioException
 from rucio.common.types import InternalAccount, InternalScope
 from rucio.core import did as core_did
 from rucio.core import opendata, replica
 from rucio.core.rse import get_rse_id
+from rucio.core.rule import add_rule
 from rucio.core.scope import add_scope
 from rucio.db.sqla.constants import DIDType, OpenDataDIDState
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, Table, create_engine, event, select, text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
 from nsync.auth.keys import verify
+from nsync.catalogue.entries import Conflict, DidEntry, Entry, ScopeEntry
+from nsync.namespace.keys import Fact, from_key_bytes
+from nsync.namespace.ops import Statement, encode_op
+from nsync.rucio_bridge import parked
 from nsync.rucio_bridge.bridge import Bridge
+from nsync.rucio_bridge.rows import Rows
 from nsync.rucio_bridge.snapshot import shared_rows
-from nsync.store import migrations
+from nsync.store import migrations, schema
+from nsync.store.database import begin_writing
+from nsync.store.log import SqlLog
+from nsync.store.state import SqlState
 from tests.support.federation import AUTHORITY, CHARTER, KEYS
 
 ROOT = InternalAccount("root")
+EXPRESSION = "OpenData=True"
+
+REFUSALS = (RucioException, IntegrityError)
+"""What Rucio's core raises for an operation that it does not allow."""
 
 
-def engine_of(path: Path) -> Engine:
-    return create_engine(f"sqlite+nsync:///{path}")
+def engine_of(path: Path, durable: bool = True) -> Engine:
+    """`durable=False` leaves out the syncs to disk: for tests that end no process."""
+    engine = create_engine(f"sqlite+nsync:///{path}")
+    if not durable:
+        event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=OFF"))
+    return engine
 
 
 def install(path: Path) -> None:
@@ -45,20 +64,25 @@ def install(path: Path) -> None:
 class Instance:
     """One instance: its database, its bridge, and what its users do."""
 
-    def __init__(self, template: Path, directory: Path, name: str, shared: Sequence[str] = ()) -> None:
+    def __init__(self, template: Path, directory: Path, name: str, shared: Sequence[str] = (), durable: bool = True) -> None:
         self.name = name
         self.path = directory / f"{name}.db"
         shutil.copyfile(template, self.path)
-        self.engine = engine_of(self.path)
+        self.engine = engine_of(self.path, durable)
         self.sessions = sessionmaker(bind=self.engine)
         me = CHARTER.by_name(name)
         assert me is not None
-        self.bridge = Bridge(self.engine, AUTHORITY, me, KEYS[name].sign, verify, "OpenData=True")
+        self.bridge = Bridge(self.engine, AUTHORITY, me, KEYS[name].sign, verify, EXPRESSION)
         self.bridge.install(shared)
         self.now_ms = 1_700_000_000_000
 
     def close(self) -> None:
         self.engine.dispose()
+
+    def checkpoint(self) -> None:
+        """Bring everything into the one file, so that it can be copied."""
+        with self.engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
     # ---- the node's part
 
@@ -85,6 +109,38 @@ class Instance:
     def query(self, sql: str, **values: Any) -> list[tuple[Any, ...]]:
         with self.engine.connect() as connection:
             return [tuple(row) for row in connection.execute(text(sql), values)]
+
+    def publish(self, *statements: Statement) -> None:
+        """Sign statements that no row of Rucio makes."""
+        with self.sessions.begin() as session:
+            begin_writing(session.connection())
+            me = self.bridge.me
+            SqlLog(session.connection(), AUTHORITY).publish([encode_op(statements)], me.author, KEYS[self.name].sign, self.now_ms)
+
+    # ---- what it shows
+
+    def catalogue(self) -> dict[Fact, Entry]:
+        """The catalogue as this instance has it."""
+        return self.state(lambda state, keys: state.entries(keys), schema.entry)
+
+    def conflicts(self) -> dict[Fact, list[Conflict]]:
+        return self.state(lambda state, keys: state.conflicts(keys), schema.conflict)
+
+    def state(self, ask: Callable[[SqlState, set[Any]], Any], table: Table) -> Any:
+        """What `ask` finds out about every key in `table`."""
+        with self.engine.connect() as connection:
+            raw = connection.execute(select(table.c.key)).scalars()
+            return ask(SqlState(connection, AUTHORITY), {from_key_bytes(key) for key in raw})
+
+    def parked(self) -> dict[Fact, str]:
+        """What waits for the operator, with the reasons."""
+        with self.sessions() as session:
+            return {waiting.fact: waiting.reason for waiting in parked.listing(session)}
+
+    def written(self, facts: Collection[Fact]) -> dict[Fact, Entry]:
+        """The rows of `facts`, as entries that compare with `plain_entry` of the catalogue's."""
+        with self.sessions() as session:
+            return dict(Rows(session, self.name, EXPRESSION).read(facts))
 
     # ---- the users' part
 
@@ -127,6 +183,27 @@ class Instance:
         with self.session() as session:
             opendata.update_opendata_did(scope=InternalScope(scope), name=name, state=state, doi=doi, session=session)
 
+    def delete_replicas(self, scope: str, names: Sequence[str]) -> None:
+        """As the reaper does, with Rucio's own clean-up: the last replica takes its file along."""
+        with self.session() as session:
+            files = [{"scope": InternalScope(scope), "name": name} for name in names]
+            replica.delete_replicas(get_rse_id("DISK", session=session), files, session=session)
+
+    def delete_did(self, scope: str, name: str) -> None:
+        """As the undertaker does."""
+        with self.session() as session:
+            did = core_did.get_did(InternalScope(scope), name, session=session)
+            did_type = did["type"]
+            gone = {"scope": InternalScope(scope), "name": name, "did_type": did_type, "purge_replicas": True}
+            core_did.delete_dids([gone], ROOT, session=session)
+
+    def add_rule(self, scope: str, name: str) -> str:
+        """A local rule that wants a copy at DISK."""
+        with self.session() as session:
+            dids = [{"scope": InternalScope(scope), "name": name}]
+            (made,) = add_rule(dids, ROOT, 1, "DISK", "NONE", None, None, False, None, session=session)
+            return str(made)
+
     def publish_dataset(self, scope: str, name: str, files: int = 3, doi: str | None = None) -> None:
         """A closed dataset of files, made public."""
         names = [f"{name}.f{i}" for i in range(files)]
@@ -135,8 +212,16 @@ class Instance:
         self.attach(scope, name, [(scope, n) for n in names])
         self.set_open(scope, name, False)
         self.add_open_data(scope, name)
-        self.set_open_data(scope, name, doi=doi)
+        if doi is not None:
+            self.set_open_data(scope, name, doi=doi)
         self.set_open_data(scope, name, state=OpenDataDIDState.PUBLIC)
+
+
+def plain_entry(entry: Entry) -> Entry:
+    """`entry` without what no row of Rucio holds."""
+    if isinstance(entry, DidEntry):
+        return entry._replace(origin="")
+    return ScopeEntry("") if isinstance(entry, ScopeEntry) else entry
 
 
 def settle(instances: Sequence[Instance]) -> None:
@@ -151,3 +236,12 @@ def settle(instances: Sequence[Instance]) -> None:
         if done == 0:
             return
     raise AssertionError("the instances do not settle")
+
+
+def acknowledge(instances: Sequence[Instance]) -> None:
+    """Settle, and let every home sign something after it has seen everything (R5.6)."""
+    settle(instances)
+    for instance in instances:
+        count = len(instance.query("SELECT name FROM dids WHERE scope = :scope", scope=instance.name))
+        instance.add_files(instance.name, [f"acknowledged{count}"])
+    settle(instances)

@@ -1,0 +1,345 @@
+"""What users of several instances do at the same time, not knowing of each other, has one outcome everywhere (DESIGN 3-6)."""
+
+from __future__ import annotations
+
+from rucio.db.sqla.constants import DIDType, OpenDataDIDState
+
+from nsync.catalogue.entries import DidEntry
+from nsync.namespace.keys import Attachment, Did
+from nsync.namespace.ops import Assert
+from tests.support.instances import Instance, acknowledge, settle
+
+SHARED = "atlas.shared"
+PUBLIC, SUSPENDED = OpenDataDIDState.PUBLIC, OpenDataDIDState.SUSPENDED
+
+CLOSED_RULE = "closed collections stay as they are (6.2)"
+CYCLE_RULE = "containers hold no cycle (6.3)"
+
+
+def edge(parent: str, child: str) -> Attachment:
+    return Attachment(Did(SHARED, parent), Did(SHARED, child))
+
+
+def content(instance: Instance, name: str, scope: str = SHARED) -> set[str]:
+    """The names of what `instance`'s Rucio has in a collection."""
+    return {n for (n,) in instance.query("SELECT child_name FROM contents WHERE scope = :s AND name = :n", s=scope, n=name)}
+
+
+def contents_everywhere(instances: list[Instance], name: str) -> list[set[str]]:
+    return [content(instance, name) for instance in instances]
+
+
+def rules(instance: Instance, fact: object) -> list[str]:
+    return [conflict.rule for conflict in instance.conflicts().get(fact, [])]  # type: ignore[call-overload]
+
+
+def entry(instance: Instance, name: str) -> DidEntry:
+    found = instance.catalogue()[Did(SHARED, name)]
+    assert isinstance(found, DidEntry)
+    return found
+
+
+def is_open(instance: Instance, name: str) -> bool:
+    ((found,),) = instance.query("SELECT is_open FROM dids WHERE scope = :s AND name = :n", s=SHARED, n=name)
+    return bool(found)
+
+
+def state(instance: Instance, name: str) -> str:
+    return "".join(s for (s,) in instance.query("SELECT state FROM dids_opendata WHERE scope = :s AND name = :n", s=SHARED, n=name))
+
+
+def add_dataset(instance: Instance, name: str, files: list[str]) -> None:
+    if files:
+        instance.add_files(SHARED, files)
+    instance.add_did(SHARED, name)
+    if files:
+        instance.attach(SHARED, name, [(SHARED, f) for f in files])
+
+
+# ---- attach and close
+
+
+def test_an_attachment_that_the_close_had_not_seen_is_hidden_and_listed(federation: list[Instance]) -> None:
+    atlas, cms, belle2 = federation
+    add_dataset(atlas, "d1", ["f1"])
+    cms.add_files(SHARED, ["f2"])
+    settle(federation)
+    atlas.set_open(SHARED, "d1", False)
+    cms.attach(SHARED, "d1", [(SHARED, "f2")])
+    settle(federation)
+    assert contents_everywhere(federation, "d1") == [{"f1"}] * 3
+    assert [rules(instance, edge("d1", "f2")) for instance in federation] == [[CLOSED_RULE]] * 3
+    assert atlas.rows() == cms.rows() == belle2.rows()
+
+
+def test_what_the_home_attaches_and_closes_again_shows(federation: list[Instance]) -> None:
+    test_an_attachment_that_the_close_had_not_seen_is_hidden_and_listed(federation)
+    atlas, cms, belle2 = federation
+    atlas.set_open(SHARED, "d1", True)
+    atlas.attach(SHARED, "d1", [(SHARED, "f2")])
+    atlas.set_open(SHARED, "d1", False)
+    settle(federation)
+    assert contents_everywhere(federation, "d1") == [{"f1", "f2"}] * 3
+    assert [rules(instance, edge("d1", "f2")) for instance in federation] == [[]] * 3
+    assert [i.query("SELECT bytes, length, is_open FROM dids WHERE name = 'd1'") for i in federation] == [[(20, 2, 0)]] * 3
+    assert atlas.rows() == cms.rows() == belle2.rows()
+
+
+def test_an_attachment_that_the_close_had_seen_stays(federation: list[Instance]) -> None:
+    atlas, cms, _ = federation
+    add_dataset(atlas, "d1", ["f1"])
+    settle(federation)
+    cms.add_files(SHARED, ["f2"])
+    cms.attach(SHARED, "d1", [(SHARED, "f2")])
+    settle(federation)
+    atlas.set_open(SHARED, "d1", False)
+    settle(federation)
+    assert contents_everywhere(federation, "d1") == [{"f1", "f2"}] * 3
+    assert [is_open(instance, "d1") for instance in federation] == [False] * 3
+
+
+def test_after_a_reopen_guests_attach_again(federation: list[Instance]) -> None:
+    atlas, cms, _ = federation
+    add_dataset(atlas, "d1", ["f1"])
+    atlas.set_open(SHARED, "d1", False)
+    settle(federation)
+    atlas.set_open(SHARED, "d1", True)
+    settle(federation)
+    assert [is_open(instance, "d1") for instance in federation] == [True] * 3
+    cms.add_files(SHARED, ["f2"])
+    cms.attach(SHARED, "d1", [(SHARED, "f2")])
+    settle(federation)
+    assert contents_everywhere(federation, "d1") == [{"f1", "f2"}] * 3
+
+
+def test_a_reopen_is_ignored_while_the_data_are_public(federation: list[Instance]) -> None:
+    atlas, cms, belle2 = federation
+    atlas.publish_dataset(SHARED, "d1")
+    settle(federation)
+    atlas.set_open(SHARED, "d1", True)
+    settle(federation)
+    assert [entry(instance, "d1").closed for instance in federation] == [True] * 3
+    assert [is_open(instance, "d1") for instance in federation] == [True, False, False]  # at atlas a drift, reported, not fought
+    assert cms.rows() == belle2.rows()
+
+
+# ---- add and remove
+
+
+def test_of_an_attachment_added_and_removed_at_once_the_add_wins(federation: list[Instance]) -> None:
+    atlas, cms, _ = federation
+    add_dataset(atlas, "d1", [])
+    atlas.add_files(SHARED, ["f1"])
+    settle(federation)
+    atlas.attach(SHARED, "d1", [(SHARED, "f1")])
+    atlas.work()
+    cms.attach(SHARED, "d1", [(SHARED, "f1")])
+    cms.work()
+    atlas.detach(SHARED, "d1", [(SHARED, "f1")])
+    settle(federation)
+    assert contents_everywhere(federation, "d1") == [{"f1"}] * 3
+    atlas.detach(SHARED, "d1", [(SHARED, "f1")])  # now it knows of the other's
+    settle(federation)
+    assert contents_everywhere(federation, "d1") == [set()] * 3
+
+
+def test_of_a_did_added_and_removed_at_once_the_add_wins(federation: list[Instance]) -> None:
+    atlas, cms, _ = federation
+    atlas.add_did(SHARED, "d1")
+    atlas.work()
+    cms.add_did(SHARED, "d1")
+    cms.work()
+    atlas.delete_did(SHARED, "d1")
+    settle(federation)
+    assert [instance.query("SELECT name FROM dids WHERE name = 'd1'") for instance in federation] == [[("d1",)]] * 3
+    atlas.delete_did(SHARED, "d1")
+    settle(federation)
+    assert [instance.query("SELECT name FROM dids WHERE name = 'd1'") for instance in federation] == [[]] * 3
+
+
+def test_what_was_detached_can_be_attached_again(federation: list[Instance]) -> None:
+    atlas, cms, _ = federation
+    add_dataset(atlas, "d1", ["f1"])
+    settle(federation)
+    for _ in range(2):
+        atlas.detach(SHARED, "d1", [(SHARED, "f1")])
+        settle(federation)
+        assert contents_everywhere(federation, "d1") == [set()] * 3
+        atlas.attach(SHARED, "d1", [(SHARED, "f1")])
+        settle(federation)
+        assert contents_everywhere(federation, "d1") == [{"f1"}] * 3
+    assert cms.conflicts() == {}
+
+
+def test_a_did_that_was_deleted_can_be_made_again(federation: list[Instance]) -> None:
+    atlas, cms, belle2 = federation
+    add_dataset(atlas, "d1", ["f1"])
+    settle(federation)
+    atlas.delete_did(SHARED, "d1")
+    settle(federation)
+    assert [instance.query("SELECT name FROM dids WHERE name = 'd1'") for instance in federation] == [[]] * 3
+    atlas.add_did(SHARED, "d1")
+    atlas.attach(SHARED, "d1", [(SHARED, "f1")])
+    settle(federation)
+    assert contents_everywhere(federation, "d1") == [{"f1"}] * 3
+    assert atlas.rows() == cms.rows() == belle2.rows()
+
+
+def test_an_attachment_shows_when_its_child_arrives(federation: list[Instance]) -> None:
+    atlas, cms, belle2 = federation
+    cms.add_did("cms", "c1", DIDType.CONTAINER)
+    settle(federation)
+    cms.publish(Assert(Attachment(Did("cms", "c1"), Did("belle2", "d1")), True))
+    settle(federation)
+    assert content(atlas, "c1", "cms") == set()
+    assert atlas.parked() == {}
+    belle2.add_did("belle2", "d1")
+    settle(federation)
+    assert [content(instance, "c1", "cms") for instance in federation] == [{"d1"}] * 3
+
+
+# ---- guests and the home
+
+
+def test_a_guests_retract_silences_only_its_own(federation: list[Instance]) -> None:
+    atlas, cms, belle2 = federation
+    add_dataset(atlas, "d1", ["f1"])
+    cms.add_files(SHARED, ["f2"])
+    settle(federation)
+    cms.attach(SHARED, "d1", [(SHARED, "f2")])
+    settle(federation)
+    cms.detach(SHARED, "d1", [(SHARED, "f1"), (SHARED, "f2")])
+    acknowledge(federation)
+    assert contents_everywhere(federation, "d1") == [{"f1"}, set(), {"f1"}]  # its own f1 is a drift of cms
+    assert edge("d1", "f1") in cms.catalogue()
+    belle2.delete_did(SHARED, "d1")
+    acknowledge(federation)
+    assert content(atlas, "d1") == {"f1"}
+
+
+def test_a_guests_retract_waits_for_the_home(federation: list[Instance]) -> None:
+    atlas, cms, belle2 = federation
+    add_dataset(cms, "d1", ["f1"])
+    settle(federation)
+    cms.detach(SHARED, "d1", [(SHARED, "f1")])
+    settle([cms, belle2])
+    assert content(belle2, "d1") == {"f1"}
+    acknowledge(federation)
+    assert contents_everywhere(federation, "d1") == [set()] * 3
+
+
+def test_the_homes_retract_silences_everyone(federation: list[Instance]) -> None:
+    atlas, cms, _ = federation
+    add_dataset(cms, "d1", ["f1"])
+    settle(federation)
+    atlas.detach(SHARED, "d1", [(SHARED, "f1")])
+    settle(federation)
+    assert contents_everywhere(federation, "d1") == [set()] * 3
+
+
+def test_a_guests_close_takes_effect_once_the_home_acknowledged_it(federation: list[Instance]) -> None:
+    atlas, cms, belle2 = federation
+    add_dataset(cms, "d1", ["f1"])
+    settle(federation)
+    cms.set_open(SHARED, "d1", False)
+    settle([cms, belle2])
+    assert is_open(belle2, "d1") and not is_open(cms, "d1")
+    assert [entry(instance, "d1").closed for instance in (cms, belle2)] == [False] * 2
+    acknowledge(federation)
+    assert [is_open(instance, "d1") for instance in federation] == [False] * 3
+
+
+def test_a_guests_publication_takes_effect_once_the_home_acknowledged_it(federation: list[Instance]) -> None:
+    atlas, cms, belle2 = federation
+    cms.publish_dataset(SHARED, "d1")
+    settle([cms, belle2])
+    assert state(belle2, "d1") == ""
+    acknowledge(federation)
+    assert [state(instance, "d1") for instance in federation] == ["P"] * 3
+
+
+def test_a_guests_suspension_takes_effect_at_once(federation: list[Instance]) -> None:
+    atlas, cms, belle2 = federation
+    cms.publish_dataset(SHARED, "d1")
+    acknowledge(federation)
+    cms.set_open_data(SHARED, "d1", state=SUSPENDED)
+    settle([cms, belle2])
+    assert state(belle2, "d1") == "S"
+    settle(federation)
+    assert [state(instance, "d1") for instance in federation] == ["S"] * 3
+
+
+def test_suspended_wins_over_a_concurrent_publication(federation: list[Instance]) -> None:
+    atlas, cms, _ = federation
+    atlas.publish_dataset(SHARED, "d1")
+    settle(federation)
+    atlas.set_open_data(SHARED, "d1", state=SUSPENDED)
+    settle(federation)
+    atlas.set_open_data(SHARED, "d1", state=PUBLIC)
+    cms.set_open_data(SHARED, "d1", state=PUBLIC)
+    cms.work()
+    cms.set_open_data(SHARED, "d1", state=SUSPENDED)
+    acknowledge(federation)
+    assert [state(instance, "d1") for instance in federation] == ["S"] * 3
+
+
+def test_a_guest_takes_back_a_close_that_the_home_has_not_acknowledged(federation: list[Instance]) -> None:
+    atlas, cms, _ = federation
+    add_dataset(cms, "d1", ["f1"])
+    settle(federation)
+    cms.set_open(SHARED, "d1", False)
+    cms.work()
+    cms.set_open(SHARED, "d1", True)
+    acknowledge(federation)
+    assert [is_open(instance, "d1") for instance in federation] == [True] * 3
+
+
+def test_a_guest_takes_back_a_retract_that_the_home_has_not_acknowledged(federation: list[Instance]) -> None:
+    atlas, cms, _ = federation
+    add_dataset(cms, "d1", ["f1"])
+    settle(federation)
+    cms.detach(SHARED, "d1", [(SHARED, "f1")])
+    cms.work()
+    cms.attach(SHARED, "d1", [(SHARED, "f1")])
+    acknowledge(federation)
+    assert contents_everywhere(federation, "d1") == [{"f1"}] * 3
+
+
+def test_a_guest_that_says_the_same_twice_publishes_once(federation: list[Instance]) -> None:
+    atlas, cms, _ = federation
+    add_dataset(cms, "d1", ["f1"])
+    settle(federation)
+    cms.set_open(SHARED, "d1", False)
+    cms.work()
+    cms.set_open(SHARED, "d1", True)
+    cms.set_open(SHARED, "d1", False)
+    assert cms.work() == 0
+
+
+# ---- cycles
+
+
+def test_of_a_cycle_the_younger_attachment_hides_everywhere(federation: list[Instance]) -> None:
+    atlas, cms, belle2 = federation
+    for name in ("c1", "c2"):
+        atlas.add_did(SHARED, name, DIDType.CONTAINER)
+    settle(federation)
+    cms.attach(SHARED, "c1", [(SHARED, "c2")])
+    cms.work()
+    belle2.now_ms = cms.now_ms + 5000
+    belle2.attach(SHARED, "c2", [(SHARED, "c1")])
+    settle(federation)
+    assert contents_everywhere(federation, "c1") == [{"c2"}] * 3
+    assert contents_everywhere(federation, "c2") == [set()] * 3
+    assert [rules(instance, edge("c2", "c1")) for instance in federation] == [[CYCLE_RULE]] * 3
+    assert atlas.rows() == cms.rows() == belle2.rows()
+
+
+def test_the_hidden_attachment_of_a_cycle_shows_when_the_cycle_is_gone(federation: list[Instance]) -> None:
+    test_of_a_cycle_the_younger_attachment_hides_everywhere(federation)
+    atlas, *_ = federation
+    atlas.detach(SHARED, "c1", [(SHARED, "c2")])
+    settle(federation)
+    assert contents_everywhere(federation, "c1") == [set()] * 3
+    assert contents_everywhere(federation, "c2") == [{"c1"}] * 3
+    assert [instance.conflicts() for instance in federation] == [{}] * 3
