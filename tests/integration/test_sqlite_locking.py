@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,16 +30,16 @@ START_S = 60
 CLIENT = """
 import json, sys, time
 from rucio.client import Client
-name, seconds, until_failure = sys.argv[1], float(sys.argv[2]), sys.argv[3] == "until-failure"
+scope, name, seconds, until_failure = sys.argv[1], sys.argv[2], float(sys.argv[3]), sys.argv[4] == "until-failure"
 client, calls, failures, end = Client(), 0, [], time.monotonic() + seconds
 while time.monotonic() < end and not (until_failure and failures):
     dataset = f"{name}.{calls}"
-    files = [{"scope": "atlas", "name": f"{dataset}.{n}", "bytes": 1, "adler32": "00000001"} for n in range(3)]
+    files = [{"scope": scope, "name": f"{dataset}.{n}", "bytes": 1, "adler32": "00000001"} for n in range(3)]
     for call in (
-        lambda: client.add_dataset("atlas", dataset),
+        lambda: client.add_dataset(scope, dataset),
         lambda: client.add_replicas("DISK", files),
-        lambda: client.attach_dids("atlas", dataset, files),
-        lambda: client.close("atlas", dataset),
+        lambda: client.attach_dids(scope, dataset, files),
+        lambda: client.close(scope, dataset),
     ):
         calls += 1
         try:
@@ -83,8 +83,7 @@ def serving(instance: Instance, database_url: str) -> Iterator[None]:
         while not answers(instance.server_url):
             assert time.monotonic() < end, children[-1].last_lines()
             time.sleep(0.1)
-        add_scope = "from rucio.client import Client; Client().add_scope('root', 'atlas')"
-        subprocess.run([sys.executable, "-c", add_scope], check=True, timeout=START_S, env=client_environment(instance))
+        add_scope(instance)
         run("writer", "-c", WRITER, instance.database_url)
         yield
         assert children[-1].exit_code is None, children[-1].last_lines()
@@ -92,12 +91,22 @@ def serving(instance: Instance, database_url: str) -> Iterator[None]:
         stop(children)
 
 
-def hammer(instance: Instance, seconds: float, until: str) -> tuple[int, list[str]]:
-    """Two stock clients at once: how many calls they made, and the texts of those that failed."""
+def add_scope(instance: Instance) -> None:
+    """The scope that bears the instance's name, made by the stock client."""
+    program = f"from rucio.client import Client; Client().add_scope('root', {instance.name!r})"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=START_S, env=client_environment(instance))
+
+
+def hammer(instances: Sequence[Instance], seconds: float, until: str) -> tuple[int, list[str]]:
+    """Two stock clients at once at each instance: how many calls they made, and the texts of those that failed."""
     clients = [
         subprocess.Popen(
-            [sys.executable, "-c", CLIENT, name, str(seconds), until], stdout=subprocess.PIPE, text=True, env=client_environment(instance)
+            [sys.executable, "-c", CLIENT, instance.name, name, str(seconds), until],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=client_environment(instance),
         )
+        for instance in instances
         for name in ("one", "two")
     ]
     results = [json.loads(client.communicate(timeout=seconds + START_S)[0]) for client in clients]
@@ -111,7 +120,7 @@ def instance(tmp_path: Path) -> Instance:
 
 def test_no_call_is_lost_beside_another_writer(instance: Instance) -> None:
     with serving(instance, instance.database_url):
-        calls, failures = hammer(instance, seconds=8, until="end")
+        calls, failures = hammer([instance], seconds=8, until="end")
     assert failures == []
     assert calls > 20
 
@@ -119,5 +128,5 @@ def test_no_call_is_lost_beside_another_writer(instance: Instance) -> None:
 def test_planted_fault_the_usual_url_loses_calls(instance: Instance) -> None:
     usual = instance.database_url.replace("sqlite+nsync", "sqlite") + "?timeout=30"
     with serving(instance, usual):
-        _, failures = hammer(instance, seconds=60, until="until-failure")
+        _, failures = hammer([instance], seconds=60, until="until-failure")
     assert any("database is locked" in text for text in failures)
