@@ -8,7 +8,7 @@ changed back, makes no op; and one drain is one changeset, so that no transactio
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, Optional
 
 from sqlalchemy import delete, func, select
@@ -18,6 +18,7 @@ from nsync.authority.charter import Instance
 from nsync.authority.effective import Authority
 from nsync.catalogue.entries import DidEntry, Entry, ReplicaEntry, RseEntry
 from nsync.catalogue.rules import Reader, close_key, doi_key, open_data_key
+from nsync.crdt import Slot
 from nsync.errors import RejectedSegment
 from nsync.namespace import keys
 from nsync.namespace.keys import Attachment, Attribute, Did, Fact, Key, Replica, Rse, Scope
@@ -62,7 +63,7 @@ class Capture:
         facts = self._shared(self._facts(captured))
         rows, shown = self.rows.read(facts), self.state.entries(facts)
         statements = [s for fact in facts for s in _differences(fact, rows.get(fact), shown.get(fact), self.me.name)]
-        statements = self._unsaid(statements)
+        statements = self._unsaid(list({s.key: s for s in (*self._taken_back(facts, rows), *statements)}.values()))
         statements += self._context(statements, rows)
         return Drained(list(_ops(statements)), until)
 
@@ -130,20 +131,45 @@ class Capture:
                 "%d statements are not published: the charter does not let %s make them", len(statements) - len(allowed), self.me.name
             )
         slots = self.state.slots([s.key for s in allowed])
-        waiting = parked.among(self.session, [s.key for s in allowed if isinstance(s, Retract)])
+        held_back = self._held_back([s.key for s in allowed])
+        unwritten = parked.among(self.session, [s.key for s in allowed if isinstance(s, Retract)])
         reader = Reader(self.authority, self.state.pasts)
         found = []
         for statement in allowed:
-            mine = reader.mine(self.me.author, slots.get(statement.key, ()))
+            about = slots.get(statement.key, ())
+            held = held_back.get(statement.key)
+            mine = held or reader.mine(self.me.author, about)
             if isinstance(statement, Assert):
                 said = mine is not None and not mine.retract and mine.value == statement.value
+            elif statement.key in unwritten or (held is not None and held.retract):
+                said = True  # its row was never written here, so nobody removed it; or it waits for the home already
             else:
                 is_home = self.authority.decider(statement.key) in (None, self.me.author)
-                said = mine.retract if mine is not None else not is_home
-                said = said or statement.key in waiting  # its row was never written here: nobody removed it
+                said = not any(is_home or slot.dot.author == self.me.author for slot in reader.standing(statement.key, about))
             if not said:
                 found.append(statement)
         return found
+
+    def _taken_back(self, facts: Collection[Fact], rows: Entries) -> list[Statement]:
+        """What rows say about keys of which a statement of this instance waits for their home (R5.6). The catalogue does not show that
+        statement yet, so a row that agrees with the catalogue may well disagree with it."""
+        keys_of_dids = [key(fact) for fact in facts if isinstance(fact, Did) for key in (close_key, open_data_key)]
+        waits = self._held_back([*facts, *keys_of_dids])
+        found: list[Statement] = []
+        for key in waits:
+            row = rows.get(keys.fact_of(key))
+            if isinstance(row, DidEntry) and isinstance(key, Attribute):
+                value = row.closed if key.field == keys.CLOSED else row.opendata
+                found += [Assert(key, value)] if value is not None else []
+            elif row is not None:
+                found += [s for s in _differences(keys.fact_of(key), row, None, self.me.name) if s.key == key]
+        return found
+
+    def _held_back(self, wanted: Collection[Key]) -> dict[Key, Slot]:
+        """The last words of this instance about `wanted`, where they wait for the home."""
+        waits = self.state.waiting(self.me.author, wanted)
+        mine = {key: slot for key, slots in self.state.slots(waits).items() for slot in slots if slot.dot.author == self.me.author}
+        return {key: slot for key, slot in waits.items() if key not in mine or mine[key].dot.seq < slot.dot.seq}
 
     def _context(self, statements: Sequence[Statement], rows: Entries) -> list[Statement]:
         """What must be said along: the scope and RSE that a first statement needs, and a close after an attachment to something closed."""

@@ -106,6 +106,17 @@ class SqlState:
         keys = self.connection.execute(select(schema.waiting.c.key).distinct()).scalars()
         return any(self.authority.decider(from_key_bytes(key)) == home for key in keys)
 
+    def waiting(self, author: bytes, wanted: Collection[Key]) -> dict[Key, Slot]:
+        """The last statement of `author` about each of `wanted` that its home has not acknowledged."""
+        columns = schema.waiting.c
+        query = select(schema.waiting).where(columns.author == author)
+        found = [
+            _statement(row)
+            for chunk in chunks(sorted(key_bytes(key) for key in wanted))
+            for row in self.connection.execute(query.where(columns.key.in_(chunk)))
+        ]
+        return {key: slot for (key, _), slot in last_of_each(found).items()}
+
     def acknowledge(self, home: bytes, other: bytes, low: int, high: int) -> tuple[list[tuple[Key, Slot]], set[Key]]:
         """`home` now has `other`'s ops in (low, high] in its past.
 
