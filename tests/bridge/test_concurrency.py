@@ -218,7 +218,7 @@ def test_a_guests_retract_silences_only_its_own(federation: list[Instance]) -> N
 
 
 def test_a_guests_retract_waits_for_the_home(federation: list[Instance]) -> None:
-    atlas, cms, belle2 = federation
+    _atlas, cms, belle2 = federation
     add_dataset(cms, "d1", ["f1"])
     settle(federation)
     cms.detach(SHARED, "d1", [(SHARED, "f1")])
@@ -238,7 +238,7 @@ def test_the_homes_retract_silences_everyone(federation: list[Instance]) -> None
 
 
 def test_a_guests_close_takes_effect_once_the_home_acknowledged_it(federation: list[Instance]) -> None:
-    atlas, cms, belle2 = federation
+    _atlas, cms, belle2 = federation
     add_dataset(cms, "d1", ["f1"])
     settle(federation)
     cms.set_open(SHARED, "d1", False)
@@ -250,7 +250,7 @@ def test_a_guests_close_takes_effect_once_the_home_acknowledged_it(federation: l
 
 
 def test_a_guests_publication_takes_effect_once_the_home_acknowledged_it(federation: list[Instance]) -> None:
-    atlas, cms, belle2 = federation
+    _atlas, cms, belle2 = federation
     cms.publish_dataset(SHARED, "d1")
     settle([cms, belle2])
     assert state(belle2, "d1") == ""
@@ -259,7 +259,7 @@ def test_a_guests_publication_takes_effect_once_the_home_acknowledged_it(federat
 
 
 def test_a_guests_suspension_takes_effect_at_once(federation: list[Instance]) -> None:
-    atlas, cms, belle2 = federation
+    _atlas, cms, belle2 = federation
     cms.publish_dataset(SHARED, "d1")
     acknowledge(federation)
     cms.set_open_data(SHARED, "d1", state=SUSPENDED)
@@ -284,7 +284,7 @@ def test_suspended_wins_over_a_concurrent_publication(federation: list[Instance]
 
 
 def test_a_guest_takes_back_a_close_that_the_home_has_not_acknowledged(federation: list[Instance]) -> None:
-    atlas, cms, _ = federation
+    _atlas, cms, _ = federation
     add_dataset(cms, "d1", ["f1"])
     settle(federation)
     cms.set_open(SHARED, "d1", False)
@@ -295,7 +295,7 @@ def test_a_guest_takes_back_a_close_that_the_home_has_not_acknowledged(federatio
 
 
 def test_a_guest_takes_back_a_retract_that_the_home_has_not_acknowledged(federation: list[Instance]) -> None:
-    atlas, cms, _ = federation
+    _atlas, cms, _ = federation
     add_dataset(cms, "d1", ["f1"])
     settle(federation)
     cms.detach(SHARED, "d1", [(SHARED, "f1")])
@@ -306,7 +306,7 @@ def test_a_guest_takes_back_a_retract_that_the_home_has_not_acknowledged(federat
 
 
 def test_a_guest_that_says_the_same_twice_publishes_once(federation: list[Instance]) -> None:
-    atlas, cms, _ = federation
+    _atlas, cms, _ = federation
     add_dataset(cms, "d1", ["f1"])
     settle(federation)
     cms.set_open(SHARED, "d1", False)
