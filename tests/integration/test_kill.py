@@ -1,0 +1,371 @@
+"""A changeset is visible whole or not at all, wherever a node is killed; nothing acknowledged is lost, nothing published is repeated.
+
+A *survivor* is a database whose node is killed again and again: each case starts a node on what the one before left behind, so every
+kill is followed by a restart, and the last ones by a restart that nobody disturbs. Beside it an *undisturbed* instance goes through
+the same story in this process; the survivor must equal it, in every table, as it was after some whole number of changesets.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+import sqlite3
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, Optional
+
+import pytest
+from rucio.db.sqla.constants import DIDType, OpenDataDIDState
+
+import nsync
+from nsync.errors import TransportError
+from nsync.log import segment
+from nsync.log.segment import decode_frame
+from nsync.namespace.ops import decode_op
+from tests.support.nodes import Federation, Peer, Process, Site, applied, ask, damage, everything, stored, wait_until
+
+RECEIVING = {
+    # name: the how manieth time it is passed
+    "receive-verified": 2,
+    "receive-before-commit": 2,
+    "receive-after-commit": 2,
+    "log-segment-stored": 4,
+    "work-locked": 1,
+    "apply-state-moved": 2,
+    "log-slots-joined": 3,
+    "log-head-advanced": 1,
+    "rows-detached": 3,
+    "rows-dids": 1,
+    "rows-contents": 2,
+    "rows-replicas": 1,
+    "rows-closed": 3,
+    "rows-open-data": 1,
+    "rows-removed": 3,
+    "apply-rows-written": 2,
+    "work-before-commit": 1,
+    "work-after-commit": 1,
+}
+PUBLISHING = ("publish-drained", "publish-signed", "log-head-advanced", "publish-logged", "work-before-commit", "work-after-commit")
+
+RANDOM_KILLS = 10
+RANDOM_S_MAX = 0.6
+"""From the first push to the kill: as long as the node is busy with what is pushed to it."""
+SEED = 20_250_101
+
+SEGMENT_OPS_MAX = 4
+"""Instead of 4096 at the undisturbed publisher, so that a changeset of several segments is cheap."""
+
+Dump = dict[str, list[tuple[Any, ...]]]
+
+
+def test_every_failpoint_of_the_source_is_tried() -> None:
+    source = Path(nsync.__file__).parent
+    found = {name for path in source.rglob("*.py") for name in re.findall(r'^\s+failpoint\("([^"]+)"\)$', path.read_text(), re.MULTILINE)}
+    assert found == {*RECEIVING, *PUBLISHING}
+
+
+# ---- the story
+
+
+class Story:
+    """What users write at one instance, and what a second one that nobody disturbs holds after each changeset."""
+
+    def __init__(self, author: Site, reader: Site) -> None:
+        self.author, self.reader = author, reader
+        self.frames: list[bytes] = []
+        self.states: dict[int, Dump] = {}
+        """By the last seq that is applied: all tables but the segments."""
+        self.last = 0
+        self._cycles = 0
+        author.add_scope(author.name)
+        self._keep()
+
+    def tell(self, cycles: int) -> None:
+        """Three more changesets each: a public dataset; a container and a dataset that is open; changes and removals."""
+        for _ in range(cycles):
+            self._cycles += 1
+            for _ in cycle(self.author, self._cycles):
+                self._publish()
+
+    def _publish(self) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(segment, "OPS_MAX", SEGMENT_OPS_MAX)
+            assert self.author.work() == 1
+            frames = [s.frame for s in self.author.bridge.segments_after({self.author.author: self.last}, 1 << 30)]
+            assert self.reader.bridge.receive(frames, self.author.name).rejected == () and self.reader.work() == 1
+        self.frames += frames
+        self.last = applied(self.reader.path, self.author.author)
+        self._keep()
+
+    def _keep(self) -> None:
+        self.states[self.last] = everything(self.reader.path, without=["nsync_segment"])
+
+
+def cycle(at: Site, number: int) -> Iterator[None]:
+    """What users do between two changesets."""
+    scope, public, changing, container = at.name, f"public{number}", f"changing{number}", f"container{number}"
+    at.publish_dataset(scope, public, files=6, doi=f"10.5072/{scope.upper()}.{number}")
+    yield
+    names = [f"{changing}.f{i}" for i in range(3)]
+    at.add_files(scope, names)
+    at.add_did(scope, changing)
+    at.attach(scope, changing, [(scope, name) for name in names])
+    at.add_did(scope, container, DIDType.CONTAINER)
+    at.attach(scope, container, [(scope, public), (scope, changing)])
+    yield
+    at.detach(scope, changing, [(scope, names[0])])
+    at.attach(scope, changing, [(scope, f"{public}.f0")])
+    at.set_open(scope, changing, False)
+    at.detach(scope, container, [(scope, public)])
+    at.delete_replicas(scope, names[:1])
+    at.set_open_data(scope, public, state=OpenDataDIDState.SUSPENDED)
+    yield
+
+
+@pytest.fixture(scope="module")
+def members(template_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    made = Federation(template_database, tmp_path_factory.mktemp("kill"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def story(members: Federation) -> Story:
+    return Story(members.site("atlas", ["atlas"], "undisturbed"), members.site("cms", [], "undisturbed"))
+
+
+@pytest.fixture
+def bed(members: Federation) -> Iterator[Federation]:
+    """`members`, whose processes end with the test."""
+    yield members
+    members.end_processes()
+
+
+# ---- a receiver
+
+
+class Receiver:
+    """The survivor that receives, and the peer that pushes to it."""
+
+    def __init__(self, bed: Federation, story: Story, directory: str) -> None:
+        self.site = bed.site("cms", [], directory)
+        self.story = story
+        self.peer = Peer(bed, "atlas", "cms")
+        self.pushed = 0
+        """Frames that were acknowledged."""
+
+    def applied(self) -> int:
+        return applied(self.site.path, self.story.author.author)
+
+    def push(self, at_once: int) -> None:
+        """Push the rest of the story. Raises TransportError when the node dies over it."""
+        while self.pushed < len(self.story.frames):
+            frames = self.story.frames[self.pushed : self.pushed + at_once]
+            assert self.peer.push(frames).rejected == ()
+            self.pushed += len(frames)
+
+    def push_until_killed(self, node: Process, at_once: int) -> None:
+        with suppress(TransportError):
+            self.push(at_once)
+        assert node.ended() == -signal.SIGKILL, f"it was to be killed:\n{node.said()}"
+
+    def takes_up(self, node: Optional[Process] = None) -> None:
+        """What was stored before the kill takes effect, though nobody sends it again; unless `node` is killed over it."""
+        ((last,),) = ask(self.site.path, "SELECT coalesce(max(last), 0) FROM nsync_segment")
+        due = max(seq for seq in self.story.states if seq <= last)
+        wait_until(lambda: self.applied() >= due or (node is not None and not node.running()), lambda: f"applied {self.applied()} of {due}")
+
+    def check(self) -> None:
+        """The database equals the undisturbed one after some whole changeset, in every table; and what was acknowledged is there."""
+        path = self.site.path
+        assert damage(path) == []
+        assert self.peer.acknowledged <= stored(path)
+        seq = self.applied()
+        assert seq in self.story.states, f"the head is at {seq}, amid a changeset; they end at {sorted(self.story.states)}"
+        assert everything(path, without=["nsync_segment"]) == self.story.states[seq]
+        assert set(ask(path, "SELECT state, last <= ? FROM nsync_segment", seq)) <= {("A", 1), ("W", 0)}
+
+    def check_end(self) -> None:
+        """Nothing tells it from the undisturbed one any more."""
+        wait_until(lambda: self.applied() == self.story.last, lambda: f"applied {self.applied()} of {self.story.last}")
+        self.check()
+        assert everything(self.site.path) == everything(self.story.reader.path)
+
+
+class Survivors:
+    """The survivor of each role. One on which a check failed is not used again."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Any] = {}
+        self.made = 0
+
+    def take(self, role: str) -> Any:
+        return self._held.pop(role, None)
+
+    def give(self, role: str, survivor: Any) -> None:
+        self._held[role] = survivor
+
+
+@pytest.fixture(scope="module")
+def survivors() -> Survivors:
+    return Survivors()
+
+
+def receiver(survivors: Survivors, bed: Federation, story: Story) -> Receiver:
+    """The survivor of the case before, or a new one."""
+    found = survivors.take("receiver")
+    if found is None:
+        survivors.made += 1
+        found = Receiver(bed, story, f"receiver{survivors.made}")
+    return found
+
+
+@pytest.mark.parametrize("name", RECEIVING)
+def test_a_receiver_killed_at(name: str, bed: Federation, story: Story, survivors: Survivors) -> None:
+    survivor = receiver(survivors, bed, story)
+    node = survivor.site.start(failpoint=f"{name}:{RECEIVING[name]}")
+    story.tell(cycles=1)
+    node.wait_for_ping(or_end=True)
+    survivor.takes_up(node)
+    survivor.push_until_killed(node, at_once=2)  # so that a push begins and ends amid a changeset
+    survivor.check()
+    survivors.give("receiver", survivor)
+
+
+def test_a_receiver_killed_at_random_moments(bed: Federation, story: Story, survivors: Survivors) -> None:
+    rng = random.Random(SEED)
+    survivor = receiver(survivors, bed, story)
+    for number in range(RANDOM_KILLS):
+        node = survivor.site.start()
+        story.tell(cycles=2)
+        node.wait_for_ping()
+        delay_s = rng.uniform(0, RANDOM_S_MAX)
+        timer = threading.Timer(delay_s, node.kill)
+        timer.start()
+        survivor.push_until_killed(node, at_once=1)
+        timer.join()
+        done = f"{survivor.pushed} acknowledged, {len(stored(survivor.site.path))} stored, applied {survivor.applied()} of {story.last}"
+        print(f"seed {SEED}, kill {number} after {delay_s:.3f} s: {done}")
+        survivor.check()
+    survivors.give("receiver", survivor)
+
+
+def test_a_receiver_that_was_killed_catches_up(bed: Federation, story: Story, survivors: Survivors) -> None:
+    survivor = receiver(survivors, bed, story)
+    if not story.frames:
+        story.tell(cycles=1)
+    node = survivor.site.serve()
+    survivor.takes_up()
+    survivor.push(at_once=100)
+    survivor.check_end()
+    node.stop()
+    survivor.check_end()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "DELETE FROM contents WHERE rowid = (SELECT max(rowid) FROM contents)",
+        "DELETE FROM replicas WHERE rowid = (SELECT max(rowid) FROM replicas)",
+        "DELETE FROM dids_opendata",
+        "UPDATE dids SET is_open = 1 WHERE did_type = 'D'",
+        "UPDATE nsync_head SET seq = seq - 1",
+        "DELETE FROM nsync_segment WHERE first = 1",
+    ],
+)
+def test_the_check_sees(fault: str, bed: Federation, story: Story) -> None:
+    """Planted faults: what a node that is not atomic, or forgets, would leave behind."""
+    story.tell(cycles=1)
+    survivor = Receiver(bed, story, f"fault{zlib.crc32(fault.encode())}")
+    with closing(sqlite3.connect(story.reader.path)) as source, closing(sqlite3.connect(survivor.site.path)) as target:
+        source.backup(target)
+    survivor.peer.acknowledged = stored(story.reader.path)
+    survivor.check_end()
+    with closing(sqlite3.connect(survivor.site.path)) as connection, connection:
+        assert connection.execute(fault).rowcount > 0
+    with pytest.raises(AssertionError):
+        survivor.check()
+
+
+# ---- a publisher
+
+
+class Publisher:
+    """The survivor that publishes, and an undisturbed one with the same users."""
+
+    def __init__(self, bed: Federation, directory: str) -> None:
+        self.site, self.undisturbed = bed.site("belle2", ["belle2"], directory), bed.site("belle2", ["belle2"], f"{directory}-undisturbed")
+        self.datasets = 0
+        for site in (self.site, self.undisturbed):
+            site.add_scope("belle2")
+
+    def users_write(self) -> None:
+        """Several transactions of Rucio, which the next drain publishes as one changeset."""
+        self.datasets += 1
+        for site in (self.site, self.undisturbed):
+            site.publish_dataset("belle2", f"d{self.datasets}", doi=f"10.5072/BELLE2.{self.datasets}")
+        assert self.undisturbed.work() == 1
+
+    def waiting(self) -> list[tuple[Any, ...]]:
+        return ask(self.site.path, "SELECT * FROM nsync_outbox")
+
+    def check(self, before: set[tuple[bytes, int, bytes]], waiting: Sequence[tuple[Any, ...]]) -> None:
+        """What waited is published whole, or waits as before."""
+        assert damage(self.site.path) == []
+        now = stored(self.site.path)
+        assert before <= now
+        if now == before:
+            assert self.waiting() == waiting
+        else:
+            assert self.waiting() == []
+            assert statements(self.site) == statements(self.undisturbed)
+        assert ask(self.site.path, "SELECT count(*) FROM nsync_segment WHERE state <> 'A'") == [(0,)]
+        assert ask(self.site.path, "SELECT coalesce(max(last), 0) FROM nsync_segment") == [(applied(self.site.path, self.site.author),)]
+
+
+def statements(site: Site) -> list[str]:
+    """All that the log of `site` says, each as often as it says it."""
+    frames = [frame for (frame,) in ask(site.path, "SELECT frame FROM nsync_segment WHERE author = ? ORDER BY first", site.author)]
+    return sorted(repr(said) for frame in frames for op in decode_frame(frame).ops for said in decode_op(op))
+
+
+def publisher(survivors: Survivors, bed: Federation) -> Publisher:
+    """The survivor of the case before, or a new one."""
+    found = survivors.take("publisher")
+    if found is None:
+        survivors.made += 1
+        found = Publisher(bed, f"publisher{survivors.made}")
+    return found
+
+
+@pytest.mark.parametrize("name", PUBLISHING)
+def test_a_publisher_killed_at(name: str, bed: Federation, survivors: Survivors) -> None:
+    survivor = publisher(survivors, bed)
+    survivor.users_write()
+    before, waiting = stored(survivor.site.path), survivor.waiting()
+    assert waiting
+    node = survivor.site.start("--run-once", failpoint=name)
+    assert node.ended() == -signal.SIGKILL, f"it was to be killed:\n{node.said()}"
+    survivor.check(before, waiting)
+    assert (stored(survivor.site.path) > before) == (name == "work-after-commit"), "COMMIT decides"
+    survivors.give("publisher", survivor)
+
+
+def test_a_publisher_that_was_killed_says_everything_once(bed: Federation, survivors: Survivors) -> None:
+    survivor = publisher(survivors, bed)
+    survivor.users_write()
+    node = survivor.site.start("--run-once")
+    assert node.ended() == 5, f"its peers are down, and nothing else is wrong:\n{node.said()}"
+    assert survivor.waiting() == []
+    assert statements(survivor.site) == statements(survivor.undisturbed)
+    cms = bed.site("cms", [], f"peer-of-{survivor.site.path.parent.name}")
+    assert cms.fetch(survivor.site) == (), "the chain is whole"
+    cms.now_ms = time.time_ns() // 1_000_000  # the node stamped by the clock
+    assert cms.work() >= 1
+    assert {h.author: h.seq for h in cms.bridge.heads()} == {survivor.site.author: applied(cms.path, survivor.site.author)}
+    assert cms.rows() == survivor.site.rows() == survivor.undisturbed.rows()
