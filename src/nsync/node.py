@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Callable, TypeVar
 
 from rucio.db.sqla.session import get_engine
@@ -23,6 +24,7 @@ from nsync.auth.keys import verify
 from nsync.authority.effective import Authority
 from nsync.config import Settings
 from nsync.errors import ConfigError
+from nsync.rucio_bridge import triggers
 from nsync.rucio_bridge.bridge import Bridge, Worked
 from nsync.store import migrations
 from nsync.transport.gossip import Gossip, SyncReport
@@ -94,7 +96,7 @@ class Node:
 
     async def _prepare(self) -> None:
         await self._write(lambda: check_installed(self.bridge))
-        await self._write(lambda: self.bridge.install(self.settings.shared_scopes))
+        await self._write(lambda: self.bridge.share(self.settings.shared_scopes))
 
     @contextmanager
     def _executors(self) -> Iterator[None]:
@@ -106,19 +108,21 @@ class Node:
 
     async def _keep_working(self) -> None:
         retried = -RETRY_PARKED_S
+        publish_only = False
         while True:
             self._news.clear()
             try:
-                worked = await self._write(lambda: self.bridge.work(_now_ms()))
+                worked = await self._write(partial(self.bridge.work, _now_ms(), publish_only))
                 if time.monotonic() - retried > RETRY_PARKED_S:
                     retried = time.monotonic()
                     await self._write(lambda: self.bridge.retry_parked(_now_ms()))
-            except DBAPIError as error:
-                LOG.error(
-                    "the database refused a transaction, which is rolled back and tried again in %g s: %s", FAILED_PAUSE_S, error.orig
-                )
+            except Exception as error:  # rolled back; whatever it was, gossip goes on, and so does what users publish here
+                known = isinstance(error, DBAPIError)
+                LOG.error("a transaction was rolled back and is tried again in %g s: %s", FAILED_PAUSE_S, error, exc_info=not known)
                 await asyncio.sleep(FAILED_PAUSE_S)
+                publish_only = not publish_only
                 continue
+            publish_only = False
             self._tell(worked)
             if worked.idle:
                 await self._until_news()
@@ -153,10 +157,14 @@ class Node:
 def check_installed(bridge: Bridge) -> None:
     """Raises ConfigError unless the nsync tables are there, at the revision that this nsync works with."""
     with bridge.engine.connect() as connection:
-        current, newest = migrations.current(connection), migrations.newest()
+        current, newest, missing = migrations.current(connection), migrations.newest(), triggers.missing(connection)
     if current != newest:
         state = "are not in this database" if current is None else f"are at revision {current}, and this nsync needs {newest}"
         raise ConfigError(f"the nsync tables {state}; run 'nsync bridge install'")
+    if missing:
+        LOG.warning(
+            "changes of this Rucio are not captured, since triggers are missing (%s); run 'nsync bridge install'", ", ".join(missing)
+        )
 
 
 def _now_ms() -> int:

@@ -24,7 +24,7 @@ def test_a_shared_scope_reaches_every_instance(instances: list[Instance]) -> Non
 
 def test_public_open_data_is_shared_with_its_closure_and_nothing_else(instances: list[Instance]) -> None:
     atlas, cms, belle2 = instances
-    belle2.bridge.install([])
+    belle2.bridge.share([])
     belle2.add_scope("belle2.private")
     belle2.add_files("belle2.private", ["secret"])
     settle(instances)

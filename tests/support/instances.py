@@ -73,7 +73,7 @@ class Instance:
         me = CHARTER.by_name(name)
         assert me is not None
         self.bridge = Bridge(self.engine, AUTHORITY, me, KEYS[name].sign, verify, EXPRESSION)
-        self.bridge.install(shared)
+        self.bridge.share(shared)
         self.now_ms = 1_700_000_000_000
 
     def close(self) -> None:

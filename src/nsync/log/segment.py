@@ -205,6 +205,13 @@ def build_changeset(
         stamp = next_stamp(0, [stamp])
 
 
+def changesets(ops: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    """Cut `ops` into as few changesets as the limits allow: one, but for a first publication of a million DIDs."""
+    runs = list(_runs(ops))
+    for start in range(0, len(runs), CHANGESET_SEGMENTS_MAX):
+        yield [op for run in runs[start : start + CHANGESET_SEGMENTS_MAX] for op in run]
+
+
 def _runs(ops: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
     """Cut into runs that fit a segment."""
     start = size = 0

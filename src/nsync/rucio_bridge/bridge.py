@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from nsync.authority.charter import Instance, Verify
 from nsync.authority.effective import Authority
 from nsync.failpoints import failpoint
-from nsync.log.segment import Sign
+from nsync.log.segment import Sign, changesets
 from nsync.log.stored import Head, Receipt, StoredSegment
 from nsync.namespace.keys import Fact
 from nsync.namespace.ops import ACKNOWLEDGE
@@ -36,6 +36,9 @@ LOG = logging.getLogger(__name__)
 
 HOLD_MS_MAX = 100
 """How long a run of changesets may hold SQLite's one write lock; a single larger changeset may hold it longer."""
+
+STUCK_MS = 2000
+"""How often to look again at segments that wait for their deps or for the clock, when nothing new has come."""
 
 
 class Worked(NamedTuple):
@@ -63,6 +66,8 @@ class Bridge:
         self._rse_expression = rse_expression
         self._sessions = sessionmaker(bind=engine)
         self._warned: Optional[str] = None
+        self._stuck = (0, 0)
+        """The newest waiting segment when nothing could be applied, and until when (ms) not to look again for its sake."""
 
     @contextmanager
     def _writing(self) -> Iterator[Session]:
@@ -71,10 +76,9 @@ class Bridge:
             begin_writing(session.connection())
             yield session
 
-    def install(self, shared_scopes: Sequence[str]) -> None:
-        """Make the triggers, and share exactly `shared_scopes`. The tables come from `nsync.store.migrations`."""
+    def share(self, shared_scopes: Sequence[str]) -> None:
+        """Share exactly `shared_scopes` and public open data. Tables and triggers come from 'nsync bridge install'."""
         with self._writing() as session:
-            triggers.install(session.connection())
             triggers.share(session.connection(), set(shared_scopes))
 
     # ---- what peers ask (transport's SegmentLog)
@@ -106,31 +110,39 @@ class Bridge:
 
     # ---- the two effects
 
-    def work(self, now_ms: int) -> Worked:
+    def work(self, now_ms: int, publish_only: bool = False) -> Worked:
         """Publish what was captured, then apply what waits and write its rows.
 
-        It holds the write lock for HOLD_MS_MAX at most, unless one changeset takes longer.
+        It holds the write lock for HOLD_MS_MAX at most, unless one changeset takes longer. `publish_only` leaves what others
+        sent alone: for a caller whose last attempt failed, so that a changeset which cannot be applied stops nobody here.
         """
-        if self._nothing_to_do():
-            return Worked(0, (), 0.0)
+        newest = self._newest_waiting()
+        with self._sessions() as session:
+            if outbox_is_empty(session) and (newest == 0 or (newest == self._stuck[0] and now_ms < self._stuck[1])):
+                return Worked(0, (), 0.0)
         with self._writing() as session:
             if not self._is_known_rucio(session):
                 return Worked(0, (), 0.0)
             began = time.monotonic()
             failpoint("work-locked")
-            published = self._publish(session, now_ms)
-            applied = [] if published is None else [published]
-            while (time.monotonic() - began) * 1000 < HOLD_MS_MAX:
-                found = self._apply_one(session, now_ms)
-                if found is None:
-                    break
-                applied.append(found)
-            acknowledged = self._acknowledge(session, now_ms)
-            mine = [one for one in (published, acknowledged) if one is not None]
-            applied += [acknowledged] if acknowledged is not None else []
+            mine = self._publish(session, now_ms)
+            theirs = [] if publish_only else self._apply(session, now_ms, began)
+            mine += self._acknowledge(session, now_ms)
             failpoint("work-before-commit")
         failpoint("work-after-commit")
-        return Worked(sum(one.last - one.first + 1 for one in mine), tuple(applied), (time.monotonic() - began) * 1000)
+        if not theirs:
+            self._stuck = (newest, now_ms + STUCK_MS)
+        return Worked(sum(one.last - one.first + 1 for one in mine), (*mine, *theirs), (time.monotonic() - began) * 1000)
+
+    def _apply(self, session: Session, now_ms: int, began: float) -> list[Applied]:
+        """Apply changesets until there is none, or the lock was held long enough."""
+        applied: list[Applied] = []
+        while (time.monotonic() - began) * 1000 < HOLD_MS_MAX:
+            found = self._apply_one(session, now_ms)
+            if found is None:
+                break
+            applied.append(found)
+        return applied
 
     def retry_parked(self, now_ms: int) -> int:
         """Try again what is parked, batch by batch; returns how many batches could be written."""
@@ -145,36 +157,37 @@ class Bridge:
                     written += self._materialise(session, SqlLog(session.connection(), self.authority), facts, name, now_ms)
         return written
 
-    def _nothing_to_do(self) -> bool:
+    def _newest_waiting(self) -> int:
+        """The arrival of the newest segment that is not applied, or 0."""
         with self._sessions() as session:
-            waiting = select(schema.segment.c.arrival).where(schema.segment.c.state == schema.WAITING).limit(1)
-            return outbox_is_empty(session) and session.execute(waiting).first() is None
+            query = select(func.max(schema.segment.c.arrival)).where(schema.segment.c.state == schema.WAITING)
+            return session.execute(query).scalar() or 0
 
-    def _publish(self, session: Session, now_ms: int) -> Optional[Applied]:
+    def _publish(self, session: Session, now_ms: int) -> list[Applied]:
         """Drain the outbox into a changeset of this instance's log, which has seen what was applied before this transaction (R7.1)."""
         log = SqlLog(session.connection(), self.authority)
         if not log.is_applied(self.me.author):
-            return None  # a restored database gets its own log back from its peers: first that, then what is new
+            return []  # a restored database gets its own log back from its peers: first that, then what is new
         capture = Capture(session, log.state, self._rows(session), self.me)
         drained = capture.drain()
         failpoint("publish-drained")
         if drained is None:
-            return None
-        published = log.publish(drained.ops, self.me.author, self._sign, now_ms) if drained.ops else None
+            return []
+        published = [log.publish(ops, self.me.author, self._sign, now_ms) for ops in changesets(drained.ops)] if drained.ops else []
         capture.forget(drained.until)
         failpoint("publish-logged")
-        if published is not None:
-            self._materialise(session, log, published.changed, _batch(published), now_ms)
+        for applied in published:
+            self._materialise(session, log, applied.changed, _batch(applied), now_ms)
         return published
 
-    def _acknowledge(self, session: Session, now_ms: int) -> Optional[Applied]:
+    def _acknowledge(self, session: Session, now_ms: int) -> list[Applied]:
         """Let guests' statements that wait for this home take effect: a segment that has them in its past (R5.6)."""
         log = SqlLog(session.connection(), self.authority)
         if not log.state.owes_acknowledgement(self.me.author) or not log.is_applied(self.me.author):
-            return None
+            return []
         acknowledged = log.publish([ACKNOWLEDGE], self.me.author, self._sign, now_ms)
         self._materialise(session, log, acknowledged.changed, _batch(acknowledged), now_ms)
-        return acknowledged
+        return [acknowledged]
 
     def _apply_one(self, session: Session, now_ms: int) -> Optional[Applied]:
         log = SqlLog(session.connection(), self.authority)

@@ -55,19 +55,22 @@ def _trigger(table: str, kind: str, names: tuple[str, ...], event: str, columns:
     into = ", ".join("abcd"[: len(names)])
     values = ", ".join(f"{row}.{name}" for name in names)
     return (
-        f"CREATE TRIGGER IF NOT EXISTS {PREFIX}{table}_{event.lower()} AFTER {event}{of} ON {table} WHEN {when} "
+        f"CREATE TRIGGER {PREFIX}{table}_{event.lower()} AFTER {event}{of} ON {table} WHEN {when} "
         f"BEGIN INSERT INTO nsync_outbox (kind, {into}) VALUES ('{kind}', {values}); END"
     )
 
 
 def install(connection: Connection) -> None:
-    """Make the triggers that are missing, and put open data that is there already into the outbox when they are new."""
-    _require_sqlite(connection)
-    fresh = not installed(connection)
+    """Make the triggers, anew if there are older ones, and let everything that may be shared be looked at once more.
+
+    What is there already makes an op only where it differs from the catalogue, so this is right for a first installation, after a
+    time without triggers, and for nothing at all.
+    """
+    remove(connection)
     for statement in statements():
         connection.execute(text(statement))
-    if fresh:
-        connection.execute(text("INSERT INTO nsync_outbox (kind, a, b) SELECT 'did', scope, name FROM dids_opendata"))
+    connection.execute(text("INSERT INTO nsync_outbox (kind, a, b) SELECT 'did', scope, name FROM dids_opendata"))
+    connection.execute(delete(schema.shared_scope))  # the node shares them again, and so publishes what they hold
 
 
 def remove(connection: Connection) -> None:
@@ -86,7 +89,7 @@ def installed(connection: Connection) -> list[str]:
 def missing(connection: Connection) -> list[str]:
     """The names of triggers that should be there and are not."""
     _require_sqlite(connection)
-    wanted = [statement.split()[5] for statement in statements()]
+    wanted = [statement.split()[2] for statement in statements()]
     return sorted(set(wanted) - set(installed(connection)))
 
 
