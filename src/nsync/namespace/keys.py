@@ -25,7 +25,8 @@ KEYS_KEPT = 1 << 15
 """Keys whose bytes are remembered: a changeset looks at each key a dozen times. Some 20 MB at most."""
 PROTOCOLS_MAX = 16
 ATTRIBUTES_MAX = 64
-BYTES_MAX = 1 << 62
+BYTES_MAX = 1 << 50
+"""1 PiB: no file is larger, and the sizes of thousands still add up within the 63 bits of Rucio's columns."""
 
 ADLER32_BYTES = 4
 MD5_BYTES = 16

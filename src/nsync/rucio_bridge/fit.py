@@ -5,6 +5,7 @@ What does not fit is parked, never dropped and never forced: local rows win over
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from functools import cache
 from typing import Any, Optional
@@ -24,8 +25,11 @@ from nsync.store import schema
 from nsync.store.database import chunks
 
 RSE_NAME_CHARS_MAX = 255
-PROTOCOL_PACKAGE = "rucio.rse.protocols."
-"""Rucio imports a protocol's implementation by its name: a remote word may only name one of Rucio's own."""
+PROTOCOL_CLASS = re.compile(r"rucio\.rse\.protocols\.[a-z0-9_]+\.[A-Z][A-Za-z0-9_]*")
+"""Rucio imports a protocol's implementation by its name: a remote word may only name a class in one of Rucio's own modules."""
+SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
+HOSTNAME = re.compile(r"(?:[A-Za-z0-9_\[][A-Za-z0-9_.:\]-]*)?")
+"""A scheme and a host, and nothing that a tool to which Rucio hands the URL could take for an option."""
 
 Desired = Mapping[Fact, Optional[Entry]]
 Actual = Mapping[Fact, Entry]
@@ -151,10 +155,12 @@ class Fit:
         if len(name) > RSE_NAME_CHARS_MAX:
             return f"RSE name {name[:60]!r}… has {len(name)} characters; Rucio holds {RSE_NAME_CHARS_MAX}"
         for protocol in entry.protocols:
-            if not protocol.impl.startswith(PROTOCOL_PACKAGE):
+            if PROTOCOL_CLASS.fullmatch(protocol.impl) is None:
                 return (
-                    f"{fact} wants the protocol implementation {protocol.impl!r}; only those of {PROTOCOL_PACKAGE}* are taken from a peer"
+                    f"{fact} wants the protocol implementation {protocol.impl!r}; only classes of rucio.rse.protocols are taken from a peer"
                 )
+            if SCHEME.fullmatch(protocol.scheme) is None or HOSTNAME.fullmatch(protocol.hostname) is None:
+                return f"{fact} has a protocol at {protocol.scheme!r} {protocol.hostname!r}, which is no scheme and host"
         taken = self.session.execute(select(models.RSE.id).where(models.RSE.rse == name)).first()
         if taken is not None and self.rows.rse_of(fact) is None:
             return f"an RSE called {name!r} exists here and is not {fact.instance}'s; rename it"

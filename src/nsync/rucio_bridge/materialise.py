@@ -25,7 +25,7 @@ from rucio.core.scope import add_scope, check_scope
 from rucio.db.sqla import models
 from rucio.db.sqla.constants import AccountType, DIDAvailability, DIDReEvaluation, DIDType, OpenDataDIDState, ReplicaState
 from sqlalchemy import ColumnElement, Table, and_, delete, insert, select, tuple_, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
 from nsync.authority.effective import Authority
@@ -35,7 +35,7 @@ from nsync.namespace import keys
 from nsync.namespace.keys import Attachment, Did, Fact, Identity, Replica, Rse, Scope, key_bytes
 from nsync.rucio_bridge import parked
 from nsync.rucio_bridge.fit import Actual, Desired, Fit, account_of, needs_of, rse_name
-from nsync.rucio_bridge.rows import CONTENTS, DIDS, DOIS, OPEN, ORIGIN, REPLICAS, Rows, did_key, matches
+from nsync.rucio_bridge.rows import CONTENTS, DIDS, DOIS, OPEN, ORIGIN, REPLICAS, SHARED_ATTRIBUTES, Rows, did_key, matches
 from nsync.store.database import chunks
 from nsync.store.state import SqlState
 
@@ -69,7 +69,9 @@ class Materialise:
             try:
                 with self.session.begin_nested():
                     self._write(desired, actual)
-            except (IntegrityError, RucioException) as error:
+            except (DBAPIError, OverflowError, RucioException) as error:
+                if not _is_about_the_rows(error):
+                    raise
                 LOG.exception("changeset %s cannot be written here", batch)
                 reasons = {min(desired, key=key_bytes): f"Rucio refused the rows: {str(error)[:500]}"}
         if reasons:
@@ -153,10 +155,12 @@ class Materialise:
             }
             parameter = {**protocol._asdict(), "domains": domains, "extended_attributes": None}
             add_protocol(rse_id, {k: v for k, v in parameter.items() if k not in ("lan", "wan", "tpc")}, session=self.session)
-        for key, value in entry.attributes:
+        said = dict(entry.attributes)
+        for key in SHARED_ATTRIBUTES:
             if key in had:
                 del_rse_attribute(rse_id, key, session=self.session)
-            add_rse_attribute(rse_id, key, {"True": True, "False": False}.get(value, value), session=self.session)
+            if key in said:
+                add_rse_attribute(rse_id, key, {"True": True, "False": False}.get(said[key], said[key]), session=self.session)
 
     # ---- DIDs, attachments, replicas: many rows, so one statement for all
 
@@ -415,3 +419,10 @@ def _is_container(entry: Entry) -> bool:
 def _now() -> datetime:
     """Rucio's columns hold naive UTC."""
     return datetime.now(timezone.utc).replace(tzinfo=None)
+
+
+def _is_about_the_rows(error: Exception) -> bool:
+    """Whether Rucio refused what the rows say, so that another try would fail too; else the database failed, and it is tried again."""
+    if isinstance(error, DBAPIError):
+        return isinstance(error, (IntegrityError, DataError)) or "integer overflow" in str(error.orig)  # SQLite's sum() of sizes
+    return True

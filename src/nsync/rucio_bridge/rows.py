@@ -29,7 +29,7 @@ LOG = logging.getLogger(__name__)
 ORIGIN = "nsync_origin"
 """The attribute of a foreign RSE that names its instance."""
 SHARED_ATTRIBUTES = ("OpenData",)
-"""RSE attributes that travel; the others steer the local Rucio."""
+"""RSE attributes that travel. The others steer the local Rucio: they are neither said to a peer nor taken from one."""
 
 DIDS = models.DataIdentifier.__table__
 CONTENTS = models.DataIdentifierAssociation.__table__
@@ -212,6 +212,8 @@ def matches(entry: Optional[Entry], row: Optional[Entry]) -> bool:
         return entry is row
     if isinstance(entry, DidEntry) and isinstance(row, DidEntry):
         return row.identity.agrees(entry.identity) and row[2:] == entry[2:]
+    if isinstance(entry, RseEntry) and isinstance(row, RseEntry):
+        return entry.protocols == row.protocols and shared_attributes(dict(entry.attributes)) == row.attributes
     return isinstance(entry, ScopeEntry) or entry == row
 
 

@@ -196,7 +196,8 @@ class SqlLog:
     def _ready(self, headers: Sequence[Header], heads: Mapping[bytes, tuple[Dep, Stamp]]) -> bool:
         """Whether all deps are applied. Raises RejectedSegment for deps that no honest author names."""
         deps = [dep for header in headers for dep in header.deps]
-        if any(dep.author not in heads or heads[dep.author][0].seq < dep.seq for dep in deps):
+        foreign = [dep for dep in deps if dep.author != headers[0].author]  # its own log is no dep, and is refused below
+        if any(dep.author not in heads or heads[dep.author][0].seq < dep.seq for dep in foreign):
             return False
         named = self.state.pasts.at(Dot(headers[0].author, headers[0].first))
         for header in headers:

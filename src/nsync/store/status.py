@@ -47,7 +47,7 @@ def status(connection: Connection) -> Status:
         select(_SEGMENT.author, func.min(_SEGMENT.reason)).where(_SEGMENT.reason.isnot(None)).group_by(_SEGMENT.author)
     )
     refused = {author: reason for author, reason in refused_rows}
-    shown = dict(connection.execute(select(schema.entry.c.kind, func.count()).group_by(schema.entry.c.kind)).tuples())
+    shown = {kind: count for kind, count in connection.execute(select(schema.entry.c.kind, func.count()).group_by(schema.entry.c.kind))}
     return Status(
         tuple(LogStatus(author, last, applied.get(author, 0), refused.get(author)) for author, last in stored),
         {name: shown.get(kind, 0) for kind, name in KINDS.items()},
