@@ -245,8 +245,17 @@ def _ops(statements: Sequence[Statement]) -> Iterable[bytes]:
         for said in chunks(groups[place], STATEMENTS_MAX):
             try:
                 yield encode_op(said)
-            except RejectedSegment as error:
-                LOG.error("not published, since no peer would accept it: %s: %s; rename it to share it", place[1], error)
+            except RejectedSegment:
+                yield from _acceptable(said)
+
+
+def _acceptable(said: Sequence[Statement]) -> Iterable[bytes]:
+    """An op for each statement that a peer would accept: a file is shared though one of its datasets has an impossible name."""
+    for statement in said:
+        try:
+            yield encode_op([statement])
+        except RejectedSegment as error:
+            LOG.error("not published, since no peer would accept it: %.150r: %s; rename it to share it", str(statement.key), error)
 
 
 def _place(key: Key) -> tuple[int, Key]:
