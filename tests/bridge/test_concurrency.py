@@ -7,7 +7,7 @@ from rucio.db.sqla.constants import DIDType, OpenDataDIDState
 from nsync.catalogue.entries import DidEntry
 from nsync.namespace.keys import Attachment, Did
 from nsync.namespace.ops import Assert
-from tests.support.instances import Instance, acknowledge, settle
+from tests.support.instances import Instance, settle
 
 SHARED = "atlas.shared"
 PUBLIC, SUSPENDED = OpenDataDIDState.PUBLIC, OpenDataDIDState.SUSPENDED
@@ -209,11 +209,11 @@ def test_a_guests_retract_silences_only_its_own(federation: list[Instance]) -> N
     cms.attach(SHARED, "d1", [(SHARED, "f2")])
     settle(federation)
     cms.detach(SHARED, "d1", [(SHARED, "f1"), (SHARED, "f2")])
-    acknowledge(federation)
+    settle(federation)
     assert contents_everywhere(federation, "d1") == [{"f1"}, set(), {"f1"}]  # its own f1 is a drift of cms
     assert edge("d1", "f1") in cms.catalogue()
     belle2.delete_did(SHARED, "d1")
-    acknowledge(federation)
+    settle(federation)
     assert content(atlas, "d1") == {"f1"}
 
 
@@ -224,7 +224,7 @@ def test_a_guests_retract_waits_for_the_home(federation: list[Instance]) -> None
     cms.detach(SHARED, "d1", [(SHARED, "f1")])
     settle([cms, belle2])
     assert content(belle2, "d1") == {"f1"}
-    acknowledge(federation)
+    settle(federation)
     assert contents_everywhere(federation, "d1") == [set()] * 3
 
 
@@ -245,7 +245,7 @@ def test_a_guests_close_takes_effect_once_the_home_acknowledged_it(federation: l
     settle([cms, belle2])
     assert is_open(belle2, "d1") and not is_open(cms, "d1")
     assert [entry(instance, "d1").closed for instance in (cms, belle2)] == [False] * 2
-    acknowledge(federation)
+    settle(federation)
     assert [is_open(instance, "d1") for instance in federation] == [False] * 3
 
 
@@ -254,14 +254,14 @@ def test_a_guests_publication_takes_effect_once_the_home_acknowledged_it(federat
     cms.publish_dataset(SHARED, "d1")
     settle([cms, belle2])
     assert state(belle2, "d1") == ""
-    acknowledge(federation)
+    settle(federation)
     assert [state(instance, "d1") for instance in federation] == ["P"] * 3
 
 
 def test_a_guests_suspension_takes_effect_at_once(federation: list[Instance]) -> None:
     _atlas, cms, belle2 = federation
     cms.publish_dataset(SHARED, "d1")
-    acknowledge(federation)
+    settle(federation)
     cms.set_open_data(SHARED, "d1", state=SUSPENDED)
     settle([cms, belle2])
     assert state(belle2, "d1") == "S"
@@ -279,7 +279,7 @@ def test_suspended_wins_over_a_concurrent_publication(federation: list[Instance]
     cms.set_open_data(SHARED, "d1", state=PUBLIC)
     cms.work()
     cms.set_open_data(SHARED, "d1", state=SUSPENDED)
-    acknowledge(federation)
+    settle(federation)
     assert [state(instance, "d1") for instance in federation] == ["S"] * 3
 
 
@@ -290,7 +290,7 @@ def test_a_guest_takes_back_a_close_that_the_home_has_not_acknowledged(federatio
     cms.set_open(SHARED, "d1", False)
     cms.work()
     cms.set_open(SHARED, "d1", True)
-    acknowledge(federation)
+    settle(federation)
     assert [is_open(instance, "d1") for instance in federation] == [True] * 3
 
 
@@ -301,7 +301,7 @@ def test_a_guest_takes_back_a_retract_that_the_home_has_not_acknowledged(federat
     cms.detach(SHARED, "d1", [(SHARED, "f1")])
     cms.work()
     cms.attach(SHARED, "d1", [(SHARED, "f1")])
-    acknowledge(federation)
+    settle(federation)
     assert contents_everywhere(federation, "d1") == [{"f1"}] * 3
 
 

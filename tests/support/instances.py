@@ -21,7 +21,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
 from nsync.auth.keys import verify
-from nsync.catalogue.entries import Conflict, DidEntry, Entry, ScopeEntry
+from nsync.catalogue.entries import Conflict, Entry
 from nsync.namespace.keys import Fact, from_key_bytes
 from nsync.namespace.ops import Statement, encode_op
 from nsync.rucio_bridge import parked
@@ -138,7 +138,7 @@ class Instance:
             return {waiting.fact: waiting.reason for waiting in parked.listing(session)}
 
     def written(self, facts: Collection[Fact]) -> dict[Fact, Entry]:
-        """The rows of `facts`, as entries that compare with `plain_entry` of the catalogue's."""
+        """The rows of `facts`, as entries."""
         with self.sessions() as session:
             return dict(Rows(session, self.name, EXPRESSION).read(facts))
 
@@ -217,13 +217,6 @@ class Instance:
         self.set_open_data(scope, name, state=OpenDataDIDState.PUBLIC)
 
 
-def plain_entry(entry: Entry) -> Entry:
-    """`entry` without what no row of Rucio holds."""
-    if isinstance(entry, DidEntry):
-        return entry._replace(origin="")
-    return ScopeEntry("") if isinstance(entry, ScopeEntry) else entry
-
-
 def settle(instances: Sequence[Instance]) -> None:
     """Work and fetch until nobody has news."""
     for _ in range(20):
@@ -236,12 +229,3 @@ def settle(instances: Sequence[Instance]) -> None:
         if done == 0:
             return
     raise AssertionError("the instances do not settle")
-
-
-def acknowledge(instances: Sequence[Instance]) -> None:
-    """Settle, and let every home sign something after it has seen everything (R5.6)."""
-    settle(instances)
-    for instance in instances:
-        count = len(instance.query("SELECT name FROM dids WHERE scope = :scope", scope=instance.name))
-        instance.add_files(instance.name, [f"acknowledged{count}"])
-    settle(instances)
