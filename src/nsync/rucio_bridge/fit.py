@@ -131,15 +131,16 @@ class Fit:
                 "rename the local one"
             )
         bearer = dois.get(entry.doi or "")
-        if bearer is None or bearer == did or self._gives_up_doi(bearer, desired):
+        if bearer is None or bearer == did or self._gives_up_doi(bearer, entry.doi, desired):
             return None
         return f"DOI {entry.doi} is {did} in the shared namespace, and belongs to {bearer} here; give {bearer} another DOI"
 
-    def _gives_up_doi(self, did: Did, desired: Desired) -> bool:
-        """Whether the row of `did` loses its DOI in this very transaction, which frees it."""
+    def _gives_up_doi(self, did: Did, doi: Optional[str], desired: Desired) -> bool:
+        """Whether the row of `did` loses `doi` in this very transaction, which frees it."""
         entry = desired.get(did)
         home = self.authority.charter.home(did.scope)
-        return isinstance(entry, DidEntry) and entry.doi is None and (home is None or home.name != self.instance)
+        keeps = did not in desired or (isinstance(entry, DidEntry) and entry.doi == doi)
+        return not keeps and (home is None or home.name != self.instance)
 
     def _doi_bearers(self, dois: Collection[str]) -> dict[str, Did]:
         found = {}

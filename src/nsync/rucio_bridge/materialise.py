@@ -330,9 +330,12 @@ class Materialise:
     # ---- removal of DIDs
 
     def _remove_dids(self, dids: Collection[Did]) -> None:
-        """Foreign DIDs that left the shared namespace, where nothing local depends on them; else they are suspended and stay (R5.7)."""
+        """DIDs that left the shared namespace, where nothing local depends on them; else they are suspended and stay (R5.7).
+
+        In its own scopes this instance loses only rows that came from a guest.
+        """
         for did in dids:
-            if self._is_home(did):
+            if self._is_home(did) and not self._is_guests(did):
                 continue
             holder = next((name for name, table, columns in _HOLDERS if self._holds(table, columns, did)), None)
             if holder is None:
@@ -356,6 +359,11 @@ class Materialise:
         home = self.authority.charter.home(did.scope)
         return home is not None and home.name == self.instance
 
+    def _is_guests(self, did: Did) -> bool:
+        """Whether the row of `did` was written here for another instance."""
+        owner = self.session.execute(select(DIDS.c.account).where(_is(DIDS, did))).scalar_one()
+        return owner.external in {account_of(one.name) for one in self.authority.charter.instances if one.name != self.instance}
+
     def _did_rows(self, dids: Collection[Did]) -> dict[Did, Any]:
         found: dict[Did, Any] = {}
         for chunk in chunks([did_key(did) for did in dids]):
@@ -376,8 +384,13 @@ _HOLDERS: tuple[tuple[str, Table, tuple[str, str]], ...] = (
     ("metadata", models.DidMeta.__table__, ("scope", "name")),
     ("archives", models.ConstituentAssociation.__table__, ("scope", "name")),
     ("archives", models.ConstituentAssociation.__table__, ("child_scope", "child_name")),
+    ("followers", models.DidFollowed.__table__, ("scope", "name")),
+    ("dataset locks", models.DatasetLock.__table__, ("scope", "name")),
+    ("dataset replicas", models.CollectionReplica.__table__, ("scope", "name")),
+    ("requests", models.Request.__table__, ("scope", "name")),
+    ("virtual placements", models.VirtualPlacements.__table__, ("scope", "name")),
 )
-"""What keeps a DID's row: the tables that refer to it."""
+"""What keeps a DID's row: the tables that refer to it, but for its open-data entry, which goes along."""
 
 
 def _did_row(did: Did, identity: Identity, account: InternalAccount) -> dict[str, Any]:
