@@ -67,7 +67,11 @@ class Node:
         await self._prepare()
         server = Server(self.settings.charter, self.settings.me, self.bridge, self._reader, self.gossip.received)
         listener = Listener(server.app())
-        port = await listener.start(self.settings.host, self.settings.port)
+        try:
+            port = await listener.start(self.settings.host, self.settings.port)
+        except OSError as error:
+            where = f"{self.settings.host}:{self.settings.port}"
+            raise ConfigError(f"[nsync] listen = {where}: {error.strerror}; does a node run here already?") from error
         LOG.info("%s listens on %s:%d for the federation %r", self.settings.me.name, self.settings.host, port, self.settings.charter.name)
         tasks = [asyncio.ensure_future(self.gossip.run()), asyncio.ensure_future(self._keep_working())]
         stopping = asyncio.ensure_future(stop.wait())
