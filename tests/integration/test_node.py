@@ -227,3 +227,17 @@ def test_beside_an_unknown_rucio_schema_it_gossips_and_writes_no_rows(bed: Feder
 def set_head(site: Site, head: str) -> None:
     with closing(sqlite3.connect(site.path, timeout=30)) as connection, connection:
         connection.execute("UPDATE alembic_version SET version_num = ?", (head,))
+
+
+def test_run_once_applies_what_waits_though_it_publishes_much(bed: Federation) -> None:
+    atlas, cms = bed.site("atlas", ["atlas"]), bed.site("cms", ["cms"])
+    atlas.add_scope("atlas")
+    atlas.publish_dataset("atlas", "d1")
+    cms.add_scope("cms")
+    cms.publish_dataset("cms", "d1", files=200)
+    assert cms.bridge.receive(frames_of(atlas), "atlas").rejected == ()
+
+    once = cms.start("--run-once")
+    assert once.ended() == 5, once.said()
+    assert applied(cms.path, cms.author) > 200 and ask(cms.path, "SELECT count(*) FROM nsync_outbox") == [(0,)]
+    assert applied(cms.path, atlas.author) > 0, once.said()

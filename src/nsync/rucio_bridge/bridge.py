@@ -113,8 +113,9 @@ class Bridge:
     def work(self, now_ms: int, publish_only: bool = False) -> Worked:
         """Publish what was captured, then apply what waits and write its rows.
 
-        It holds the write lock for HOLD_MS_MAX at most, unless one changeset takes longer. `publish_only` leaves what others
-        sent alone: for a caller whose last attempt failed, so that a changeset which cannot be applied stops nobody here.
+        It holds the write lock for HOLD_MS_MAX at most, unless what it publishes, or one changeset, takes longer. `publish_only`
+        leaves what others sent alone: for a caller whose last attempt failed, so that a changeset which cannot be applied stops
+        nobody here.
         """
         newest = self._newest_waiting()
         with self._sessions() as session:
@@ -130,18 +131,17 @@ class Bridge:
             mine += self._acknowledge(session, now_ms)
             failpoint("work-before-commit")
         failpoint("work-after-commit")
-        if not theirs:
+        if not theirs and not publish_only:
             self._stuck = (newest, now_ms + STUCK_MS)
         return Worked(sum(one.last - one.first + 1 for one in mine), (*mine, *theirs), (time.monotonic() - began) * 1000)
 
     def _apply(self, session: Session, now_ms: int, began: float) -> list[Applied]:
-        """Apply changesets until there is none, or the lock was held long enough."""
+        """Apply changesets until there is none, or the lock was held long enough; one in any case, however long publishing took."""
         applied: list[Applied] = []
-        while (time.monotonic() - began) * 1000 < HOLD_MS_MAX:
-            found = self._apply_one(session, now_ms)
-            if found is None:
-                break
+        while (found := self._apply_one(session, now_ms)) is not None:
             applied.append(found)
+            if (time.monotonic() - began) * 1000 >= HOLD_MS_MAX:
+                break
         return applied
 
     def retry_parked(self, now_ms: int) -> int:
