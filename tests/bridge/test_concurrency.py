@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 from rucio.db.sqla.constants import DIDType, OpenDataDIDState
+from sqlalchemy.exc import OperationalError
 
 from nsync.catalogue.entries import DidEntry
 from nsync.namespace.keys import Attachment, Did
 from nsync.namespace.ops import Assert
-from tests.support.instances import Instance, settle
+from nsync.rucio_bridge.materialise import Materialise
+from tests.support.instances import Instance, everything, settle
 
 SHARED = "atlas.shared"
 PUBLIC, SUSPENDED = OpenDataDIDState.PUBLIC, OpenDataDIDState.SUSPENDED
@@ -112,6 +115,40 @@ def test_after_a_reopen_guests_attach_again(federation: list[Instance]) -> None:
     assert contents_everywhere(federation, "d1") == [{"f1", "f2"}] * 3
 
 
+def test_the_home_reopens_what_a_guest_closed(federation: list[Instance]) -> None:
+    atlas, cms, belle2 = federation
+    add_dataset(atlas, "d1", ["f1"])
+    settle(federation)
+    cms.set_open(SHARED, "d1", False)
+    settle(federation)
+    assert [is_open(instance, "d1") for instance in federation] == [False] * 3
+    atlas.set_open(SHARED, "d1", True)
+    settle(federation)
+    assert [is_open(instance, "d1") for instance in federation] == [True] * 3
+    belle2.add_files(SHARED, ["f2"])
+    belle2.attach(SHARED, "d1", [(SHARED, "f2")])
+    settle(federation)
+    assert contents_everywhere(federation, "d1") == [{"f1", "f2"}] * 3
+
+
+def test_what_the_closer_saw_through_a_third_instance_it_saw(federation: list[Instance]) -> None:
+    atlas, cms, belle2 = federation
+    add_dataset(atlas, "d1", ["f1"])
+    settle(federation)
+    cms.add_files(SHARED, ["f2"])
+    cms.attach(SHARED, "d1", [(SHARED, "f2")])
+    cms.work()
+    belle2.fetch(cms)
+    belle2.work()
+    belle2.add_did("belle2", "anything")
+    belle2.work()
+    atlas.fetch(belle2)
+    atlas.work()
+    atlas.set_open(SHARED, "d1", False)
+    settle(federation)
+    assert contents_everywhere(federation, "d1") == [{"f1", "f2"}] * 3
+
+
 def test_a_reopen_is_ignored_while_the_data_are_public(federation: list[Instance]) -> None:
     atlas, cms, belle2 = federation
     atlas.publish_dataset(SHARED, "d1")
@@ -196,6 +233,73 @@ def test_an_attachment_shows_when_its_child_arrives(federation: list[Instance]) 
     belle2.add_did("belle2", "d1")
     settle(federation)
     assert [content(instance, "c1", "cms") for instance in federation] == [{"d1"}] * 3
+
+
+# ---- values
+
+
+def doi_of(instance: Instance, name: str) -> list[str]:
+    return [doi for (doi,) in instance.query("SELECT doi FROM dids_opendata_doi WHERE scope = :s AND name = :n", s=SHARED, n=name)]
+
+
+def test_of_two_values_said_at_once_the_newer_shows(federation: list[Instance]) -> None:
+    atlas, cms, _ = federation
+    for name in ("d1", "d2", "d3"):
+        atlas.publish_dataset(SHARED, name)
+    settle(federation)
+    cms.now_ms = atlas.now_ms + 30_000
+    atlas.set_open_data(SHARED, "d1", doi="10.5072/ATLAS.1")
+    atlas.work()
+    cms.set_open_data(SHARED, "d1", doi="10.5072/ATLAS.2")
+    cms.work()
+    settle(federation)
+    assert [doi_of(instance, "d1") for instance in federation] == [["10.5072/ATLAS.2"]] * 3
+
+
+def test_what_users_did_is_said_before_what_came_in_is_written(federation: list[Instance]) -> None:
+    atlas, cms, _ = federation
+    atlas.publish_dataset(SHARED, "d1")
+    settle(federation)
+    cms.now_ms = atlas.now_ms + 30_000
+    atlas.set_open_data(SHARED, "d1", doi="10.5072/ATLAS.1")
+    atlas.work()
+    cms.fetch(atlas)
+    cms.set_open_data(SHARED, "d1", doi="10.5072/ATLAS.2")
+    cms.work()
+    settle(federation)
+    assert [doi_of(instance, "d1") for instance in federation] == [["10.5072/ATLAS.2"]] * 3
+
+
+# ---- one transaction
+
+
+def test_a_changeset_whose_rows_fail_is_not_applied_either(federation: list[Instance], monkeypatch: pytest.MonkeyPatch) -> None:
+    atlas, cms, belle2 = federation
+    add_dataset(atlas, "d1", ["f1"])
+    atlas.work()
+    cms.fetch(atlas)
+    before = everything(cms)
+
+    def fail(*_: object) -> None:
+        raise OperationalError("INSERT", {}, Exception("disk I/O error"))
+
+    with monkeypatch.context() as patch, pytest.raises(OperationalError):
+        patch.setattr(Materialise, "_write", fail)
+        cms.work()
+    assert everything(cms) == before
+    settle(federation)
+    assert atlas.rows() == cms.rows() == belle2.rows()
+
+
+def test_what_the_bridge_writes_is_not_captured(federation: list[Instance]) -> None:
+    atlas, cms, _ = federation
+    atlas.publish_dataset("atlas", "d1")
+    atlas.work()
+    cms.fetch(atlas)
+    cms.work()
+    assert content(cms, "d1", "atlas") != set()
+    for instance in (atlas, cms):
+        assert instance.query("SELECT * FROM nsync_outbox") == []
 
 
 # ---- guests and the home

@@ -217,6 +217,12 @@ class Instance:
         self.set_open_data(scope, name, state=OpenDataDIDState.PUBLIC)
 
 
+def everything(instance: Instance) -> dict[str, list[tuple[object, ...]]]:
+    """Every row of every table."""
+    tables = instance.query("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
+    return {table: instance.query(f"SELECT * FROM {table}") for (table,) in tables}
+
+
 def settle(instances: Sequence[Instance]) -> None:
     """Work and fetch until nobody has news."""
     for _ in range(20):
