@@ -51,6 +51,7 @@ RECEIVING = {
     "work-after-commit": 1,
 }
 PUBLISHING = ("publish-drained", "publish-signed", "log-head-advanced", "publish-logged", "work-before-commit", "work-after-commit")
+RETRYING = "retry-before-commit"
 
 RANDOM_KILLS = 10
 RANDOM_S_MAX = 0.6
@@ -66,7 +67,7 @@ Dump = dict[str, list[tuple[Any, ...]]]
 def test_every_failpoint_of_the_source_is_tried() -> None:
     source = Path(nsync.__file__).parent
     found = {name for path in source.rglob("*.py") for name in re.findall(r'^\s+failpoint\("([^"]+)"\)$', path.read_text(), re.MULTILINE)}
-    assert found == {*RECEIVING, *PUBLISHING}
+    assert found == {*RECEIVING, *PUBLISHING, RETRYING}
 
 
 # ---- the story
@@ -290,6 +291,32 @@ def test_the_check_sees(fault: str, bed: Federation, story: Story) -> None:
         assert connection.execute(fault).rowcount > 0
     with pytest.raises(AssertionError):
         survivor.check()
+
+
+def test_a_receiver_killed_as_what_was_parked_fits_at_last(bed: Federation, story: Story) -> None:
+    """The operator gives away a private scope of the same name; the node that writes what waited for it is killed over that."""
+    if not story.frames:
+        story.tell(cycles=1)
+    cms = bed.site("cms", [], "parked")
+    cms.add_scope("atlas")
+    commits = [decode_frame(frame).header.commit for frame in story.frames]
+    first = story.frames[: commits.index(True) + 1]
+    assert cms.bridge.receive(first, "atlas").rejected == () and cms.work() == 1
+    assert cms.parked() and not any(cms.rows()[table] for table in ("dids", "contents", "replicas"))
+    cms.close()
+    with closing(sqlite3.connect(cms.path)) as connection, connection:
+        connection.execute("DELETE FROM scopes")
+    before = everything(cms.path)
+
+    node = cms.start(failpoint=RETRYING)
+    assert node.ended() == -signal.SIGKILL, f"it was to be killed:\n{node.said()}"
+    assert damage(cms.path) == [] and everything(cms.path) == before
+
+    node = cms.serve()
+    seq = applied(cms.path, story.author.author)
+    wait_until(lambda: not ask(cms.path, "SELECT key FROM nsync_parked"), node.said)
+    node.stop()
+    assert everything(cms.path, without=["nsync_segment"]) == story.states[seq]
 
 
 # ---- a publisher

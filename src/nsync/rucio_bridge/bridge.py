@@ -155,6 +155,7 @@ class Bridge:
                 if facts and self._is_known_rucio(session):
                     self._publish(session, now_ms)
                     written += self._materialise(session, SqlLog(session.connection(), self.authority), facts, name, now_ms)
+                    failpoint("retry-before-commit")
         return written
 
     def _newest_waiting(self) -> int:
