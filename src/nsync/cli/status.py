@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
+
 import click
 from rich.console import Console
 from rich.table import Table
@@ -9,9 +12,11 @@ from rucio.db.sqla.session import get_engine
 from sqlalchemy.orm import Session
 
 from nsync import config
+from nsync.authority.effective import Authority
 from nsync.cli.output import as_json
 from nsync.rucio_bridge import parked
 from nsync.store import status as store
+from nsync.store.log import SqlLog
 
 EXIT_BEHIND = 3
 EXIT_ATTENTION = 4
@@ -27,14 +32,15 @@ def status(json_: bool) -> None:
     settings = config.read()
     with get_engine().connect() as connection:
         found = store.status(connection)
+        waits = SqlLog(connection, Authority(settings.charter)).waits(time.time_ns() // 1_000_000)
     names: dict[bytes, str] = {instance.author: instance.name for instance in settings.charter.instances}
     logs = {names.get(log.author, log.author.hex()): log for log in found.logs}
     if json_:
-        as_json({**found._asdict(), "instance": settings.me.name, "logs": {name: _log(log) for name, log in logs.items()}})
+        as_json({**found._asdict(), "instance": settings.me.name, "logs": {name: _log(log, waits) for name, log in logs.items()}})
     else:
         table = Table("member", "stored ops", "applied ops", "")
         for name, log in sorted(logs.items()):
-            table.add_row(name, str(log.stored), str(log.applied), log.refused or "")
+            table.add_row(name, str(log.stored), str(log.applied), log.refused or waits.get(log.author, ""))
         Console().print(table)
         click.echo(f"{settings.me.name} shows " + ", ".join(f"{count} {kind}" for kind, count in found.shown.items()))
         click.echo(f"conflicts: {found.conflicts}  parked: {found.parked}  not published yet: {found.outbox}")
@@ -46,8 +52,8 @@ def status(json_: bool) -> None:
         raise SystemExit(EXIT_BEHIND)
 
 
-def _log(log: store.LogStatus) -> dict[str, object]:
-    return {"stored": log.stored, "applied": log.applied, "refused": log.refused}
+def _log(log: store.LogStatus, waits: Mapping[bytes, str]) -> dict[str, object]:
+    return {"stored": log.stored, "applied": log.applied, "refused": log.refused, "waits": waits.get(log.author)}
 
 
 @click.group()

@@ -132,14 +132,18 @@ class Capture:
             )
         slots = self.state.slots([s.key for s in allowed])
         held_back = self._held_back([s.key for s in allowed])
-        unwritten = parked.among(self.session, [s.key for s in allowed if isinstance(s, Retract)])
+        facts = {keys.fact_of(s.key) for s in allowed}
+        unwritten = parked.among(self.session, facts)
+        left = unwritten - self.state.entries(facts).keys()  # the namespace has it no more, and a row stays here: nobody shares it (R5.7)
         reader = Reader(self.authority, self.state.pasts)
         found = []
         for statement in allowed:
             about = slots.get(statement.key, ())
             held = held_back.get(statement.key)
             mine = held or reader.mine(self.me.author, about)
-            if isinstance(statement, Assert):
+            if keys.fact_of(statement.key) in left:
+                said = True
+            elif isinstance(statement, Assert):
                 said = mine is not None and not mine.retract and mine.value == statement.value
             elif statement.key in unwritten or (held is not None and held.retract):
                 said = True  # its row was never written here, so nobody removed it; or it waits for the home already

@@ -17,25 +17,23 @@ from typing import Any
 
 from rucio.common.exception import RucioException
 from rucio.common.types import InternalAccount, InternalScope
-from rucio.core.account import account_exists, add_account
 from rucio.core.did import detach_dids, set_status
-from rucio.core.rse import add_protocol, add_rse, add_rse_attribute, del_protocols, del_rse_attribute
 from rucio.core.rse_counter import decrease, increase
-from rucio.core.scope import add_scope, check_scope
 from rucio.db.sqla import models
-from rucio.db.sqla.constants import AccountType, DIDAvailability, DIDReEvaluation, DIDType, OpenDataDIDState, ReplicaState
+from rucio.db.sqla.constants import DIDAvailability, DIDReEvaluation, DIDType, OpenDataDIDState, ReplicaState
 from sqlalchemy import ColumnElement, Table, and_, delete, insert, select, tuple_, update
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
 from nsync.authority.effective import Authority
-from nsync.catalogue.entries import DidEntry, Entry, ReplicaEntry, RseEntry
+from nsync.catalogue.entries import DidEntry, Entry, ReplicaEntry
 from nsync.failpoints import failpoint
 from nsync.namespace import keys
-from nsync.namespace.keys import Attachment, Did, Fact, Identity, Replica, Rse, Scope, key_bytes
+from nsync.namespace.keys import Attachment, Did, Fact, Identity, Replica, Rse, key_bytes
 from nsync.rucio_bridge import parked
-from nsync.rucio_bridge.fit import Actual, Desired, Fit, account_of, needs_of, rse_name
-from nsync.rucio_bridge.rows import CONTENTS, DIDS, DOIS, OPEN, ORIGIN, REPLICAS, SHARED_ATTRIBUTES, Rows, did_key, matches
+from nsync.rucio_bridge.fit import Actual, Desired, Fit, account_of, needs_of
+from nsync.rucio_bridge.ground import Ground
+from nsync.rucio_bridge.rows import CONTENTS, DIDS, DOIS, OPEN, REPLICAS, Rows, did_key, matches
 from nsync.store.database import chunks
 from nsync.store.state import SqlState
 
@@ -53,38 +51,49 @@ class Materialise:
         self.rows = rows
         self.instance = instance
         self.authority: Authority = state.authority
+        self.ground = Ground(session, rows, state.authority, instance)
+        self._kept: dict[Fact, str] = {}
+        """What left the shared namespace and stays here, with what holds it (R5.7)."""
 
     def run(self, changed: Collection[Fact], batch: str, now_ms: int) -> bool:
-        """Write the entries of `changed`, or park them; tells whether they are written."""
+        """Write the entries of `changed`, or park them; tells whether all of them are written."""
         facts = set(changed)
         needed = {need for fact in facts for need in needs_of(fact)}
-        facts |= parked.with_their_batches(self.session, facts | needed)
+        places = {need for need in needed if isinstance(need, Rse)}  # an RSE that fits is not held up by a batch that does not
+        facts |= places | parked.with_their_batches(self.session, (facts | needed) - places)
         entries, actual = self.state.entries(facts), self.rows.read(facts)
         desired: Desired = {fact: entries.get(fact) for fact in facts if not matches(entries.get(fact), actual.get(fact))}
         parked.release(self.session, facts - desired.keys())
         if not desired:
             return True
-        reasons = Fit(self.session, self.rows, self.authority, self.instance).reasons(desired, actual)
+        reasons = Fit(self.session, self.rows, self.authority, self.instance).reasons(desired, actual) or self._try(desired, actual, batch)
         if not reasons:
-            try:
-                with self.session.begin_nested():
-                    self._write(desired, actual)
-            except (DBAPIError, OverflowError, RucioException) as error:
-                if not _is_about_the_rows(error):
-                    raise
-                LOG.exception("changeset %s cannot be written here", batch)
-                reasons = {min(desired, key=key_bytes): f"Rucio refused the rows: {str(error)[:500]}"}
-        if reasons:
-            if parked.park(self.session, batch, desired.keys(), reasons, now_ms):
-                LOG.warning("parked %d facts of changeset %s: %s", len(desired), batch, "; ".join(sorted(reasons.values())[:3]))
-            return False
-        parked.release(self.session, desired.keys())
-        return True
+            parked.release(self.session, desired.keys() - self._kept.keys())
+            self._park(self._kept, self._kept, f"{batch} left", now_ms)
+            return not self._kept
+        self._park(desired.keys(), reasons, batch, now_ms)
+        return False
+
+    def _try(self, desired: Desired, actual: Actual, batch: str) -> dict[Fact, str]:
+        """Write, or undo what was written and say why Rucio refused it."""
+        self._kept = {}
+        try:
+            with self.session.begin_nested():
+                self._write(desired, actual)
+        except (DBAPIError, OverflowError, RucioException) as error:
+            if not _is_about_the_rows(error):
+                raise
+            LOG.exception("changeset %s cannot be written here", batch)
+            return {min(desired, key=key_bytes): f"Rucio refused the rows: {str(error)[:500]}"}
+        return {}
+
+    def _park(self, facts: Collection[Fact], reasons: Mapping[Fact, str], batch: str, now_ms: int) -> None:
+        if facts and parked.park(self.session, batch, facts, reasons, now_ms):
+            LOG.warning("parked %d facts of changeset %s: %s", len(facts), batch, "; ".join(sorted(set(reasons.values()))[:3]))
 
     def _write(self, desired: Desired, actual: Actual) -> None:
         """In foreign-key order: what others refer to comes first and goes last."""
-        self._scopes(desired, actual)
-        self._rses(desired, actual)
+        self.ground.lay(desired, actual)
         self._release_dois(desired, actual)
         detached = [fact for fact in desired if isinstance(fact, Attachment) and desired[fact] is None and fact in actual]
         self._detach(detached)
@@ -104,64 +113,6 @@ class Materialise:
         self._remove_dids([fact for fact in desired if isinstance(fact, Did) and desired[fact] is None and fact in actual])
         failpoint("rows-removed")
 
-    # ---- accounts, scopes, RSEs: few rows, so Rucio's own functions
-
-    def _account(self, instance: str) -> InternalAccount:
-        account = InternalAccount(account_of(instance))
-        if not account_exists(account, session=self.session):
-            add_account(account, AccountType.SERVICE, None, session=self.session)
-        return account
-
-    def _scopes(self, desired: Desired, actual: Actual) -> None:
-        wanted = {
-            fact.scope for fact, entry in desired.items() if isinstance(fact, (Scope, Did)) and entry is not None and fact not in actual
-        }
-        for name in sorted(wanted):
-            home = self.authority.charter.home(name)
-            if home is not None and not check_scope(InternalScope(name), session=self.session):
-                add_scope(InternalScope(name), self._account(home.name), session=self.session)
-
-    def _rses(self, desired: Desired, actual: Actual) -> None:
-        for fact, entry in desired.items():
-            if not isinstance(fact, Rse) or not isinstance(entry, RseEntry) or fact.instance == self.instance or entry == actual.get(fact):
-                continue
-            local = self.rows.rse_of(fact)
-            rse_id = local.id if local is not None else self._add_rse(fact)
-            self._define(rse_id, entry, existed=local is not None, had=dict(local.attributes) if local is not None else {})
-            self.rows.forget_rses()
-
-    def _add_rse(self, fact: Rse) -> str:
-        """Read-only, non-deterministic with explicit paths, never a destination (R7.4)."""
-        rse_id: str = add_rse(
-            rse_name(fact),
-            deterministic=False,
-            availability_read=True,
-            availability_write=False,
-            availability_delete=False,
-            session=self.session,
-        )
-        add_rse_attribute(rse_id, ORIGIN, fact.instance, session=self.session)
-        return rse_id
-
-    def _define(self, rse_id: str, entry: RseEntry, existed: bool, had: Mapping[str, Any]) -> None:
-        if existed:
-            for scheme in {protocol.scheme for protocol in self.rows.protocols(rse_id)}:
-                del_protocols(rse_id, scheme, session=self.session)
-        for protocol in entry.protocols:
-            lan, wan, tpc = protocol.lan or 0, protocol.wan or 0, protocol.tpc or 0
-            domains = {
-                "lan": {"read": lan, "write": 0, "delete": 0},
-                "wan": {"read": wan, "write": 0, "delete": 0, "third_party_copy_read": tpc, "third_party_copy_write": 0},
-            }
-            parameter = {**protocol._asdict(), "domains": domains, "extended_attributes": None}
-            add_protocol(rse_id, {k: v for k, v in parameter.items() if k not in ("lan", "wan", "tpc")}, session=self.session)
-        said = dict(entry.attributes)
-        for key in SHARED_ATTRIBUTES:
-            if key in had:
-                del_rse_attribute(rse_id, key, session=self.session)
-            if key in said:
-                add_rse_attribute(rse_id, key, {"True": True, "False": False}.get(said[key], said[key]), session=self.session)
-
     # ---- DIDs, attachments, replicas: many rows, so one statement for all
 
     def _add_dids(self, desired: Desired, actual: Actual) -> None:
@@ -170,7 +121,7 @@ class Materialise:
         for fact, entry in desired.items():
             if isinstance(fact, Did) and isinstance(entry, DidEntry) and fact not in actual:
                 if entry.origin not in accounts:
-                    accounts[entry.origin] = self._account(entry.origin)
+                    accounts[entry.origin] = self.ground.account(entry.origin)
                 rows.append(_did_row(fact, entry.identity, accounts[entry.origin]))
         self._insert(DIDS, rows)
 
@@ -265,7 +216,7 @@ class Materialise:
             key = and_(_is(REPLICAS, fact.did), REPLICAS.c.rse_id == local.id, REPLICAS.c.lock_cnt == 0)
             size = self.session.execute(select(REPLICAS.c.bytes).where(key)).scalar()
             if size is None:
-                LOG.warning("%s left the shared namespace and stays here, since local rules lock it", fact)
+                self._kept[fact] = f"{fact} left the shared namespace and stays here, unshared, since local rules lock it"
                 continue
             self.session.execute(delete(REPLICAS).where(key))
             decrease(local.id, 1, size, session=self.session)
@@ -342,7 +293,7 @@ class Materialise:
                 self.session.execute(delete(DIDS).where(_is(DIDS, did)))
                 continue
             self.session.execute(update(OPEN).where(_is(OPEN, did)).values(state=OpenDataDIDState.SUSPENDED, updated_at=_now()))
-            LOG.warning("%s left the shared namespace and stays here, since local %s hold it", did, holder)
+            self._kept[did] = f"{did} left the shared namespace and stays here, suspended and unshared, since local {holder} hold it"
 
     def _holds(self, table: Table, columns: tuple[str, str], did: Did) -> bool:
         scope, name = did_key(did)

@@ -70,7 +70,8 @@ def install(connection: Connection) -> None:
     for statement in statements():
         connection.execute(text(statement))
     connection.execute(text("INSERT INTO nsync_outbox (kind, a, b) SELECT 'did', scope, name FROM dids_opendata"))
-    connection.execute(delete(schema.shared_scope))  # the node shares them again, and so publishes what they hold
+    for scope in connection.execute(select(schema.shared_scope.c.scope)).scalars().all():
+        _look_at(connection, scope)
 
 
 def remove(connection: Connection) -> None:
@@ -100,14 +101,19 @@ def share(connection: Connection, scopes: set[str]) -> None:
         connection.execute(delete(schema.shared_scope).where(schema.shared_scope.c.scope == scope))
     for scope in sorted(scopes - held):
         connection.execute(insert(schema.shared_scope).values(scope=scope))
-        for statement in (
-            "INSERT INTO nsync_outbox (kind, a) SELECT 'scope', scope FROM scopes WHERE scope = :scope",
-            "INSERT INTO nsync_outbox (kind, a, b) SELECT 'did', scope, name FROM dids WHERE scope = :scope",
-            "INSERT INTO nsync_outbox (kind, a, b, c, d) "
-            "SELECT 'attachment', scope, name, child_scope, child_name FROM contents WHERE scope = :scope",
-            "INSERT INTO nsync_outbox (kind, a, b, c) SELECT 'replica', scope, name, rse_id FROM replicas WHERE scope = :scope",
-        ):
-            connection.execute(text(statement), {"scope": scope})
+        _look_at(connection, scope)
+
+
+def _look_at(connection: Connection, scope: str) -> None:
+    """Put everything in `scope` into the outbox."""
+    for statement in (
+        "INSERT INTO nsync_outbox (kind, a) SELECT 'scope', scope FROM scopes WHERE scope = :scope",
+        "INSERT INTO nsync_outbox (kind, a, b) SELECT 'did', scope, name FROM dids WHERE scope = :scope",
+        "INSERT INTO nsync_outbox (kind, a, b, c, d) "
+        "SELECT 'attachment', scope, name, child_scope, child_name FROM contents WHERE scope = :scope",
+        "INSERT INTO nsync_outbox (kind, a, b, c) SELECT 'replica', scope, name, rse_id FROM replicas WHERE scope = :scope",
+    ):
+        connection.execute(text(statement), {"scope": scope})
 
 
 def _require_sqlite(connection: Connection) -> None:

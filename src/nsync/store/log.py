@@ -21,7 +21,7 @@ from nsync.crdt.past import steps_of
 from nsync.errors import RejectedSegment
 from nsync.failpoints import failpoint
 from nsync.log.admission import admit, check_deps, check_segment, choose_deps
-from nsync.log.segment import EMPTY, Dep, Header, Segment, Sign, Tip, build_changeset, decode_frame
+from nsync.log.segment import EMPTY, Dep, Header, Segment, Sign, Tip, build_changeset, decode_frame, name_of
 from nsync.log.stored import Head, Receipt, StoredSegment
 from nsync.namespace.keys import Fact, Key
 from nsync.store import schema
@@ -170,11 +170,23 @@ class SqlLog:
         for author, rows in self._complete_changesets(heads).items():
             headers = [self._load(row.arrival).header for row in rows]
             try:
-                if headers[-1].stamp.ms <= now_ms + AHEAD_MS_MAX and self._ready(headers, heads):
+                if _waits_for(headers, heads, now_ms) is None:
+                    self._check_deps(headers)
                     return self._apply(AuthorId(author), rows)
             except RejectedSegment as error:
                 self._refuse(author, headers[0].first, str(error))
         return None
+
+    def waits(self, now_ms: int) -> dict[bytes, str]:
+        """For each log whose next changeset is here and is not applied yet: which one, and what it waits for."""
+        heads = self.heads()
+        found = {}
+        for author, rows in self._complete_changesets(heads).items():
+            headers = [self._load(row.arrival).header for row in rows]
+            reason = _waits_for(headers, heads, now_ms)
+            if reason is not None:
+                found[author] = f"{name_of(author, headers[0].first, headers[-1].last)} {reason}"
+        return found
 
     def _complete_changesets(self, heads: Mapping[bytes, tuple[Dep, Stamp]]) -> dict[bytes, list[Row[tuple[int, bool]]]]:
         """For each author the segments of the next changeset, where all of it is here and nothing of it refused."""
@@ -193,17 +205,12 @@ class SqlLog:
                     break
         return found
 
-    def _ready(self, headers: Sequence[Header], heads: Mapping[bytes, tuple[Dep, Stamp]]) -> bool:
-        """Whether all deps are applied. Raises RejectedSegment for deps that no honest author names."""
-        deps = [dep for header in headers for dep in header.deps]
-        foreign = [dep for dep in deps if dep.author != headers[0].author]  # its own log is no dep, and is refused below
-        if any(dep.author not in heads or heads[dep.author][0].seq < dep.seq for dep in foreign):
-            return False
+    def _check_deps(self, headers: Sequence[Header]) -> None:
+        """Raises RejectedSegment for deps that no honest author names. All of them are applied."""
         named = self.state.pasts.at(Dot(headers[0].author, headers[0].first))
         for header in headers:
             check_deps(header, named, {dep: self._commit_stamp(dep) for dep in header.deps})
             named.update({dep.author: dep.seq for dep in header.deps})
-        return True
 
     def _commit_stamp(self, dep: Dep) -> Optional[Stamp]:
         query = select(_SEGMENT.stamp_ms, _SEGMENT.stamp_logical).where(
@@ -292,3 +299,14 @@ def admit_own(segment: Segment, tip: Tip) -> Segment:
     """A segment of one's own goes through the same admission as any other."""
     admit(segment, tip)
     return segment
+
+
+def _waits_for(headers: Sequence[Header], heads: Mapping[bytes, tuple[Dep, Stamp]], now_ms: int) -> Optional[str]:
+    """What a whole changeset waits for, or None. A dep on its own log is none to wait for: it is refused."""
+    ahead_ms = headers[-1].stamp.ms - now_ms
+    if ahead_ms > AHEAD_MS_MAX:
+        return f"is stamped {ahead_ms} ms ahead of the clock here, and is applied once time has caught up"
+    for dep in (dep for header in headers for dep in header.deps if dep.author != header.author):
+        if dep.author not in heads or heads[dep.author][0].seq < dep.seq:
+            return f"waits for {dep.author.hex()[:12]} {dep.seq}, which is not applied here yet"
+    return None

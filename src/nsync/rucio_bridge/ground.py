@@ -1,0 +1,94 @@
+"""The ground on which foreign data stand here: proxy accounts, scopes, and read-only RSEs (R7.3, R7.4).
+
+Few rows with side effects, so Rucio's own functions write them, with the bridge's session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rucio.common.types import InternalAccount, InternalScope
+from rucio.core.account import account_exists, add_account
+from rucio.core.rse import add_protocol, add_rse, add_rse_attribute, del_protocols, del_rse_attribute
+from rucio.core.scope import add_scope, check_scope
+from rucio.db.sqla.constants import AccountType
+from sqlalchemy.orm import Session
+
+from nsync.authority.effective import Authority
+from nsync.catalogue.entries import RseEntry
+from nsync.namespace.keys import Did, Rse, Scope
+from nsync.rucio_bridge.fit import Actual, Desired, account_of, rse_name
+from nsync.rucio_bridge.rows import ORIGIN, SHARED_ATTRIBUTES, Rows
+
+
+class Ground:
+    """The writer of accounts, scopes and RSEs in one transaction."""
+
+    def __init__(self, session: Session, rows: Rows, authority: Authority, instance: str) -> None:
+        self.session = session
+        self.rows = rows
+        self.authority = authority
+        self.instance = instance
+
+    def lay(self, desired: Desired, actual: Actual) -> None:
+        """Make what the entries of `desired` stand on, where it is not here yet."""
+        self._scopes(desired, actual)
+        self._rses(desired, actual)
+
+    def account(self, instance: str) -> InternalAccount:
+        """The account that owns here what `instance` shares; made when it is needed first."""
+        account = InternalAccount(account_of(instance))
+        if not account_exists(account, session=self.session):
+            add_account(account, AccountType.SERVICE, None, session=self.session)
+        return account
+
+    def _scopes(self, desired: Desired, actual: Actual) -> None:
+        wanted = {
+            fact.scope for fact, entry in desired.items() if isinstance(fact, (Scope, Did)) and entry is not None and fact not in actual
+        }
+        for name in sorted(wanted):
+            home = self.authority.charter.home(name)
+            if home is not None and not check_scope(InternalScope(name), session=self.session):
+                add_scope(InternalScope(name), self.account(home.name), session=self.session)
+
+    def _rses(self, desired: Desired, actual: Actual) -> None:
+        for fact, entry in desired.items():
+            if not isinstance(fact, Rse) or not isinstance(entry, RseEntry) or fact.instance == self.instance or entry == actual.get(fact):
+                continue
+            local = self.rows.rse_of(fact)
+            rse_id = local.id if local is not None else self._add_rse(fact)
+            self._define(rse_id, entry, existed=local is not None, had=dict(local.attributes) if local is not None else {})
+            self.rows.forget_rses()
+
+    def _add_rse(self, fact: Rse) -> str:
+        """Read-only, non-deterministic with explicit paths, never a destination (R7.4)."""
+        rse_id: str = add_rse(
+            rse_name(fact),
+            deterministic=False,
+            availability_read=True,
+            availability_write=False,
+            availability_delete=False,
+            session=self.session,
+        )
+        add_rse_attribute(rse_id, ORIGIN, fact.instance, session=self.session)
+        return rse_id
+
+    def _define(self, rse_id: str, entry: RseEntry, existed: bool, had: Mapping[str, Any]) -> None:
+        if existed:
+            for scheme in {protocol.scheme for protocol in self.rows.protocols(rse_id)}:
+                del_protocols(rse_id, scheme, session=self.session)
+        for protocol in entry.protocols:
+            lan, wan, tpc = protocol.lan or 0, protocol.wan or 0, protocol.tpc or 0
+            domains = {
+                "lan": {"read": lan, "write": 0, "delete": 0},
+                "wan": {"read": wan, "write": 0, "delete": 0, "third_party_copy_read": tpc, "third_party_copy_write": 0},
+            }
+            parameter = {**protocol._asdict(), "domains": domains, "extended_attributes": None}
+            add_protocol(rse_id, {k: v for k, v in parameter.items() if k not in ("lan", "wan", "tpc")}, session=self.session)
+        said = dict(entry.attributes)
+        for key in SHARED_ATTRIBUTES:
+            if key in had:
+                del_rse_attribute(rse_id, key, session=self.session)
+            if key in said:
+                add_rse_attribute(rse_id, key, {"True": True, "False": False}.get(said[key], said[key]), session=self.session)

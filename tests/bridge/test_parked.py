@@ -1,0 +1,58 @@
+"""What waits holds up nothing else, and what left the namespace is not shared anew by whoever still holds it."""
+
+from __future__ import annotations
+
+from nsync.namespace.keys import Did, Rse
+from tests.support.instances import Instance, settle
+
+SHARED = "atlas.shared"
+
+
+def test_a_parked_changeset_does_not_hold_up_others_at_the_same_rse(instances: list[Instance]) -> None:
+    """The clash comes with the changeset that brings the RSE; a later dataset there has nothing to do with it."""
+    atlas, cms, _ = instances
+    cms.bridge.share([])
+    atlas.add_scope(SHARED)
+    cms.add_scope(SHARED)
+    cms.add_files(SHARED, ["clash"], 7, "00000007")
+    atlas.add_files(SHARED, ["clash"], 1, "00000001")
+    settle([atlas, cms])
+    assert Rse("atlas", "DISK") in cms.parked()
+    atlas.add_scope("atlas")
+    atlas.publish_dataset("atlas", "other")
+    settle([atlas, cms])
+    assert cms.query("SELECT count(*) FROM replicas WHERE scope = 'atlas'") == [(3,)]
+    assert Rse("atlas", "DISK") not in cms.parked()
+    assert Did(SHARED, "clash") in cms.parked()
+
+
+def test_a_row_that_the_namespace_no_longer_has_is_never_captured_again(instances: list[Instance]) -> None:
+    """R5.7: cms may write in the scope, and a rule of cms holds the dataset that atlas removed."""
+    atlas, cms, _ = instances
+    atlas.add_scope(SHARED)
+    atlas.add_did(SHARED, "d1")
+    settle(instances)
+    cms.add_rule(SHARED, "d1")
+    atlas.delete_did(SHARED, "d1")
+    settle(instances)
+    assert cms.query("SELECT name FROM dids WHERE name = 'd1'") == [("d1",)]
+    assert "local rules hold it" in cms.parked()[Did(SHARED, "d1")]
+    cms.set_open(SHARED, "d1", False)  # the row changes, and is captured
+    settle(instances)
+    assert atlas.query("SELECT name FROM dids WHERE name = 'd1'") == []
+    assert Did(SHARED, "d1") not in atlas.catalogue()
+
+
+def test_what_left_goes_once_nothing_holds_it(instances: list[Instance]) -> None:
+    atlas, cms, _ = instances
+    atlas.add_scope(SHARED)
+    atlas.add_did(SHARED, "d1")
+    settle(instances)
+    cms.add_rule(SHARED, "d1")
+    atlas.delete_did(SHARED, "d1")
+    settle(instances)
+    with cms.engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM rules")
+    cms.bridge.retry_parked(cms.now_ms)
+    assert cms.query("SELECT name FROM dids WHERE name = 'd1'") == []
+    assert cms.parked() == {}
