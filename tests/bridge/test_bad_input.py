@@ -27,9 +27,10 @@ from nsync.namespace import codec, keys
 from nsync.namespace.keys import Attachment, Attribute, Did, Identity, Protocol, Replica, Rse, Scope, to_wire
 from nsync.namespace.ops import Assert, Retract, Statement, encode_op
 from nsync.rucio_bridge import parked
+from nsync.store.log import SqlLog
 from nsync.store.status import status
 from tests.conformance.make import sealed
-from tests.support.federation import AUTHOR, Writer
+from tests.support.federation import AUTHOR, AUTHORITY, Writer
 from tests.support.instances import ROOT, Instance
 
 NOW_MS = 1_700_000_000_000
@@ -192,6 +193,9 @@ def test_a_stamp_a_year_ahead_waits_for_its_time(atlas: Instance) -> None:
     ahead = from_cms(a_dataset(), stamp=Stamp(NOW_MS + YEAR_MS, 0))
     assert deliver(atlas, ahead.frame) == ()
     assert ("cms", "d1") not in names(atlas)
+    with atlas.engine.connect() as connection:
+        waits = SqlLog(connection, AUTHORITY).waits(NOW_MS)
+    assert waits[AUTHOR["cms"]].startswith(f"segment {CMS} 1-1 is stamped {YEAR_MS} ms ahead of the clock here")
     assert ahead.frame in [segment.frame for segment in atlas.bridge.segments_after({}, 1 << 30)], "it is passed on"
     atlas.add_scope("atlas")
     atlas.add_did("atlas", "mine")
@@ -220,7 +224,9 @@ def test_a_dep_that_never_comes_is_waited_for(dep: Dep, atlas: Instance) -> None
     assert ("cms", "d1") not in names(atlas)
     with atlas.engine.connect() as connection:
         log = next(log for log in status(connection).logs if log.author == AUTHOR["cms"])
+        waits = SqlLog(connection, AUTHORITY).waits(atlas.now_ms)
     assert (log.stored, log.applied, log.refused) == (1, 0, None)
+    assert waits == {AUTHOR["cms"]: f"segment {CMS} 1-1 waits for {dep.author.hex()[:12]} {dep.seq}, which is not applied here yet"}
 
 
 def honest_hash() -> bytes:
