@@ -12,9 +12,6 @@ from typing import NamedTuple
 AHEAD_MS_MAX = 60_000
 """A segment stamped further ahead of local time than this waits until time catches up (R3.7)."""
 
-SIGN_AHEAD_MS_MAX = 30_000
-"""A node does not sign while its clock is further ahead of the median of its peers than this (R3.7)."""
-
 
 STAMP_MAX = 1 << 48
 """Of either part of a stamp: the year 10889, and more statements than a millisecond has seen."""

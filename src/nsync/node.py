@@ -17,7 +17,6 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Callable, TypeVar
 
-from rucio.db.sqla.session import get_engine
 from sqlalchemy.exc import DBAPIError
 
 from nsync.auth.keys import verify
@@ -26,6 +25,7 @@ from nsync.config import Settings
 from nsync.errors import ConfigError
 from nsync.rucio_bridge import triggers
 from nsync.rucio_bridge.bridge import Bridge, Worked
+from nsync.rucio_bridge.engine import get_engine
 from nsync.store import migrations
 from nsync.transport.gossip import Gossip, SyncReport
 from nsync.transport.listener import Listener

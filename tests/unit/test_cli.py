@@ -63,9 +63,9 @@ def test_a_charter_is_made_signed_and_shown(tmp_path: Path) -> None:
     assert made.returncode == 0 and stat.S_IMODE(key.stat().st_mode) == 0o600
     again = run("charter", "keygen", str(key))
     assert again.returncode == 1 and "never overwritten" in again.stderr
-    instance = {"name": "cms", "key": KEYS["cms"].public.hex(), "url": "http://cms.example.org", "scopes": ["cms"]}
     member = tmp_path / "cms.json"
-    member.write_text(json.dumps({"name": "CMS", "roots": [made.stdout.strip()], "threshold": 1, "instances": [instance]}))
+    said = ["--root", made.stdout.strip(), "--key", KEYS["cms"].public.hex(), "--url", "http://cms.example.org", "--scope", "cms"]
+    member.write_text(run("charter", "member", "CMS", "--instance", "cms", *said).stdout)
     path.write_text(run("charter", "draft", "test", str(member)).stdout)
     unsigned = run("charter", "show", str(path))
     assert unsigned.returncode == 1 and "0 valid signatures of the 1 needed" in unsigned.stderr

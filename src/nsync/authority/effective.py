@@ -74,10 +74,9 @@ Position = tuple[int, int, tuple[object, ...]]
 def position(past: Past, home: Optional[bytes], slot: Slot) -> Position:
     """Where in the home's log a claim stands: the order by which the first one is found (R3.6).
 
-    The position at which the home claims it or first has it in its past; within one position the home's own claim, then
-    the least (stamp, author, seq). Unacknowledged claims come last. Positions of the home's own claims are seqs and those of
-    others are the first seqs of segments, so a claim that the home makes within the segment that saw another's comes after it by
-    seq; the home had seen the other's when it signed that segment.
+    A position is a place in the home's log: that of its own claim, or the first op that has another's claim in its past, which is the
+    first op of a segment. Within one position the home's own claim comes first, then the least (stamp, author, seq). Unacknowledged
+    claims come last.
     """
     if slot.dot.author == home:
         return (0, slot.dot.seq * 2 - 1, slot.order)

@@ -6,9 +6,6 @@ from typing import Any, NamedTuple, Optional, Union
 
 from nsync.namespace.keys import Fact, Identity, Protocol, to_wire
 
-VERSION = 1
-"""Of the rules. Another version recomputes every entry."""
-
 
 class ScopeEntry(NamedTuple):
     """A shared scope and its home instance."""

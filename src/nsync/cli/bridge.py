@@ -1,11 +1,14 @@
-"""`nsync bridge`: nsync's part of a Rucio database: its tables and its triggers."""
+"""`nsync bridge`: nsync's part of a Rucio database: its tables and its triggers.
+
+What needs Rucio is imported when a command runs: Rucio reads its configuration at import, and `--help` needs none.
+"""
 
 from __future__ import annotations
 
-import click
-from rucio.db.sqla.session import get_engine
+from typing import Optional
 
-from nsync import config
+import click
+
 from nsync.cli.output import as_json, fail
 from nsync.rucio_bridge import triggers
 from nsync.rucio_bridge.guard import unknown_schema
@@ -30,6 +33,9 @@ def install(dry_run: bool) -> None:
     if dry_run:
         click.echo(";\n".join(triggers.statements()) + ";")
         return
+    from nsync import config
+    from nsync.rucio_bridge.engine import get_engine
+
     engine = get_engine()
     with engine.connect() as connection:
         reason = unknown_schema(connection)
@@ -49,12 +55,14 @@ def check(json_: bool) -> None:
 
     Exit codes: 0 all in order, 4 something needs attention.
     """
+    from nsync.rucio_bridge.engine import get_engine
+
     with get_engine().connect() as connection:
         current, newest = migrations.current(connection), migrations.newest()
         found = {
             "rucio_schema": unknown_schema(connection),
             "tables": None if current == newest else f"at revision {current}, nsync needs {newest}; run 'nsync bridge install'",
-            "triggers": ", ".join(triggers.missing(connection)) or None,
+            "triggers": _missing(triggers.missing(connection)),
         }
     if json_:
         as_json(found)
@@ -65,10 +73,16 @@ def check(json_: bool) -> None:
         raise SystemExit(EXIT_ATTENTION)
 
 
+def _missing(names: list[str]) -> Optional[str]:
+    return f"missing: {', '.join(names)}; run 'nsync bridge install'" if names else None
+
+
 @bridge.command()
 @click.confirmation_option(prompt="Stop capturing changes of this Rucio? What the namespace has stays.")
 def remove() -> None:
     """Drop the triggers: Rucio works as before nsync came. The nsync tables stay; a later install captures anew."""
+    from nsync.rucio_bridge.engine import get_engine
+
     with writing(get_engine()) as connection:
         triggers.remove(connection)
     click.echo("the triggers are removed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -32,14 +33,30 @@ def keygen(path: Path) -> None:
 
 @charter.command()
 @click.argument("name")
+@click.option("--instance", required=True, help="The name of its Rucio instance: a to z, 0 to 9 and -.")
+@click.option("--root", "roots", required=True, multiple=True, help="The public half of a root key; may be repeated.")
+@click.option("--threshold", default=1, show_default=True, help="How many root keys must sign.")
+@click.option("--key", required=True, help="The public half of the instance's key.")
+@click.option("--url", required=True, help="Where peers reach the instance's node.")
+@click.option("--scope", "scopes", required=True, multiple=True, help="A prefix of the scopes whose home it is; may be repeated.")
+@click.option("--doi", "dois", multiple=True, help="A prefix of the DOIs that it decides about; may be repeated.")
+def member(
+    name: str, instance: str, roots: tuple[str, ...], threshold: int, key: str, url: str, scopes: tuple[str, ...], dois: tuple[str, ...]
+) -> None:
+    """Print the entry of the member NAME with one instance, for the charter's draft."""
+    only = {"name": instance, "key": key, "incarnation": secrets.token_hex(document.ID_BYTES), "url": url, "scopes": scopes, "dois": dois}
+    as_json({"name": name, "roots": roots, "threshold": threshold, "instances": [only]})
+
+
+@charter.command()
+@click.argument("name")
 @click.argument("member", type=click.Path(exists=True, dir_okay=False, path_type=Path), nargs=-1, required=True)
 def draft(name: str, member: tuple[Path, ...]) -> None:
     """Print the unsigned charter of the federation NAME, made of the MEMBER files that its members sent.
 
-    An instance without an incarnation gets a random one.
+    'nsync charter member' makes such a file. Draft once, and sign that draft: everybody's signature covers all of it.
     """
-    members = [_member(path) for path in member]
-    click.echo(json.dumps(document.draft(name, members), indent=2))
+    click.echo(json.dumps(document.draft(name, [_read(path) for path in member]), indent=2))
 
 
 @charter.command()
@@ -60,7 +77,7 @@ def sign(path: Path, key_path: Path) -> None:
 def show(path: Path, json_: bool) -> None:
     """Check the signatures of the charter in the file PATH, and show what it says."""
     loaded = document.load(json.dumps(_read(path)), verify)
-    instances = [
+    instances: list[dict[str, Any]] = [
         {
             "instance": i.name,
             "member": i.member,
@@ -78,13 +95,8 @@ def show(path: Path, json_: bool) -> None:
     click.echo(f"federation {loaded.name!r}, version {loaded.version}, id {loaded.federation.hex()}: every member has signed")
     for entry in instances:
         click.echo(f"  {entry['instance']} of {entry['member']} at {entry['url']}: scopes {entry['scopes']}, DOIs {entry['dois']}")
-
-
-def _member(path: Path) -> dict[str, object]:
-    member = _read(path)
-    for instance in member.get("instances", []):
-        instance.setdefault("incarnation", secrets.token_hex(document.ID_BYTES))
-    return member
+        for guest, prefixes in sorted(entry["guests"].items()):
+            click.echo(f"    lets {guest} write below {prefixes}")
 
 
 def _read(path: Path) -> dict:  # type: ignore[type-arg]

@@ -83,6 +83,8 @@ def main() -> None:
     """Run the command line; what nsync raises on purpose becomes one text and exit code 1."""
     try:
         cli(prog_name="nsync")
-    except NsyncError as error:
+    except Exception as error:
+        if not isinstance(error, NsyncError) and type(error).__name__ != "ConfigNotFound":  # Rucio's, which is not imported here
+            raise
         click.echo(f"Error: {error}", err=True)
         sys.exit(EXIT_FAILURE)

@@ -1,15 +1,22 @@
-"""`nsync serve`: the node of one Rucio instance, until it is told to stop."""
+"""`nsync serve`: the node of one Rucio instance, until it is told to stop.
+
+What needs Rucio is imported when the command runs: Rucio reads its configuration at import, and `--help` needs none.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import signal
+from typing import TYPE_CHECKING
 
 import click
 
-from nsync import config
 from nsync.cli.output import as_json, fail, setup_logging
-from nsync.node import Node
+
+if TYPE_CHECKING:
+    from nsync.config import Settings
+    from nsync.node import Node
+    from nsync.transport.gossip import SyncReport
 
 EXIT_UNREACHABLE = 5
 
@@ -23,6 +30,8 @@ def serve(run_once: bool, json_: bool, verbose: bool) -> None:
 
     Configured in the [nsync] section of rucio.cfg. SIGTERM and Ctrl-C stop it: the transaction at hand ends first.
     """
+    from nsync import config
+
     setup_logging(verbose)
     settings = config.read()
     if run_once:
@@ -31,18 +40,24 @@ def serve(run_once: bool, json_: bool, verbose: bool) -> None:
             as_json([report._asdict() for report in reports])
         failed = [report for report in reports if report.error]
         if failed:
-            fail("; ".join(f"{report.peer}: {report.error}" for report in failed), EXIT_UNREACHABLE)
+            fail("; ".join(report.error for report in failed), EXIT_UNREACHABLE)
         return
     asyncio.run(_serve(settings))
 
 
-async def _once(settings: config.Settings) -> list:  # type: ignore[type-arg]
-    return await Node(settings).run_once()
+async def _once(settings: Settings) -> list[SyncReport]:
+    return await _node(settings).run_once()
 
 
-async def _serve(settings: config.Settings) -> None:
+async def _serve(settings: Settings) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await Node(settings).run(stop)
+    await _node(settings).run(stop)
+
+
+def _node(settings: Settings) -> Node:
+    from nsync.node import Node
+
+    return Node(settings)

@@ -1,4 +1,7 @@
-"""`nsync status` and `nsync conflict`: what this instance has, what it lacks, and what waits for a decision."""
+"""`nsync status` and `nsync conflict`: what this instance has, what it lacks, and what waits for a decision.
+
+What needs Rucio is imported when a command runs: Rucio reads its configuration at import, and `--help` needs none.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,8 @@ from collections.abc import Mapping
 import click
 from rich.console import Console
 from rich.table import Table
-from rucio.db.sqla.session import get_engine
 from sqlalchemy.orm import Session
 
-from nsync import config
 from nsync.authority.effective import Authority
 from nsync.cli.output import as_json
 from nsync.rucio_bridge import parked
@@ -29,6 +30,9 @@ def status(json_: bool) -> None:
 
     Exit codes: 0 all in order, 3 something is still to be applied or published, 4 conflicts, parked or refused changesets.
     """
+    from nsync import config
+    from nsync.rucio_bridge.engine import get_engine
+
     settings = config.read()
     with get_engine().connect() as connection:
         found = store.status(connection)
@@ -69,6 +73,8 @@ def list_(json_: bool) -> None:
     A conflict is the same at every instance: a rule preferred one statement to another. A parked fact is this
     instance's own affair: rows that its Rucio cannot take. Exit codes: 0 nothing listed, 4 something is.
     """
+    from nsync.rucio_bridge.engine import get_engine
+
     engine = get_engine()
     with engine.connect() as connection:
         conflicts = store.conflicts(connection)
