@@ -15,7 +15,7 @@ import nsync
 from nsync.cli.main import COMMANDS
 from tests.support.federation import KEYS, NAMES, ROOTS, charter_document
 
-HEAVY = ("rucio", "sqlalchemy", "aiohttp", "nacl", "alembic", "msgpack", "rich")
+HEAVY = ("rucio", "sqlalchemy", "aiohttp", "nacl", "alembic", "rich")
 
 
 def run(*arguments: str, config: Path | None = None) -> subprocess.CompletedProcess[str]:
