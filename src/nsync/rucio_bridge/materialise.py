@@ -95,8 +95,8 @@ class Materialise:
         """In foreign-key order: what others refer to comes first and goes last."""
         self.ground.lay(desired, actual)
         self._release_dois(desired, actual)
-        left = [fact for fact in desired if isinstance(fact, Attachment) and desired[fact] is None]
-        self._detach([fact for fact in left if fact in actual])
+        detached = [fact for fact in desired if isinstance(fact, Attachment) and desired[fact] is None and fact in actual]
+        self._detach(detached)
         self._remove_replicas([fact for fact in desired if isinstance(fact, Replica) and desired[fact] is None and fact in actual])
         failpoint("rows-detached")
         self._add_dids(desired, actual)
@@ -106,7 +106,7 @@ class Materialise:
         failpoint("rows-contents")
         self._put_replicas(desired, actual)
         failpoint("rows-replicas")
-        self._close({fact.parent for fact in (*attached, *left)}, {fact for fact in desired if isinstance(fact, Did)})
+        self._close({fact.parent for fact in (*attached, *detached)}, {fact for fact in desired if isinstance(fact, Did)})
         failpoint("rows-closed")
         self._open_data(desired, actual)
         failpoint("rows-open-data")
