@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from rucio.common.types import InternalScope
 from rucio.core import did as core_did
 from rucio.core.rse import add_rse
@@ -78,18 +79,49 @@ def test_the_name_of_a_removed_file_keeps_its_identity(federation: list[Instance
 
 
 def test_of_two_types_of_one_name_one_wins_and_the_loser_keeps_its_rows(federation: list[Instance]) -> None:
-    _, cms, belle2 = federation
-    cms.add_did(SHARED, "x")
+    atlas, cms, belle2 = federation
+    x, y = Did(SHARED, "x"), Did(SHARED, "y")
     belle2.add_did(SHARED, "x", DIDType.CONTAINER)
     belle2.add_did(SHARED, "y", DIDType.CONTAINER)
     belle2.attach(SHARED, "x", [(SHARED, "y")])
+    belle2.work()
+    cms.add_did(SHARED, "x")
+    settle([atlas, cms])
+    atlas.add_did("atlas", "anything")
     settle(federation)
-    winners = {instance.catalogue()[Did(SHARED, "x")].identity.type for instance in federation}
-    assert len(winners) == 1
-    types = [instance.query("SELECT did_type FROM dids WHERE name = 'x'") for instance in (cms, belle2)]
-    assert types == [[("D",)], [("C",)]]
-    loser = belle2 if winners == {"D"} else cms
-    assert Did(SHARED, "x") in loser.parked()
+    for instance in federation:
+        entry = instance.catalogue()[x]
+        assert isinstance(entry, DidEntry) and entry.identity.type == "D"
+        assert [c.rule for c in instance.conflicts()[x]] == [IDENTITY_RULE]
+        assert [c.rule for c in instance.conflicts().get(Attachment(x, y), [])] == ["types (6.1)"]
+        assert Attachment(x, y) not in instance.catalogue()
+    assert belle2.query("SELECT did_type FROM dids WHERE name = 'x'") == [("C",)]
+    assert "exists here as container" in belle2.parked()[x]
+    assert children(atlas, SHARED, "x") == children(cms, SHARED, "x") == set()
+
+
+@pytest.mark.xfail(strict=True, reason="the catalogue does not decide yet what a mixed container holds (6.1)")
+def test_a_container_holds_datasets_or_containers_and_not_both(federation: list[Instance]) -> None:
+    atlas, cms, belle2 = federation
+    atlas.add_did(SHARED, "c", DIDType.CONTAINER)
+    settle(federation)
+    cms.add_did(SHARED, "d")
+    cms.attach(SHARED, "c", [(SHARED, "d")])
+    belle2.add_did(SHARED, "e", DIDType.CONTAINER)
+    belle2.attach(SHARED, "c", [(SHARED, "e")])
+    settle(federation)
+    assert len(children(atlas, SHARED, "c")) == 1
+    assert atlas.rows() == cms.rows() == belle2.rows()
+
+
+@pytest.mark.xfail(strict=True, reason="capture does not compare a replica's size with its file's")
+def test_a_replica_of_another_size_than_its_file_is_not_shared(federation: list[Instance]) -> None:
+    atlas, cms, _ = federation
+    atlas.add_files(SHARED, ["f1"], 1, "00000001")
+    settle(federation)
+    cms.add_files(SHARED, ["f1"], 2, "00000002")  # Rucio's core takes it, beside the file of one byte
+    settle(federation)
+    assert Replica(Did(SHARED, "f1"), Rse("cms", "DISK")) not in atlas.catalogue()
 
 
 # ---- DOIs
@@ -161,6 +193,7 @@ def test_a_private_scope_of_the_same_name_parks_the_whole_changeset_and_nothing_
     assert names_in(belle2, "cms.new") == {"mine"}
     assert names_in(belle2, "cms") == {"before-it", "after-it"}
     waiting = belle2.parked()
+    assert Did("cms.new", "d1") in waiting
     assert "scope 'cms.new' of cms exists here too" in waiting[Did("cms.new", "d1")]
     assert {Did("cms.new", "f1"), Did("cms.new", "d1"), Did("cms", "with-it")} <= waiting.keys()
     assert Did("cms", "after-it") not in waiting
@@ -188,6 +221,22 @@ def test_what_hangs_on_a_parked_did_waits_with_it(federation: list[Instance]) ->
     settle(federation)
     assert Attachment(Did("belle2.new", "d1"), Did("belle2", "f1")) in cms.parked()
     assert names_in(atlas, "belle2") >= {"f1"}
+
+
+def test_a_parked_changeset_stays_whole_when_a_part_of_it_changes(federation: list[Instance]) -> None:
+    atlas, cms, belle2 = federation
+    cms.bridge.share(["cms"])
+    cms.add_files(SHARED, ["f1"], 7, "00000007")
+    atlas.add_files(SHARED, ["f1", "f2"], 1, "00000001")
+    atlas.add_did(SHARED, "d1")
+    atlas.attach(SHARED, "d1", [(SHARED, "f1"), (SHARED, "f2")])
+    settle(federation)
+    atlas.set_open(SHARED, "d1", False)  # fits, but for what it came with
+    settle(federation)
+    assert names_in(cms, SHARED) == {"f1"}
+    cms.delete_replicas(SHARED, ["f1"])
+    assert cms.bridge.retry_parked(cms.now_ms) == 1
+    assert atlas.rows() == cms.rows() == belle2.rows()
 
 
 def test_an_rse_of_the_same_name_parks_what_stands_at_it(federation: list[Instance]) -> None:

@@ -1,0 +1,307 @@
+"""The table of planted faults: what is broken, and the test that must see it.
+
+A fault replaces one function of nsync, in every module that has it by name. Add a line when you find a way to break a promise that
+no line here breaks; a fault that nothing catches wants a test.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+from sqlalchemy import text
+
+from nsync.authority.effective import Authority, Silencer
+from nsync.catalogue import cycles, rules, view
+from nsync.catalogue.cycles import Loops
+from nsync.catalogue.rules import Reader
+from nsync.crdt import Slot, lwwmap, mvregister, orset, past
+from nsync.namespace import keys
+from nsync.namespace.keys import Attribute
+from nsync.rucio_bridge import materialise, parked
+from nsync.rucio_bridge.bridge import Bridge
+from nsync.rucio_bridge.capture import Capture
+from nsync.rucio_bridge.fit import Fit
+from nsync.rucio_bridge.materialise import Materialise
+from nsync.store import log, state
+from nsync.store.log import SqlLog
+from nsync.store.state import SqlState
+
+Patch = pytest.MonkeyPatch
+
+
+class Fault(NamedTuple):
+    """What is broken, how, and the test that must fail then."""
+
+    name: str
+    plant: Callable[[Patch], None]
+    caught_by: str
+    """module::test, below tests/"""
+
+
+def function(original: Callable[..., Any], fake: Callable[..., Any]) -> Callable[[Patch], None]:
+    """Replace a function in every module of nsync that has it."""
+
+    def plant(patch: Patch) -> None:
+        found = 0
+        for module in [module for name, module in sys.modules.items() if name.startswith("nsync.")]:
+            for name, value in list(vars(module).items()):
+                if value is original:
+                    patch.setattr(module, name, fake)
+                    found += 1
+        assert found, f"{original.__name__} is not there any more"
+
+    return plant
+
+
+def method(owner: Any, name: str, fake: Any) -> Callable[[Patch], None]:
+    """Replace a method or constant; it must be there."""
+    return lambda patch: patch.setattr(owner, name, fake)
+
+
+def wrapped(owner: Any, name: str, change: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[[Patch], None]:
+    """Replace a method by what `change` makes of it."""
+    return lambda patch: patch.setattr(owner, name, change(getattr(owner, name)))
+
+
+# ---- fakes that need more than a line
+
+
+def _retracts_of_nobody(slots: Any, past: Any, silences: Any = None) -> list[Slot]:
+    return [slot for slot in slots if not slot.retract]
+
+
+def _steps_without_closure(pasts: Any, author: bytes, first: int, deps: Any) -> list[past.Step]:
+    before = pasts.at(past.Dot(author, first))
+    return [past.Step(author, first, dep.author, dep.seq) for dep in sorted(deps) if dep.seq > before.get(dep.author, 0)]
+
+
+def _echo_stays(self: Bridge, session: Any, log: SqlLog, facts: Any, batch: str, now_ms: int) -> bool:
+    return Materialise(session, log.state, self._rows(session), self.me.name).run(facts, batch, now_ms)
+
+
+def _applies_first(original: Callable[..., Any]) -> Callable[..., Any]:
+    def publish(self: Bridge, session: Any, now_ms: int) -> Any:
+        while self._apply_one(session, now_ms):
+            pass
+        return original(self, session, now_ms)
+
+    return publish
+
+
+def _commits_between(original: Callable[..., Any]) -> Callable[..., Any]:
+    def apply_next(self: SqlLog, now_ms: int) -> Any:
+        applied = original(self, now_ms)
+        if applied is not None:
+            self.connection.exec_driver_sql("COMMIT")
+            self.connection.exec_driver_sql("BEGIN IMMEDIATE")
+        return applied
+
+    return apply_next
+
+
+def _without_closes(original: Callable[..., Any]) -> Callable[..., Any]:
+    def context(self: Capture, *args: Any) -> Any:
+        return [s for s in original(self, *args) if not (isinstance(s.key, Attribute) and s.key.field == keys.CLOSED)]
+
+    return context
+
+
+def _reversed(original: Callable[..., Any]) -> Callable[..., Any]:
+    def edge_order(self: Reader, stands: Any) -> Any:
+        stamp, author, seq = original(self, stands)
+        return (-stamp.ms, -stamp.logical), author, seq
+
+    return edge_order
+
+
+def _without_regrown(original: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, regrown, dids: original(self, set(), dids)
+
+
+_LAST_CLAIM = text(state._CLAIM.text.replace("DO NOTHING", "DO UPDATE SET seq = excluded.seq, value = excluded.value"))
+_LAST_ARRIVAL = text(state._JOIN.text.split(" WHERE excluded")[0])
+
+CONCURRENCY, CONFLICTS, SHARE, HISTORIES = (
+    f"bridge.{name}" for name in ("test_concurrency", "test_conflicts", "test_share", "test_histories")
+)
+
+FAULTS = (
+    # ---- readings
+    Fault(
+        "a reading looks at every statement, not at the maximal ones",
+        function(mvregister.maximal, lambda slots, past: list(slots)),
+        f"{CONCURRENCY}::test_the_home_reopens_what_a_guest_closed",
+    ),
+    Fault(
+        "a statement is in the past of any later number, whoever said it",
+        function(past.contains, lambda _, later, earlier: earlier.seq < later.seq),
+        f"{CONCURRENCY}::test_an_attachment_that_the_close_had_not_seen_is_hidden_and_listed",
+    ),
+    Fault(
+        "the past of a segment holds its deps and not what they had seen",
+        function(past.steps_of, _steps_without_closure),
+        f"{CONCURRENCY}::test_what_the_closer_saw_through_a_third_instance_it_saw",
+    ),
+    Fault(
+        "deps are never named",
+        function(log.choose_deps, lambda *_: []),
+        f"{CONCURRENCY}::test_a_guests_close_takes_effect_once_the_home_acknowledged_it",
+    ),
+    Fault(
+        "nothing silences anything",
+        function(orset.standing, _retracts_of_nobody),
+        f"{CONCURRENCY}::test_the_homes_retract_silences_everyone",
+    ),
+    Fault(
+        "a retract silences what it has not seen",
+        function(orset.standing, lambda slots, past, silences: [] if any(s.retract for s in slots) else list(slots)),
+        f"{CONCURRENCY}::test_of_an_attachment_added_and_removed_at_once_the_add_wins",
+    ),
+    Fault(
+        "a map shows the statement with the greatest number",
+        function(lwwmap.newest, lambda slots, past: max(slots, key=lambda slot: slot.dot.seq, default=None)),
+        f"{CONCURRENCY}::test_of_two_values_said_at_once_the_newer_shows",
+    ),
+    Fault(
+        "a slot keeps what arrives last",
+        method(state, "_JOIN", _LAST_ARRIVAL),
+        f"{CONCURRENCY}::test_a_guest_takes_back_a_close_that_the_home_has_not_acknowledged",
+    ),
+    # ---- authority
+    Fault(
+        "a guest's retract silences everyone",
+        method(Silencer, "__call__", lambda self, retract, asserted: True),
+        f"{CONCURRENCY}::test_a_guests_retract_silences_only_its_own",
+    ),
+    Fault(
+        "a guest's close and publication count at once",
+        method(Authority, "waits_for_home", lambda self, author, statement: False),
+        f"{CONCURRENCY}::test_a_guests_publication_takes_effect_once_the_home_acknowledged_it",
+    ),
+    Fault(
+        "what waits for the home is never settled",
+        wrapped(SqlState, "acknowledge", lambda original: lambda self, *args: ([], original(self, *args)[1])),
+        f"{CONCURRENCY}::test_a_guests_retract_waits_for_the_home",
+    ),
+    Fault(
+        "anybody writes any scope",
+        method(Authority, "may_write", lambda self, author, key: True),
+        f"{CONCURRENCY}::test_a_stranger_in_a_scope_changes_nothing",
+    ),
+    # ---- catalogue
+    Fault(
+        "a close hides nothing",
+        method(Reader, "edge_shown", lambda self, stands, closes: True),
+        f"{CONCURRENCY}::test_an_attachment_that_the_close_had_not_seen_is_hidden_and_listed",
+    ),
+    Fault(
+        "the identity is the oldest claim by its stamp",
+        function(rules.position, lambda past, home, slot: (0, 0, slot.order)),
+        f"{CONFLICTS}::test_of_two_contents_of_one_name_the_first_by_the_homes_log_is_it_everywhere",
+    ),
+    Fault(
+        "a later claim replaces an author's first",
+        method(state, "_CLAIM", _LAST_CLAIM),
+        f"{CONFLICTS}::test_the_name_of_a_removed_file_keeps_its_identity",
+    ),
+    Fault(
+        "a DOI is whose claim is the oldest",
+        method(Reader, "doi_winner", lambda self, doi, claimants: min(claimants, key=lambda claim: claim.slot.order)),
+        f"{CONFLICTS}::test_of_two_dids_with_one_doi_the_one_that_its_delegate_saw_first_bears_it",
+    ),
+    Fault(
+        "cycles are shown",
+        method(Loops, "hidden", lambda self, orders: []),
+        f"{CONCURRENCY}::test_of_a_cycle_the_younger_attachment_hides_everywhere",
+    ),
+    Fault(
+        "of a cycle the older attachment hides",
+        wrapped(Reader, "edge_order", _reversed),
+        f"{CONCURRENCY}::test_of_a_cycle_the_younger_attachment_hides_everywhere",
+    ),
+    Fault(
+        "a changed attachment looks at no cycle",
+        function(cycles.cyclic, lambda changed, below: Loops(set())),
+        f"{CONCURRENCY}::test_of_a_cycle_the_younger_attachment_hides_everywhere",
+    ),
+    Fault(
+        "types are not looked at",
+        function(rules.type_conflict, lambda edge, parent, child: None),
+        f"{CONFLICTS}::test_of_two_types_of_one_name_one_wins_and_the_loser_keeps_its_rows",
+    ),
+    Fault(
+        "what hangs on a DID that came is not looked at again",
+        method(view._Derivation, "_hold", staticmethod(lambda entry: None)),
+        f"{CONCURRENCY}::test_an_attachment_shows_when_its_child_arrives",
+    ),
+    # ---- capture
+    Fault(
+        "everything is shared",
+        method(Capture, "_is_shared", lambda self, *_: True),
+        f"{HISTORIES}::test_a_known_history_keeps_the_promises",
+    ),
+    Fault(
+        "what came in is written before what users did is said",
+        wrapped(Bridge, "_publish", _applies_first),
+        f"{CONCURRENCY}::test_what_users_did_is_said_before_what_came_in_is_written",
+    ),
+    Fault(
+        "what the bridge wrote stays in the outbox",
+        method(Bridge, "_materialise", _echo_stays),
+        f"{CONCURRENCY}::test_what_the_bridge_writes_is_not_captured",
+    ),
+    Fault(
+        "a close is not said again after an attachment",
+        wrapped(Capture, "_context", _without_closes),
+        f"{CONCURRENCY}::test_what_the_home_attaches_and_closes_again_shows",
+    ),
+    Fault(
+        "a guest cannot take back what waits",
+        method(Capture, "_taken_back", lambda self, facts, rows: []),
+        f"{CONCURRENCY}::test_a_guest_takes_back_a_close_that_the_home_has_not_acknowledged",
+    ),
+    # ---- materialise
+    Fault(
+        "the head advances in a transaction of its own",
+        wrapped(SqlLog, "apply_next", _commits_between),
+        f"{CONCURRENCY}::test_a_changeset_whose_rows_fail_is_not_applied_either",
+    ),
+    Fault(
+        "what does not fit is dropped",
+        function(parked.park, lambda *_: True),
+        f"{CONFLICTS}::test_a_private_scope_of_the_same_name_parks_the_whole_changeset_and_nothing_else",
+    ),
+    Fault(
+        "a scope of the same name is taken over",
+        method(Fit, "_scope_reason", lambda self, scope, owners: None),
+        f"{CONFLICTS}::test_a_private_scope_of_the_same_name_parks_the_whole_changeset_and_nothing_else",
+    ),
+    Fault(
+        "what depends on something parked is written without it",
+        function(parked.with_their_batches, lambda session, wanted: set()),
+        f"{CONFLICTS}::test_a_parked_changeset_stays_whole_when_a_part_of_it_changes",
+    ),
+    Fault(
+        "a removed DID takes along what local users depend on",
+        method(materialise, "_HOLDERS", ()),
+        f"{CONFLICTS}::test_a_local_rule_survives_that_its_data_are_removed",
+    ),
+    Fault(
+        "sizes of closed collections are left as they were",
+        wrapped(Materialise, "_close", _without_regrown),
+        f"{HISTORIES}::test_a_known_history_keeps_the_promises",
+    ),
+    Fault(
+        "foreign replicas are not counted",
+        function(materialise.increase, lambda *_, **__: None),
+        f"{HISTORIES}::test_a_known_history_keeps_the_promises",
+    ),
+    Fault(
+        "the judge is not told of attachments",
+        method(Materialise, "_attach", lambda self, edges: None),
+        f"{CONFLICTS}::test_a_local_rule_covers_what_is_attached_later",
+    ),
+)
