@@ -50,6 +50,14 @@ class LazyGroup(click.Group):
         row = self._table.get(cmd_name)
         return None if row is None else _load(cmd_name, row)
 
+    def invoke(self, ctx: click.Context) -> object:
+        """As click; a command may import what it needs as late as it runs."""
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            name = str(ctx.invoked_subcommand)
+            raise _lacks(name, self._table[name], error) from error
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """As click, but from the table."""
         with formatter.section("Commands"):
@@ -61,11 +69,16 @@ def _load(name: str, row: Lazy) -> click.Command:
     try:
         command: click.Command = getattr(import_module(module), attribute)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] == "nsync":
-            raise
-        text = f"'nsync {name}' needs the package {error.name}; run: {sys.executable} -m pip install 'nsync[{row.extra}]'"
-        raise click.ClickException(text) from error
+        raise _lacks(name, row, error) from error
     return command
+
+
+def _lacks(name: str, row: Lazy, error: ModuleNotFoundError) -> Exception:
+    """What to do about a missing package; one of nsync's own is a bug, and stays what it is."""
+    if error.name is None or error.name.split(".")[0] == "nsync":
+        return error
+    text = f"'nsync {name}' needs the package {error.name}; run: {sys.executable} -m pip install 'nsync[{row.extra}]'"
+    return click.ClickException(text)
 
 
 @click.group(
