@@ -43,7 +43,7 @@ def test_public_open_data_is_shared_with_its_closure_and_nothing_else(instances:
 
 
 def test_a_second_cycle_without_news_writes_nothing(instances: list[Instance]) -> None:
-    atlas, cms, _ = instances
+    atlas, _, _ = instances
     atlas.add_scope("atlas")
     atlas.publish_dataset("atlas", "d1", doi="10.5072/ATLAS.1")
     settle(instances)

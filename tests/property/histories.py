@@ -11,7 +11,11 @@ from tests.support.federation import NAMES
 
 SCOPES = st.sampled_from(["atlas", "atlas.shared", "atlas.shared", "cms", "belle2"])
 FILE_NAMES, DATASET_NAMES, CONTAINER_NAMES = ["f1", "f2"], ["d1", "d2"], ["c1", "c2", "c3"]
-TYPES = {**dict.fromkeys(FILE_NAMES, keys.FILE), **dict.fromkeys(DATASET_NAMES, keys.DATASET), **dict.fromkeys(CONTAINER_NAMES, keys.CONTAINER)}
+TYPES = {
+    **dict.fromkeys(FILE_NAMES, keys.FILE),
+    **dict.fromkeys(DATASET_NAMES, keys.DATASET),
+    **dict.fromkeys(CONTAINER_NAMES, keys.CONTAINER),
+}
 
 DIDS = st.builds(Did, SCOPES, st.sampled_from(FILE_NAMES + DATASET_NAMES + CONTAINER_NAMES))
 COLLECTIONS = st.builds(Did, SCOPES, st.sampled_from(DATASET_NAMES + CONTAINER_NAMES))
