@@ -252,6 +252,16 @@ def test_a_file_that_went_with_its_last_replica_is_not_counted_anywhere(federati
     assert atlas.rows() == cms.rows() == belle2.rows()
 
 
+def test_the_attachment_of_a_dataset_has_no_size_as_rucios_own_has_none(federation: list[Instance]) -> None:
+    atlas, cms, belle2 = federation
+    atlas.publish_dataset("atlas", "d1")
+    atlas.add_did("atlas", "c1", DIDType.CONTAINER)
+    atlas.attach("atlas", "c1", [("atlas", "d1")])
+    settle(federation)
+    assert [instance.query("SELECT bytes FROM contents WHERE name = 'c1'") for instance in federation] == [[(None,)]] * 3
+    assert atlas.rows() == cms.rows() == belle2.rows()
+
+
 # ---- values
 
 
