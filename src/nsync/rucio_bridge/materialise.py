@@ -126,12 +126,12 @@ class Materialise:
         self._insert(DIDS, rows)
 
     def _attach(self, edges: Collection[Attachment]) -> None:
-        """Copies size and checksums from the child's row, and asks the judge to evaluate the rules of each parent once."""
+        """As Rucio does: with the size and checksums of a file, and of no collection. The judge evaluates each parent's rules once."""
         rows_of = self._did_rows({end for edge in edges for end in (edge.parent, edge.child)})
         now = _now()
         rows = []
         for edge in edges:
-            parent, child = rows_of[edge.parent], rows_of[edge.child]
+            parent, child = rows_of[edge.parent], rows_of[edge.child]._mapping
             rows.append(
                 {
                     "scope": InternalScope(edge.parent.scope),
@@ -139,12 +139,8 @@ class Materialise:
                     "child_scope": InternalScope(edge.child.scope),
                     "child_name": edge.child.name,
                     "did_type": parent.did_type,
-                    "child_type": child.did_type,
-                    "bytes": child.bytes,
-                    "adler32": child.adler32,
-                    "md5": child.md5,
-                    "guid": child.guid,
-                    "events": child.events,
+                    "child_type": child["did_type"],
+                    **{column: child[column] if child["did_type"] == DIDType.FILE else None for column in _OF_FILES},
                     "rule_evaluation": True,
                     "created_at": now,
                     "updated_at": now,
@@ -326,6 +322,9 @@ class Materialise:
         if rows:
             self.session.execute(insert(table), rows)
 
+
+_OF_FILES = ("bytes", "adler32", "md5", "guid", "events")
+"""Columns that an attachment takes over from a file."""
 
 _HOLDERS: tuple[tuple[str, Table, tuple[str, str]], ...] = (
     ("replicas", REPLICAS, ("scope", "name")),
