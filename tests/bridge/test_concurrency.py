@@ -390,6 +390,20 @@ def test_a_guests_publication_takes_effect_once_the_home_acknowledged_it(federat
     assert [state(instance, "d1") for instance in federation] == ["P"] * 3
 
 
+def test_what_a_guest_closed_stays_closed_at_the_guest_while_the_home_is_silent(federation: list[Instance]) -> None:
+    _, cms, belle2 = federation
+    cms.publish_dataset(SHARED, "d1")
+    settle([cms, belle2])
+    assert not is_open(cms, "d1") and state(cms, "d1") == "P"
+    belle2.add_files(SHARED, ["f9"])
+    belle2.attach(SHARED, "d1", [(SHARED, "f9")])
+    settle([cms, belle2])
+    assert not is_open(cms, "d1") and state(cms, "d1") == "P"
+    settle(federation)
+    assert [is_open(instance, "d1") for instance in federation] == [False] * 3
+    assert "f9" not in content(cms, "d1")
+
+
 def test_a_guests_suspension_takes_effect_at_once(federation: list[Instance]) -> None:
     _atlas, cms, belle2 = federation
     cms.publish_dataset(SHARED, "d1")
