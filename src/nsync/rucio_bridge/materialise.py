@@ -27,9 +27,10 @@ from sqlalchemy.orm import Session
 
 from nsync.authority.effective import Authority
 from nsync.catalogue.entries import DidEntry, Entry, ReplicaEntry
+from nsync.catalogue.rules import close_key, open_data_key
 from nsync.failpoints import failpoint
 from nsync.namespace import keys
-from nsync.namespace.keys import Attachment, Did, Fact, Identity, Replica, Rse, key_bytes
+from nsync.namespace.keys import Attachment, Attribute, Did, Fact, Identity, Replica, Rse, key_bytes
 from nsync.rucio_bridge import parked
 from nsync.rucio_bridge.fit import Actual, Desired, Fit, account_of, needs_of
 from nsync.rucio_bridge.ground import Ground
@@ -225,7 +226,7 @@ class Materialise:
         Datasets come before the containers whose sizes are made of theirs.
         """
         entries = self.state.entries(regrown | dids)
-        rows = self.rows.read(entries.keys())
+        rows, mine = self.rows.read(entries.keys()), self._closed_by_me(entries.keys())
         for did, entry in sorted(entries.items(), key=lambda pair: (_is_container(pair[1]), key_bytes(pair[0]))):
             row = rows.get(did)
             if not isinstance(did, Did) or not isinstance(entry, DidEntry) or not isinstance(row, DidEntry) or entry.closed is None:
@@ -233,8 +234,15 @@ class Materialise:
             if entry.closed and row.closed and did in regrown:
                 self.session.execute(update(DIDS).where(_is(DIDS, did)).values(is_open=True))
                 self._set_open(did, False)
-            elif entry.closed != row.closed:
+            elif entry.closed != row.closed and (entry.closed or did not in mine):
                 self._set_open(did, not entry.closed)
+
+    def _closed_by_me(self, dids: Collection[Fact]) -> set[Fact]:
+        """Those that this instance, a guest, closed or published, unacknowledged by their home (R5.6): their rows stay closed."""
+        me = self.authority.charter.by_name(self.instance)
+        assert me is not None, "the configuration names an instance of the charter"
+        wanted = [key(did) for did in dids if isinstance(did, Did) for key in (close_key, open_data_key)]
+        return {key.fact for key in self.state.waiting(me.author, wanted) if isinstance(key, Attribute)}
 
     def _set_open(self, did: Did, is_open: bool) -> None:
         scope, name = did_key(did)
