@@ -70,3 +70,29 @@ def test_an_instance_without_any_shared_scope_publishes_nothing(template_databas
     assert cms.query("SELECT count(*) FROM nsync_segment") == [(0,)]
     assert cms.query("SELECT count(*) FROM nsync_outbox") == [(0,)]
     cms.close()
+
+
+def test_a_foreign_rse_follows_its_instance(instances: list[Instance]) -> None:
+    """Its doors change, close and open again; the row here stays read-only."""
+    atlas, cms, _ = instances
+    atlas.add_scope("atlas")
+    atlas.add_files("atlas", ["f1"])
+    settle(instances)
+
+    def doors() -> list[tuple[object, ...]]:
+        return cms.query(
+            "SELECT p.prefix, p.read_wan, p.write_wan, p.delete_wan FROM rse_protocols p JOIN rses r ON r.id = p.rse_id WHERE r.rse = 'ATLAS_DISK'"
+        )
+
+    ((prefix, *_),) = doors()
+    for change, expected in (
+        ("prefix = '/elsewhere/'", [("/elsewhere/", 1, 0, 0)]),
+        ("read_lan = 0, read_wan = 0", []),
+        (f"read_wan = 1, prefix = '{prefix}'", [(prefix, 1, 0, 0)]),
+    ):
+        with atlas.engine.begin() as connection:
+            connection.exec_driver_sql(f"UPDATE rse_protocols SET {change}")
+        settle(instances)
+        assert doors() == expected
+    assert cms.query("SELECT availability_write, availability_delete FROM rses WHERE rse = 'ATLAS_DISK'") == [(0, 0)]
+    assert cms.parked() == {}

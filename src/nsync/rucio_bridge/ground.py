@@ -10,9 +10,11 @@ from typing import Any
 
 from rucio.common.types import InternalAccount, InternalScope
 from rucio.core.account import account_exists, add_account
-from rucio.core.rse import add_protocol, add_rse, add_rse_attribute, del_protocols, del_rse_attribute
+from rucio.core.rse import add_protocol, add_rse, add_rse_attribute, del_rse_attribute
 from rucio.core.scope import add_scope, check_scope
+from rucio.db.sqla import models
 from rucio.db.sqla.constants import AccountType
+from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
 from nsync.authority.effective import Authority
@@ -58,7 +60,7 @@ class Ground:
                 continue
             local = self.rows.rse_of(fact)
             rse_id = local.id if local is not None else self._add_rse(fact)
-            self._define(rse_id, entry, existed=local is not None, had=dict(local.attributes) if local is not None else {})
+            self._define(rse_id, entry, had=dict(local.attributes) if local is not None else {})
             self.rows.forget_rses()
 
     def _add_rse(self, fact: Rse) -> str:
@@ -74,10 +76,10 @@ class Ground:
         add_rse_attribute(rse_id, ORIGIN, fact.instance, session=self.session)
         return rse_id
 
-    def _define(self, rse_id: str, entry: RseEntry, existed: bool, had: Mapping[str, Any]) -> None:
-        if existed:
-            for scheme in {protocol.scheme for protocol in self.rows.protocols(rse_id)}:
-                del_protocols(rse_id, scheme, session=self.session)
+    def _define(self, rse_id: str, entry: RseEntry, had: Mapping[str, Any]) -> None:
+        """Replace the doors and attributes of a foreign RSE, which are nobody's here but its instance's."""
+        protocols = models.RSEProtocol.__table__
+        self.session.execute(delete(protocols).where(protocols.c.rse_id == rse_id))
         for protocol in entry.protocols:
             lan, wan, tpc = protocol.lan or 0, protocol.wan or 0, protocol.tpc or 0
             domains = {
