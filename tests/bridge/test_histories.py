@@ -4,7 +4,8 @@ Users work through Rucio's own core, with few names in the scopes atlas, cms, be
 private one each; what Rucio refuses does not happen. In between the bridges work, and fetch from each other in order, or in frames
 that come twice, regrouped and shuffled. Then everybody settles, and the promises are checked one by one.
 
-`NSYNC_HISTORIES=2000` plays that many; the database of examples is off, so a failure prints the history to keep as an @example.
+Sixty histories, always the same ones, are played in a minute; `NSYNC_HISTORIES=2000` plays that many new ones. A failure prints the
+shortest history that shows it: write it down as a test named for the promise it breaks.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Union
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rucio.db.sqla.constants import DIDType, OpenDataDIDState
@@ -30,6 +32,7 @@ from tests.support.database import contents
 from tests.support.federation import NAMES
 from tests.support.instances import REFUSALS, Instance, everything, settle
 
+LONG = "NSYNC_HISTORIES" in os.environ
 HISTORIES = int(os.environ.get("NSYNC_HISTORIES", "60"))
 
 FILES, DATASETS, CONTAINERS = ("f1", "f2", "f3"), ("d1", "d2"), ("c1", "c2")
@@ -355,7 +358,7 @@ def check_public_data_are_closed(story: Story) -> None:
     )
     for name, instance in story.instances.items():
         opened = {Did(*row) for row in instance.query(query)}
-        assert opened <= story.changes[name].changed, f"{name}: public and open"
+        assert opened <= story.changes[name].changed | instance.parked().keys(), f"{name}: public and open"
 
 
 def check_sizes_of_closed_collections(story: Story) -> None:
@@ -464,11 +467,13 @@ def test_a_known_history_keeps_the_promises(prepared: dict[str, Path]) -> None:
     keep_promises(prepared, KNOWN)
 
 
+@pytest.mark.timeout(120 + 10 * HISTORIES)
 @settings(
     max_examples=HISTORIES,
+    derandomize=not LONG,
     deadline=None,
     database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(history=HISTORY)
 def test_any_history_of_three_rucio_databases_keeps_the_promises(prepared: dict[str, Path], history: list[Step]) -> None:

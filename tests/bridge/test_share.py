@@ -80,9 +80,8 @@ def test_a_foreign_rse_follows_its_instance(instances: list[Instance]) -> None:
     settle(instances)
 
     def doors() -> list[tuple[object, ...]]:
-        return cms.query(
-            "SELECT p.prefix, p.read_wan, p.write_wan, p.delete_wan FROM rse_protocols p JOIN rses r ON r.id = p.rse_id WHERE r.rse = 'ATLAS_DISK'"
-        )
+        columns = "p.prefix, p.read_wan, p.write_wan, p.delete_wan"
+        return cms.query(f"SELECT {columns} FROM rse_protocols p JOIN rses r ON r.id = p.rse_id WHERE r.rse = 'ATLAS_DISK'")
 
     ((prefix, *_),) = doors()
     for change, expected in (

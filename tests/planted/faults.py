@@ -290,6 +290,11 @@ FAULTS = (
         f"{CONFLICTS}::test_a_local_rule_survives_that_its_data_are_removed",
     ),
     Fault(
+        "a guest's bridge opens what the guest closed",
+        method(Materialise, "_closed_by_me", lambda self, dids: set()),
+        f"{CONCURRENCY}::test_what_a_guest_closed_stays_closed_at_the_guest_while_the_home_is_silent",
+    ),
+    Fault(
         "sizes of closed collections are left as they were",
         wrapped(Materialise, "_close", _without_regrown),
         f"{HISTORIES}::test_a_known_history_keeps_the_promises",
