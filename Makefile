@@ -8,7 +8,7 @@ demo: .venv/testbed.stamp  ## three Rucio instances that share open data, start 
 	$(BIN)/nsync demo
 
 test: .venv/dev.stamp  ## the whole suite, real Rucio servers included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: .venv/dev.stamp  ## the gates that every commit passes
 	$(BIN)/ruff check src tests

@@ -81,7 +81,7 @@ def test_run_once_exchanges_with_every_peer_and_says_who_is_down(bed: Federation
     found = {r["peer"]: r for r in reports(once)}
     assert found["atlas"] == {"peer": "atlas", "pulled": 0, "pushed": 0, "error": ""}
     assert bed.charter.by_name("belle2").url in found["belle2"]["error"]
-    assert once.said().splitlines()[-1].startswith("Error: belle2: "), "the last line is for people"
+    assert once.said().splitlines()[-1].startswith("Error: belle2 ("), "the last line is for people"
     atlas_node.stop()
 
 
