@@ -404,6 +404,25 @@ def test_what_a_guest_closed_stays_closed_at_the_guest_while_the_home_is_silent(
     assert "f9" not in content(cms, "d1")
 
 
+def test_what_a_guest_closed_has_its_size_whatever_came_before_the_home_answered(federation: list[Instance]) -> None:
+    atlas, cms, belle2 = federation
+    add_dataset(atlas, "d1", ["f1", "f2"])
+    atlas.work()
+    add_dataset(cms, "d1", ["f2", "f3"])
+    cms.set_open(SHARED, "d1", False)
+    cms.work()
+    cms.fetch(atlas)
+    cms.work()
+    atlas.detach(SHARED, "d1", [(SHARED, "f1")])
+    atlas.work()
+    cms.fetch(atlas)
+    cms.work()
+    settle(federation)
+    assert contents_everywhere(federation, "d1") == [{"f2", "f3"}] * 3
+    assert [i.query("SELECT bytes, length, is_open FROM dids WHERE name = 'd1'") for i in federation] == [[(20, 2, 0)]] * 3
+    assert atlas.rows() == cms.rows() == belle2.rows()
+
+
 def test_a_guests_suspension_takes_effect_at_once(federation: list[Instance]) -> None:
     _atlas, cms, belle2 = federation
     cms.publish_dataset(SHARED, "d1")

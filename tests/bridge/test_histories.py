@@ -230,6 +230,9 @@ class Story:
 
     def settle(self) -> None:
         settle(list(self.instances.values()))
+        for instance in self.instances.values():
+            instance.bridge.retry_parked(instance.now_ms)  # as the node does now and then: what some rows waited for came later
+        settle(list(self.instances.values()))
 
     def close(self) -> None:
         for instance in self.instances.values():
