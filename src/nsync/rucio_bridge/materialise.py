@@ -231,11 +231,12 @@ class Materialise:
             row = rows.get(did)
             if not isinstance(did, Did) or not isinstance(entry, DidEntry) or not isinstance(row, DidEntry) or entry.closed is None:
                 continue
-            if entry.closed and row.closed and did in regrown:
+            closed = entry.closed or (bool(row.closed) and did in mine)
+            if closed and row.closed and did in regrown:
                 self.session.execute(update(DIDS).where(_is(DIDS, did)).values(is_open=True))
                 self._set_open(did, False)
-            elif entry.closed != row.closed and (entry.closed or did not in mine):
-                self._set_open(did, not entry.closed)
+            elif closed != row.closed:
+                self._set_open(did, not closed)
 
     def _closed_by_me(self, dids: Collection[Fact]) -> set[Fact]:
         """Those that this instance, a guest, closed or published, unacknowledged by their home (R5.6): their rows stay closed."""
