@@ -236,7 +236,6 @@ def test_an_attachment_shows_when_its_child_arrives(federation: list[Instance]) 
     assert [content(instance, "c1", "cms") for instance in federation] == [{"d1"}] * 3
 
 
-@pytest.mark.xfail(strict=True, reason="sizes are computed anew where the bridge detached, not where Rucio's own clean-up did")
 def test_a_file_that_went_with_its_last_replica_is_not_counted_anywhere(federation: list[Instance]) -> None:
     atlas, cms, belle2 = federation
     cms.add_files(SHARED, ["f2"])

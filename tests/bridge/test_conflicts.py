@@ -114,7 +114,6 @@ def test_a_container_holds_datasets_or_containers_and_not_both(federation: list[
     assert atlas.rows() == cms.rows() == belle2.rows()
 
 
-@pytest.mark.xfail(strict=True, reason="capture does not compare a replica's size with its file's")
 def test_a_replica_of_another_size_than_its_file_is_not_shared(federation: list[Instance]) -> None:
     atlas, cms, _ = federation
     atlas.add_files(SHARED, ["f1"], 1, "00000001")

@@ -35,6 +35,7 @@ from nsync.rucio_bridge import parked
 from nsync.rucio_bridge.fit import Actual, Desired, Fit, account_of, needs_of
 from nsync.rucio_bridge.ground import Ground
 from nsync.rucio_bridge.rows import CONTENTS, DIDS, DOIS, OPEN, REPLICAS, Rows, did_key, matches
+from nsync.rucio_bridge.sizes import stale
 from nsync.store.database import chunks
 from nsync.store.state import SqlState
 
@@ -65,27 +66,28 @@ class Materialise:
         entries, actual = self.state.entries(facts), self.rows.read(facts)
         desired: Desired = {fact: entries.get(fact) for fact in facts if not matches(entries.get(fact), actual.get(fact))}
         parked.release(self.session, facts - desired.keys())
-        if not desired:
-            return True
-        reasons = Fit(self.session, self.rows, self.authority, self.instance).reasons(desired, actual) or self._try(desired, actual, batch)
+        regrown = {fact.parent for fact in facts if isinstance(fact, Attachment)}
+        reasons = Fit(self.session, self.rows, self.authority, self.instance).reasons(desired, actual)
+        reasons = reasons or self._try(desired, actual, regrown, batch)
         if not reasons:
             parked.release(self.session, desired.keys() - self._kept.keys())
             self._park(self._kept, self._kept, f"{batch} left", now_ms)
             return not self._kept
-        self._park(desired.keys(), reasons, batch, now_ms)
+        self._park(desired.keys() | reasons.keys(), reasons, batch, now_ms)
         return False
 
-    def _try(self, desired: Desired, actual: Actual, batch: str) -> dict[Fact, str]:
+    def _try(self, desired: Desired, actual: Actual, regrown: set[Did], batch: str) -> dict[Fact, str]:
         """Write, or undo what was written and say why Rucio refused it."""
         self._kept = {}
         try:
             with self.session.begin_nested():
                 self._write(desired, actual)
+                self._recount(regrown)
         except (DBAPIError, OverflowError, RucioException) as error:
             if not _is_about_the_rows(error):
                 raise
             LOG.exception("changeset %s cannot be written here", batch)
-            return {min(desired, key=key_bytes): f"Rucio refused the rows: {str(error)[:500]}"}
+            return {min([*desired, *regrown], key=key_bytes): f"Rucio refused the rows: {str(error)[:500]}"}
         return {}
 
     def _park(self, facts: Collection[Fact], reasons: Mapping[Fact, str], batch: str, now_ms: int) -> None:
@@ -107,7 +109,7 @@ class Materialise:
         failpoint("rows-contents")
         self._put_replicas(desired, actual)
         failpoint("rows-replicas")
-        self._close({fact.parent for fact in (*attached, *detached)}, {fact for fact in desired if isinstance(fact, Did)})
+        self._close({fact for fact in desired if isinstance(fact, Did)})
         failpoint("rows-closed")
         self._open_data(desired, actual)
         failpoint("rows-open-data")
@@ -220,23 +222,23 @@ class Materialise:
 
     # ---- states of collections
 
-    def _close(self, regrown: set[Did], dids: set[Did]) -> None:
-        """Close and reopen; close again what got other content while closed, so that Rucio computes its size anew (catalogue rule 7).
-
-        Datasets come before the containers whose sizes are made of theirs.
-        """
-        entries = self.state.entries(regrown | dids)
+    def _close(self, dids: set[Did]) -> None:
+        """Close and reopen. Datasets come before the containers whose sizes are made of theirs."""
+        entries = self.state.entries(dids)
         rows, mine = self.rows.read(entries.keys()), self._closed_by_me(entries.keys())
         for did, entry in sorted(entries.items(), key=lambda pair: (_is_container(pair[1]), key_bytes(pair[0]))):
             row = rows.get(did)
             if not isinstance(did, Did) or not isinstance(entry, DidEntry) or not isinstance(row, DidEntry) or entry.closed is None:
                 continue
             closed = entry.closed or (bool(row.closed) and did in mine)
-            if closed and row.closed and did in regrown:
-                self.session.execute(update(DIDS).where(_is(DIDS, did)).values(is_open=True))
-                self._set_open(did, False)
-            elif closed != row.closed:
+            if closed != row.closed:
                 self._set_open(did, not closed)
+
+    def _recount(self, regrown: set[Did]) -> None:
+        """Close again what got other content while closed, so that Rucio computes its size anew (catalogue rule 7)."""
+        for did in stale(self.session, regrown):
+            self.session.execute(update(DIDS).where(_is(DIDS, did)).values(is_open=True))
+            self._set_open(did, False)
 
     def _closed_by_me(self, dids: Collection[Fact]) -> set[Fact]:
         """Those that this instance, a guest, closed or published, unacknowledged by their home (R5.6): their rows stay closed."""

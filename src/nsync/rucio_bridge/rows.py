@@ -168,8 +168,11 @@ class Rows:
             if local is None:
                 continue
             for chunk in chunks([did_key(fact.did) for fact in wanted]):
-                query = select(c.scope, c.name, c.path).where(
-                    c.rse_id == local.id, c.state == ReplicaState.AVAILABLE, tuple_(c.scope, c.name).in_(chunk)
+                its_file = (DIDS.c.scope == c.scope) & (DIDS.c.name == c.name) & (DIDS.c.bytes == c.bytes)
+                query = (
+                    select(c.scope, c.name, c.path)
+                    .join(DIDS, its_file)  # Rucio's core takes a replica of another size: other bytes, which are nobody's to share
+                    .where(c.rse_id == local.id, c.state == ReplicaState.AVAILABLE, tuple_(c.scope, c.name).in_(chunk))
                 )
                 for row in self.session.execute(query):
                     did = Did(row.scope.external, row.name)
