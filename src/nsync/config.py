@@ -32,6 +32,8 @@ class Settings:
     rse_expression: str
     sleep_time_s: float
     gossip_interval_s: float
+    metrics: Optional[tuple[str, int]]
+    """Where to serve Prometheus metrics, if at all."""
 
 
 def read() -> Settings:
@@ -52,7 +54,8 @@ def read() -> Settings:
             raise ConfigError(
                 f"[nsync] shared_scopes: the charter does not let {name} write in scope {scope!r}; amend the charter or drop it"
             )
-    host, port = _listen()
+    host, port = _address("listen", _option("listen"))
+    metrics = _option("metrics", "")
     return Settings(
         me=me,
         charter=charter,
@@ -66,6 +69,7 @@ def read() -> Settings:
         ),
         sleep_time_s=config_get_float(SECTION, "sleep_time", raise_exception=False, default=0.5, check_config_table=False),
         gossip_interval_s=config_get_float(SECTION, "gossip_interval", raise_exception=False, default=5.0, check_config_table=False),
+        metrics=_address("metrics", metrics) if metrics else None,
     )
 
 
@@ -78,11 +82,10 @@ def _charter() -> Charter:
     return load(text, verify)
 
 
-def _listen() -> tuple[str, int]:
-    value = _option("listen")
+def _address(name: str, value: str) -> tuple[str, int]:
     host, colon, port = value.rpartition(":")
     if not colon or not port.isdigit() or not host:
-        raise ConfigError(f"[nsync] listen = {value}: it should be ADDRESS:PORT, as 127.0.0.1:8440")
+        raise ConfigError(f"[nsync] {name} = {value}: it should be ADDRESS:PORT, as 127.0.0.1:8440")
     return host, int(port)
 
 

@@ -19,6 +19,7 @@ from typing import Callable, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
+from nsync import metrics
 from nsync.auth.keys import verify
 from nsync.authority.effective import Authority
 from nsync.config import Settings
@@ -72,6 +73,8 @@ class Node:
         except OSError as error:
             where = f"{self.settings.host}:{self.settings.port}"
             raise ConfigError(f"[nsync] listen = {where}: {error.strerror}; does a node run here already?") from error
+        if self.settings.metrics is not None:
+            metrics.serve(*self.settings.metrics)
         LOG.info("%s listens on %s:%d for the federation %r", self.settings.me.name, self.settings.host, port, self.settings.charter.name)
         tasks = [asyncio.ensure_future(self.gossip.run()), asyncio.ensure_future(self._keep_working())]
         stopping = asyncio.ensure_future(stop.wait())
@@ -123,6 +126,7 @@ class Node:
             except Exception as error:  # rolled back; whatever it was, gossip goes on, and so does what users publish here
                 known = isinstance(error, DBAPIError)
                 LOG.error("a transaction was rolled back and is tried again in %g s: %s", FAILED_PAUSE_S, error, exc_info=not known)
+                metrics.FAILED_TRANSACTIONS.inc()
                 await asyncio.sleep(FAILED_PAUSE_S)
                 publish_only = not publish_only
                 continue
@@ -134,12 +138,18 @@ class Node:
                 await asyncio.sleep(worked.held_ms / 1000)
 
     def _tell(self, worked: Worked) -> None:
+        metrics.WRITE_LOCK_SECONDS.inc(worked.held_ms / 1000)
+        metrics.PUBLISHED_OPS.inc(worked.published)
+        for peer in self.gossip.status():
+            metrics.PEER_FAILURES.labels(peer["name"]).set(peer["failures"])
         if worked.published:
             LOG.info("published %d ops", worked.published)
             self.gossip.wake()
         for applied in worked.applied:
             name = self.bridge.authority.name(applied.author)
             LOG.info("applied %s %d-%d: %d entries changed", name, applied.first, applied.last, len(applied.changed))
+            metrics.APPLIED_CHANGESETS.labels(name).inc()
+            metrics.VOID_STATEMENTS.labels(name).inc(applied.void)
 
     async def _until_news(self) -> None:
         """Segments wake the bridge at once; captured rows are looked for every sleep_time."""

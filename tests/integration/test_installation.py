@@ -42,10 +42,10 @@ def fresh(python: str, directory: Path, *packages: str) -> Path:
 
 
 def interpreter(version: str) -> Optional[str]:
-    """A Python of `version` that is found on the path and really starts."""
-    found = shutil.which(f"python{version}")
-    works = found is not None and subprocess.run([found, "-c", "import venv, ensurepip"], capture_output=True).returncode == 0
-    return found if works else None
+    """A Python of `version` that really starts: on the path, or behind a version manager whose shims name one that is not chosen here."""
+    candidates = [shutil.which(f"python{version}"), *sorted(Path(sys.base_prefix).parent.glob(f"{version}.*/bin/python{version}"))]
+    starts = (str(c) for c in candidates if c and subprocess.run([c, "-c", "import venv, ensurepip"], capture_output=True).returncode == 0)
+    return next(starts, None)
 
 
 def beside_rucio(directory: Path) -> None:

@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -241,3 +242,29 @@ def test_run_once_applies_what_waits_though_it_publishes_much(bed: Federation) -
     assert once.ended() == 5, once.said()
     assert applied(cms.path, cms.author) > 200 and ask(cms.path, "SELECT count(*) FROM nsync_outbox") == [(0,)]
     assert applied(cms.path, atlas.author) > 0, once.said()
+
+
+# ---- metrics
+
+
+def test_metrics_tell_what_the_node_did(bed: Federation) -> None:
+    atlas = bed.site("atlas", ["atlas"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    atlas.options["metrics"] = f"127.0.0.1:{port}"
+    atlas.add_scope("atlas")
+    atlas.publish_dataset("atlas", "d1")
+    node = atlas.start()
+    node.wait_for_ping()
+
+    def metrics() -> dict[str, float]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("nsync_")}
+
+    wait_until(lambda: metrics()["nsync_published_ops_total"] >= 4, lambda: str(metrics()))
+    assert metrics()['nsync_applied_changesets_total{author="atlas"}'] >= 1
+    assert metrics()["nsync_write_lock_seconds_total"] > 0
+    wait_until(lambda: metrics().get('nsync_peer_failures{peer="cms"}', 0) >= 1, lambda: str(metrics()))
+    node.stop()

@@ -21,6 +21,7 @@ from nsync.authority.effective import Authority
 from nsync.failpoints import failpoint
 from nsync.log.segment import Sign, changesets
 from nsync.log.stored import Head, Receipt, StoredSegment
+from nsync.metrics import REFUSED_SEGMENTS
 from nsync.namespace.keys import Fact
 from nsync.namespace.ops import ACKNOWLEDGE
 from nsync.rucio_bridge import parked, triggers
@@ -106,6 +107,7 @@ class Bridge:
         rejected += received.rejected
         for text in rejected:
             LOG.warning("refused a segment that %s brought: %s", sender, text)
+            REFUSED_SEGMENTS.labels(sender).inc()
         return Receipt(received.stored, tuple(rejected))
 
     # ---- the two effects

@@ -1,0 +1,26 @@
+"""Prometheus metrics of a node, served at an address of its own: peers see none of them.
+
+`[nsync] metrics = 127.0.0.1:9440` turns them on.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, start_http_server
+
+from nsync.errors import ConfigError
+
+PUBLISHED_OPS = Counter("nsync_published_ops", "Ops that this instance put into its log")
+APPLIED_CHANGESETS = Counter("nsync_applied_changesets", "Changesets that took effect here", ["author"])
+VOID_STATEMENTS = Counter("nsync_void_statements", "Statements that their author had no right to make", ["author"])
+REFUSED_SEGMENTS = Counter("nsync_refused_segments", "Segments that were not taken", ["sender"])
+FAILED_TRANSACTIONS = Counter("nsync_failed_transactions", "Transactions that were rolled back and are tried again")
+WRITE_LOCK_SECONDS = Counter("nsync_write_lock_seconds", "How long the database's write lock was held")
+PEER_FAILURES = Gauge("nsync_peer_failures", "Failures in a row of the exchange with a peer; 0 when it is well", ["peer"])
+
+
+def serve(host: str, port: int) -> None:
+    """Serve GET /metrics in a thread of its own. Raises ConfigError when the address is taken."""
+    try:
+        start_http_server(port, addr=host)
+    except OSError as error:
+        raise ConfigError(f"[nsync] metrics = {host}:{port}: {error.strerror}; choose another address") from error
