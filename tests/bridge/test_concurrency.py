@@ -519,3 +519,24 @@ def test_the_hidden_attachment_of_a_cycle_shows_when_the_cycle_is_gone(federatio
     assert contents_everywhere(federation, "c1") == [set()] * 3
     assert contents_everywhere(federation, "c2") == [{"c1"}] * 3
     assert [instance.conflicts() for instance in federation] == [{}] * 3
+
+
+def test_a_silent_home_still_decides_between_two_guests_claims(federation: list[Instance]) -> None:
+    """It acknowledges what only its log can put in order; until then a stamp would decide, and the winner could change."""
+    atlas, cms, belle2 = federation
+    f1 = Did(SHARED, "f1")
+    cms.add_files(SHARED, ["f1"], 1, "00000001")
+    belle2.add_files(SHARED, ["f1"], 2, "00000002")
+    belle2.work()
+    cms.work()
+    before = atlas.query("SELECT count(*) FROM nsync_segment WHERE author = :a", a=atlas.bridge.me.author)
+    atlas.fetch(cms)
+    atlas.work()
+    atlas.fetch(belle2)
+    atlas.work()
+    assert atlas.query("SELECT count(*) FROM nsync_segment WHERE author = :a", a=atlas.bridge.me.author) > before
+    settle(federation)
+    assert len({instance.catalogue()[f1].identity for instance in federation}) == 1
+    count = atlas.query("SELECT count(*) FROM nsync_segment")
+    settle(federation)
+    assert atlas.query("SELECT count(*) FROM nsync_segment") == count, "once"

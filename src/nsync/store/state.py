@@ -102,9 +102,14 @@ class SqlState:
             self.connection.execute(insert(schema.waiting), [_row(key, slot) for key, slot in statements])
 
     def owes_acknowledgement(self, home: bytes) -> bool:
-        """Whether statements wait for `home`."""
-        keys = self.connection.execute(select(schema.waiting.c.key).distinct()).scalars()
-        return any(self.authority.decider(from_key_bytes(key)) == home for key in keys)
+        """Whether statements wait for `home`: guests' destructive and publishing ones, and claims that only its log can put in order."""
+        waits = self.connection.execute(select(schema.waiting.c.key).distinct()).scalars()
+        if any(self.authority.decider(from_key_bytes(key)) == home for key in waits):
+            return True
+        claims = select(schema.claim.c.key, schema.claim.c.author, schema.claim.c.seq).where(schema.claim.c.author != home)
+        rivals = self.connection.execute(claims.join(schema.conflict, schema.conflict.c.key == schema.claim.c.key).distinct())
+        mine = (Dot(r.author, r.seq) for r in rivals if self.authority.decider(from_key_bytes(r.key)) == home)
+        return any(self.pasts.seen_from(home, dot) is None for dot in mine)
 
     def waiting(self, author: bytes, wanted: Collection[Key]) -> dict[Key, Slot]:
         """The last statement of `author` about each of `wanted` that its home has not acknowledged."""
