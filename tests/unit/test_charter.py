@@ -10,7 +10,7 @@ import pytest
 
 from nsync.auth.keys import SigningKey, verify
 from nsync.authority import charter
-from nsync.authority.charter import CHARTER_BYTES_MAX, MEMBERS_MAX, Charter, draft, load, sign
+from nsync.authority.charter import CHARTER_BYTES_MAX, MEMBERS_MAX, Charter, check, draft, load, missing_signatures, sign
 from nsync.errors import ConfigError
 from tests.support.federation import AUTHOR, CHARTER, KEYS, NAMES, ROOTS, charter_document
 
@@ -95,7 +95,9 @@ def test_dois_have_one_home_whatever_their_case(doi: str, home: Any) -> None:
 def test_the_federation_is_what_was_signed() -> None:
     assert signed(nothing).federation == CHARTER.federation
     assert signed(setting("cms", url="http://elsewhere")).federation != CHARTER.federation
-    assert signed(nothing, keys=(*ROOTS.values(), SECOND)).federation == CHARTER.federation  # signatures are not part of it
+    more = document()
+    more["signatures"][SECOND.public.hex()] = "00" * 64  # signatures are not part of it
+    assert load(json.dumps(more), verify).federation == CHARTER.federation
 
 
 # ---- signatures
@@ -131,9 +133,7 @@ def test_one_root_written_in_two_ways_counts_once() -> None:
     root = ROOTS["cms"].public.hex()
     made = draft("test", document()["charter"]["members"])
     member(made["charter"], "cms").update(roots=[root, root.upper()], threshold=2)
-    for key in ROOTS.values():
-        made = sign(made, key)
-    made["signatures"][root.upper()] = made["signatures"][root]
+    made["signatures"][root.upper()] = made["signatures"][root] = document()["signatures"][root]
     with pytest.raises(ConfigError, match="threshold 2 with 1 root keys"):
         load(json.dumps(made), verify)
 
@@ -263,6 +263,32 @@ def test_instance_names_are_fit_for_accounts(name: Any) -> None:
 )
 def test_a_charter_that_says_something_else_is_refused(change: Callable[[Any], None], text: str) -> None:
     refused(text, change)
+    body = document()["charter"]
+    change(body)
+    for checked in (lambda: check({"charter": body, "signatures": {}}), lambda: sign({"charter": body, "signatures": {}}, ROOTS["cms"])):
+        with pytest.raises(ConfigError, match=text):  # before anybody has signed
+            checked()
+
+
+def test_a_draft_is_checked_before_anybody_signs() -> None:
+    members = document()["charter"]["members"]
+    members[1]["instances"][0]["scopes"] = ["atlas.x"]
+    with pytest.raises(ConfigError, match="lies within 'atlas' of atlas"):
+        draft("test", members)
+
+
+def test_only_a_root_key_of_a_member_signs() -> None:
+    for key in (SECOND, KEYS["cms"]):
+        with pytest.raises(ConfigError, match="is no member's root key"):
+            sign(document(), key)
+
+
+def test_whose_signatures_are_missing() -> None:
+    made = draft("test", document()["charter"]["members"])
+    for left in (3, 2, 1):
+        assert len(missing_signatures(made, verify)) == left
+        made = sign(made, ALL[3 - left])
+    assert missing_signatures(made, verify) == []
 
 
 NO_CHARTERS = {

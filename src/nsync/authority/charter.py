@@ -14,7 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Callable, NewType, Optional
 
@@ -102,40 +103,71 @@ class Charter:
 
 
 def draft(name: str, members: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """An unsigned charter document; `members` as in the file (docs/CHARTER.md). Sign it with `sign`."""
-    return {"charter": {"format": FORMAT, "name": name, "version": 1, "members": list(members)}, "signatures": {}}
+    """An unsigned charter document; `members` as in the file (docs/CHARTER.md). Sign it with `sign`. Raises ConfigError."""
+    document = {"charter": {"format": FORMAT, "name": name, "version": 1, "members": list(members)}, "signatures": {}}
+    check(document)
+    return document
 
 
 def sign(document: dict[str, Any], key: Any) -> dict[str, Any]:
     """`document` with the signature of one more root key (a `nsync.auth.keys.SigningKey`) added. Raises ConfigError."""
-    body, signatures = document.get("charter"), document.get("signatures")
-    if not isinstance(body, dict) or not isinstance(signatures, dict):
-        raise ConfigError("charter is malformed: it needs 'charter' and 'signatures'; make one with 'nsync charter draft'")
-    signature: bytes = key.sign("charter", _signed_text(body))
-    return {**document, "signatures": {**signatures, key.public.hex(): signature.hex()}}
+    check(document)  # whoever signs must not find out after everybody else has signed
+    with _well_formed():
+        if not any(key.public in _roots(member) for member in document["charter"]["members"]):
+            raise ConfigError(f"charter: {key.public.hex()} is no member's root key; sign with a key that stands in a member's 'roots'")
+        signature: bytes = key.sign("charter", _signed_text(document["charter"]))
+        return {**document, "signatures": {**document["signatures"], key.public.hex(): signature.hex()}}
 
 
 def load(text: str, verify: Verify) -> Charter:
     """The charter in the JSON document `text`, every member's signatures checked. Raises ConfigError."""
     if len(text) > CHARTER_BYTES_MAX:
         raise ConfigError(f"charter is longer than {CHARTER_BYTES_MAX} bytes")
-    try:
+    with _well_formed():
         document = json.loads(text)
-        body, signatures = document["charter"], document["signatures"]
+    charter = check(document)
+    missing = missing_signatures(document, verify)
+    if missing:
+        raise ConfigError(f"charter: {'; '.join(missing)}; ask the root key holders to run 'nsync charter sign'")
+    return charter
+
+
+def check(document: Mapping[str, Any]) -> Charter:
+    """What `document` says, whoever has signed it: all that can be wrong but the signatures. Raises ConfigError."""
+    with _well_formed():
+        body = document["charter"]
         if body["format"] != FORMAT:
             raise ConfigError(f"charter has format {body['format']!r}; this nsync reads format {FORMAT}")
         members = body["members"]
         if not 1 <= len(members) <= MEMBERS_MAX:
             raise ConfigError(f"charter names {len(members)} members; 1 to {MEMBERS_MAX} are allowed")
-        signed = _signed_text(body)
         for member in members:
-            _check_threshold(member, signed, signatures, verify)
+            _check_threshold(member)
         instances = tuple(_instance(member["name"], entry) for member in members for entry in member["instances"])
-        charter = Charter(str(body["name"]), int(body["version"]), _federation(signed), instances)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"charter is malformed: {type(error).__name__}: {error}") from error
+        charter = Charter(str(body["name"]), int(body["version"]), _federation(_signed_text(body)), instances)
     _check_disjoint(charter)
     return charter
+
+
+def missing_signatures(document: Mapping[str, Any], verify: Verify) -> list[str]:
+    """Whose signatures `document`, which `check` has passed, still lacks; empty when every member has signed. Raises ConfigError."""
+    with _well_formed():
+        body, signatures = document["charter"], document["signatures"]
+        signed, missing = _signed_text(body), []
+        for member in body["members"]:
+            good = sum(verify(root, "charter", signed, bytes.fromhex(signatures.get(root.hex(), ""))) for root in sorted(_roots(member)))
+            if good < member["threshold"]:
+                missing.append(f"member {member['name']!r} has {good} valid signatures of the {member['threshold']} needed")
+    return missing
+
+
+@contextmanager
+def _well_formed() -> Iterator[None]:
+    """Whatever a document of another form does to the code that reads it becomes a ConfigError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"charter is malformed: {type(error).__name__}: {error}; docs/CHARTER.md has the format") from error
 
 
 def _signed_text(body: Mapping[str, Any]) -> bytes:
@@ -146,16 +178,15 @@ def _federation(signed: bytes) -> FederationId:
     return FederationId(hashlib.blake2b(signed, digest_size=ID_BYTES, person=b"nsync charter").digest())
 
 
-def _check_threshold(member: Mapping[str, Any], signed: bytes, signatures: Mapping[str, str], verify: Verify) -> None:
-    roots = {bytes.fromhex(root) for root in member["roots"]}
-    good = sum(verify(root, "charter", signed, bytes.fromhex(signatures.get(root.hex(), ""))) for root in sorted(roots))
-    if not 1 <= member["threshold"] <= len(roots):
-        raise ConfigError(f"charter: member {member['name']!r} has threshold {member['threshold']} with {len(roots)} root keys")
-    if good < member["threshold"]:
-        raise ConfigError(
-            f"charter: member {member['name']!r} has {good} valid signatures of the {member['threshold']} needed; "
-            "ask its root key holders to run 'nsync charter sign'"
-        )
+def _roots(member: Mapping[str, Any]) -> set[bytes]:
+    """A root key counts once, however it is written."""
+    return {bytes.fromhex(root) for root in member["roots"]}
+
+
+def _check_threshold(member: Mapping[str, Any]) -> None:
+    count = len(_roots(member))
+    if not 1 <= member["threshold"] <= count:
+        raise ConfigError(f"charter: member {member['name']!r} has threshold {member['threshold']} with {count} root keys")
 
 
 def _instance(member: str, entry: Mapping[str, Any]) -> Instance:

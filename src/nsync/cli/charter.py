@@ -63,12 +63,13 @@ def draft(name: str, member: tuple[Path, ...]) -> None:
 @click.argument("path", type=FILE)
 @click.option("--key", "key_path", type=FILE, required=True, help="The file of a root key.")
 def sign(path: Path, key_path: Path) -> None:
-    """Add the signature of a root key to the charter in the file PATH."""
+    """Check the charter in the file PATH, add the signature of a root key to it, and say whose are still missing."""
     signed = document.sign(_read(path), SigningKey.load(key_path))
+    missing = document.missing_signatures(signed, verify)
     fresh = path.with_name(path.name + ".new")
     fresh.write_text(json.dumps(signed, indent=2) + "\n", encoding="utf-8")
     fresh.replace(path)
-    click.echo(f"{path} has {len(signed['signatures'])} signatures")
+    click.echo(f"{path} is signed; still missing: {'; '.join(missing)}" if missing else f"{path} is signed, by every member")
 
 
 @charter.command()
