@@ -4,9 +4,6 @@ NsyncError
  ├─ RejectedSegment   refuse the segment and what follows it, keep the peer
  ├─ ProtocolError     drop the connection to the peer
  ├─ TransportError    try again later
- ├─ BridgeError       the transaction was rolled back; it is tried again
- ├─ Parked            cannot be materialised here; waits for the operator
- ├─ TransferError     try another replica
  ├─ NotAuthorised     the caller may not; nothing else is said to them
  └─ ConfigError       the operator mends the configuration or the charter
 
@@ -28,18 +25,6 @@ class ProtocolError(NsyncError):
 
 class TransportError(NsyncError):
     """A peer that could not be reached, or did not answer in time."""
-
-
-class BridgeError(NsyncError):
-    """The Rucio database could not be read or written; nothing was changed."""
-
-
-class Parked(NsyncError):
-    """Rows that do not fit this Rucio instance; the reason says what resolves it."""
-
-
-class TransferError(NsyncError):
-    """Bytes that could not be moved, or do not match their checksum."""
 
 
 class NotAuthorised(NsyncError):
