@@ -15,7 +15,6 @@ from sqlalchemy import text
 
 from nsync.authority.effective import Authority, Silencer
 from nsync.catalogue import cycles, rules, view
-from nsync.catalogue.cycles import Loops
 from nsync.catalogue.rules import Reader
 from nsync.crdt import Slot, lwwmap, mvregister, orset, past
 from nsync.namespace import keys
@@ -210,7 +209,7 @@ FAULTS = (
     ),
     Fault(
         "cycles are shown",
-        method(Loops, "hidden", lambda self, orders: []),
+        function(cycles.hidden, lambda orders: []),
         f"{CONCURRENCY}::test_of_a_cycle_the_younger_attachment_hides_everywhere",
     ),
     Fault(
@@ -220,7 +219,7 @@ FAULTS = (
     ),
     Fault(
         "a changed attachment looks at no cycle",
-        function(cycles.cyclic, lambda changed, below: Loops(set())),
+        function(cycles.affected, lambda changed, below: set()),
         f"{CONCURRENCY}::test_of_a_cycle_the_younger_attachment_hides_everywhere",
     ),
     Fault(

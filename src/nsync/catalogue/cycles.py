@@ -8,40 +8,35 @@ that lie on a cycle with it: those below its head, if its tail is among them.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Callable, NamedTuple
+from typing import Callable
 
 from nsync.namespace.keys import Attachment, Did
 
 Order = tuple[object, ...]
 
 
-class Loops(NamedTuple):
-    """The attachments that lie below a changed one and may be on a cycle with it."""
-
-    affected: set[Attachment]
-
-    def hidden(self, orders: Mapping[Attachment, Order]) -> list[Attachment]:
-        """Those of the affected that hide, where `orders` has the key of each that the other rules show."""
-        return [
-            edge for edge in sorted(orders) if _reaches(edge.child, edge.parent, [e for e, order in orders.items() if order < orders[edge]])
-        ]
-
-
-def cyclic(changed: Iterable[Attachment], below: Callable[[Collection[Did]], Iterable[Attachment]]) -> Loops:
-    """The attachments to look at again after `changed`; `below` gives the container attachments of containers."""
-    affected: set[Attachment] = set()
+def affected(changed: Iterable[Attachment], below: Callable[[Collection[Did]], Iterable[Attachment]]) -> set[Attachment]:
+    """The attachments that may be on a cycle with one of `changed`; `below` gives the container attachments of containers."""
+    found: set[Attachment] = set()
     for edge in changed:
-        if edge in affected:
+        if edge in found:
             continue
         seen, frontier, edges = {edge.child}, {edge.child}, {edge}
         while frontier:
-            found = set(below(frontier))
-            edges |= found
-            frontier = {e.child for e in found} - seen
+            beneath = set(below(frontier))
+            edges |= beneath
+            frontier = {e.child for e in beneath} - seen
             seen |= frontier
         if edge.parent in seen:
-            affected |= edges
-    return Loops(affected)
+            found |= edges
+    return found
+
+
+def hidden(orders: Mapping[Attachment, Order]) -> list[Attachment]:
+    """Those that hide among attachments that the other rules show, given the key of each."""
+    return [
+        edge for edge in sorted(orders) if _reaches(edge.child, edge.parent, [e for e, order in orders.items() if order < orders[edge]])
+    ]
 
 
 def _reaches(start: Did, goal: Did, edges: Collection[Attachment]) -> bool:

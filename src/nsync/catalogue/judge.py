@@ -11,7 +11,7 @@ from typing import NamedTuple
 from nsync.authority.effective import Authority
 from nsync.crdt import Dot, Slot
 from nsync.log.segment import Segment
-from nsync.namespace.keys import DOI, Attachment, Attribute, Did, Key, Replica
+from nsync.namespace.keys import DOI, Attribute, Did, Key
 from nsync.namespace.ops import Retract, decode_op
 
 
@@ -62,13 +62,6 @@ def first_claims(statements: Iterable[tuple[Key, Slot]]) -> dict[tuple[Did, byte
             if held is None or held.dot.seq > slot.dot.seq:
                 first[(key, slot.dot.author)] = slot
     return first
-
-
-def ends_of(key: Key) -> tuple[Key, ...]:
-    """The DIDs and RSEs that an attachment or replica hangs on; nothing for other keys."""
-    if isinstance(key, Attachment):
-        return (key.parent, key.child)
-    return (key.did, key.rse) if isinstance(key, Replica) else ()
 
 
 def is_doi(key: Key) -> bool:

@@ -11,13 +11,13 @@ from typing import Union
 
 from nsync.authority.effective import Authority
 from nsync.catalogue.entries import Conflict, Entry
-from nsync.catalogue.judge import ends_of, first_claims, is_doi, judge
+from nsync.catalogue.judge import first_claims, is_doi, judge
 from nsync.catalogue.rules import Reader
 from nsync.catalogue.view import Node, derive
 from nsync.crdt import Dot, Pasts, Slot, Slots
 from nsync.crdt.past import steps_of
 from nsync.log.segment import Segment
-from nsync.namespace.keys import Attachment, Attribute, Did, Fact, Key, Replica
+from nsync.namespace.keys import Attachment, Attribute, Did, Fact, Key, Replica, ends_of
 
 
 class Reference:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, Optional, Protocol, Union
 
-from nsync.catalogue.cycles import cyclic
+from nsync.catalogue import cycles
 from nsync.catalogue.entries import AttachmentEntry, Conflict, DidEntry, Entry, ReplicaEntry, RseEntry, ScopeEntry
 from nsync.catalogue.rules import DoiClaim, Reader, close_key, doi_key, open_data_key, type_conflict
 from nsync.crdt import Slot
@@ -161,11 +161,11 @@ class _Derivation:
     def _attachments(self, edges: set[Attachment]) -> None:
         candidates = self._candidates(edges)
         self._settle(edges, candidates)
-        loops = cyclic(self._container_edges(edges), self._neighbourhood)
-        if loops.affected - edges:
-            candidates.update(self._candidates(loops.affected - edges))
-            self._settle(loops.affected - edges, candidates)
-        for edge in loops.hidden({edge: order for edge, order in candidates.items() if edge in loops.affected}):
+        affected = cycles.affected(self._container_edges(edges), self._neighbourhood)
+        if affected - edges:
+            candidates.update(self._candidates(affected - edges))
+            self._settle(affected - edges, candidates)
+        for edge in cycles.hidden({edge: order for edge, order in candidates.items() if edge in affected}):
             self.entries[edge] = None
             self.conflicts[edge].append(
                 Conflict("containers hold no cycle (6.3)", "the older attachments of the cycle", str(edge), "its author detaches it")

@@ -176,6 +176,13 @@ def scope_of(key: Key) -> Optional[str]:
     return fact.did.scope if isinstance(fact, Replica) else None
 
 
+def ends_of(key: Key) -> tuple[Union[Did, Rse], ...]:
+    """The DIDs and RSEs that an attachment or replica hangs on, in Rucio by foreign key; nothing for other keys."""
+    if isinstance(key, Attachment):
+        return (key.parent, key.child)
+    return (key.did, key.rse) if isinstance(key, Replica) else ()
+
+
 def to_wire(key: Key) -> tuple[Any, ...]:
     """The tuple that stands for `key` in canonical msgpack: tag, then strings."""
     if isinstance(key, Attribute):

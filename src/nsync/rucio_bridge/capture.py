@@ -21,7 +21,7 @@ from nsync.catalogue.rules import Reader, close_key, doi_key, open_data_key
 from nsync.crdt import Slot
 from nsync.errors import RejectedSegment
 from nsync.namespace import keys
-from nsync.namespace.keys import Attachment, Attribute, Did, Fact, Key, Replica, Rse, Scope
+from nsync.namespace.keys import Attachment, Attribute, Did, Fact, Key, Replica, Rse, Scope, ends_of
 from nsync.namespace.ops import STATEMENTS_MAX, Assert, Retract, Statement, encode_op
 from nsync.rucio_bridge import parked, triggers
 from nsync.rucio_bridge.rows import Rows
@@ -92,25 +92,34 @@ class Capture:
     def _shared(self, facts: set[Fact]) -> set[Fact]:
         """Those that are shared, with everything that sharing them shares (R7.2): default deny."""
         scopes = set(self.session.execute(select(schema.shared_scope.c.scope)).scalars())
-        dids = {fact for fact in facts if isinstance(fact, Did)}
-        ends = {end for fact in facts if isinstance(fact, Attachment) for end in (fact.parent, fact.child)}
-        ends |= {fact.did for fact in facts if isinstance(fact, Replica)}
-        shown = self.state.entries(dids | ends)
-        published = {did for did, entry in self.rows.read(dids).items() if isinstance(entry, DidEntry) and entry.opendata == keys.PUBLIC}
-        opened = {did for did in published if not _is_public(shown.get(did))}
-        public_parents = {did for did in ends if _is_public(shown.get(did))} | opened
-        closure = {did for did in opened if isinstance(did, Did)} | self.rows.descendants(
-            [did for did in public_parents if isinstance(did, Did)]
-        )
-        shared = {did for did in dids | ends | closure if did.scope in scopes or did in shown or did in closure}
-        fresh = {did for did in shared if did not in shown}
-        hanging = self.rows.hanging_on(fresh | closure)
-        ends_of_hanging = {end for fact in hanging if isinstance(fact, Attachment) for end in (fact.parent, fact.child)} - shared
-        shared |= {did for did in ends_of_hanging if did.scope in scopes} | {
-            f for f in self.state.entries(ends_of_hanging) if isinstance(f, Did)
-        }
+        named = {fact for fact in facts if isinstance(fact, Did)} | {end for fact in facts for end in ends_of(fact) if isinstance(end, Did)}
+        closure = self._public_closure(named)
+        shown = self._shown(named | closure)
+        shared = {did for did in named | closure if did.scope in scopes} | shown | closure
+        hanging = self.rows.hanging_on((shared - shown) | closure)
+        others = {end for fact in hanging for end in ends_of(fact) if isinstance(end, Did)} - shared
+        shared |= {did for did in others if did.scope in scopes} | self._shown(others)
         known_rses = self.state.entries([fact for fact in facts if isinstance(fact, Rse)])
         return {fact for fact in facts | hanging | shared if self._is_shared(fact, scopes, shared, known_rses)}
+
+    def _public_closure(self, dids: set[Did]) -> set[Did]:
+        """Those of `dids` that became PUBLIC, with everything below them, and what is below those that were PUBLIC before."""
+        rows, shown = self.rows.read_dids(list(dids)), self.state.entries(dids)
+        before = {did for did in dids if _is_public(shown.get(did))}
+        opened = {did for did, row in rows.items() if _is_public(row)} - before
+        self._warn_of_undelegated(opened)
+        return opened | self.rows.descendants(before | opened)
+
+    def _warn_of_undelegated(self, opened: set[Did]) -> None:
+        """Public data that the charter does not let this instance share: its operator must hear of it."""
+        for scope in sorted({did.scope for did in opened}):
+            if not self.authority.charter.may_write(self.me, scope):
+                home = self.authority.charter.home(scope)
+                whose = f"is {home.name}'s" if home is not None else "is delegated to nobody"
+                LOG.warning("open data in scope %s is PUBLIC here and not shared: by the charter the scope %s", scope, whose)
+
+    def _shown(self, dids: set[Did]) -> set[Did]:
+        return {did for did in self.state.entries(dids) if isinstance(did, Did)}
 
     def _is_shared(self, fact: Fact, scopes: set[str], shared: set[Did], known_rses: Entries) -> bool:
         if isinstance(fact, Scope):

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from nsync.authority.effective import Authority
 from nsync.catalogue.entries import DidEntry, Entry, ReplicaEntry, RseEntry
-from nsync.namespace.keys import Attachment, Did, Fact, Replica, Rse, Scope
+from nsync.namespace.keys import Did, Fact, Replica, Rse, Scope, ends_of
 from nsync.rucio_bridge.rows import DOIS, SCOPES, Rows, matches
 from nsync.store import schema
 from nsync.store.database import chunks
@@ -169,7 +169,7 @@ class Fit:
 
     def _dangling(self, new: Desired, found: Mapping[Fact, str], desired: Desired) -> dict[Fact, str]:
         """Attachments and replicas whose DID or RSE is not here because it is parked: they wait with it (by key, R7.6)."""
-        needs = {fact: needs_of(fact) for fact in new if fact not in found}
+        needs = {fact: ends_of(fact) for fact in new if fact not in found}
         wanted = {need for facts in needs.values() for need in facts}
         here = self.rows.read([need for need in wanted if desired.get(need) is None])
         waits: dict[Fact, str] = {}
@@ -182,13 +182,6 @@ class Fit:
 
 def _scopes(fact: Fact) -> tuple[str, ...]:
     return (fact.scope,) if isinstance(fact, (Scope, Did)) else ()
-
-
-def needs_of(fact: Fact) -> tuple[Fact, ...]:
-    """The facts whose rows the row of `fact` refers to."""
-    if isinstance(fact, Attachment):
-        return (fact.parent, fact.child)
-    return (fact.did, fact.rse) if isinstance(fact, Replica) else ()
 
 
 def _path_reason(path: str) -> Optional[str]:

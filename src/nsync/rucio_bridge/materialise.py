@@ -30,9 +30,9 @@ from nsync.catalogue.entries import DidEntry, Entry, ReplicaEntry
 from nsync.catalogue.rules import close_key, open_data_key
 from nsync.failpoints import failpoint
 from nsync.namespace import keys
-from nsync.namespace.keys import Attachment, Attribute, Did, Fact, Identity, Replica, Rse, key_bytes
+from nsync.namespace.keys import Attachment, Attribute, Did, Fact, Identity, Replica, Rse, ends_of, key_bytes
 from nsync.rucio_bridge import parked
-from nsync.rucio_bridge.fit import Actual, Desired, Fit, account_of, needs_of
+from nsync.rucio_bridge.fit import Actual, Desired, Fit, account_of
 from nsync.rucio_bridge.ground import Ground
 from nsync.rucio_bridge.rows import CONTENTS, DIDS, DOIS, OPEN, REPLICAS, Rows, did_key, matches
 from nsync.rucio_bridge.sizes import stale
@@ -60,7 +60,7 @@ class Materialise:
     def run(self, changed: Collection[Fact], batch: str, now_ms: int) -> bool:
         """Write the entries of `changed`, or park them; tells whether all of them are written."""
         facts = set(changed)
-        needed = {need for fact in facts for need in needs_of(fact)}
+        needed = {need for fact in facts for need in ends_of(fact)}
         places = {need for need in needed if isinstance(need, Rse)}  # an RSE that fits is not held up by a batch that does not
         facts |= places | parked.with_their_batches(self.session, (facts | needed) - places)
         entries, actual = self.state.entries(facts), self.rows.read(facts)

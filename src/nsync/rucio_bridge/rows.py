@@ -116,7 +116,11 @@ class Rows:
             for scope in self.session.execute(select(SCOPES.c.scope).where(SCOPES.c.scope.in_(chunk))).scalars():
                 yield Scope(scope.external), ScopeEntry("")
 
-    def _dids(self, facts: Collection[Did]) -> Iterable[tuple[Fact, Entry]]:
+    def read_dids(self, facts: Collection[Did]) -> dict[Did, DidEntry]:
+        """The entries of those of `facts` that have rows."""
+        return dict(self._dids(facts))
+
+    def _dids(self, facts: Collection[Did]) -> Iterable[tuple[Did, DidEntry]]:
         columns = (
             DIDS.c.scope,
             DIDS.c.name,

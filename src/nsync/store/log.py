@@ -1,8 +1,8 @@
 """The log in SQL: taking in segments, applying changesets, publishing one's own (R4.2-R4.4).
 
-Two steps with a commit each. `receive` verifies segments and stores them: what it acknowledged is never lost. `apply_next` takes the
-next changeset whose deps are applied and moves slots, pasts, catalogue and head in the caller's transaction: with the
-bridge, the one that also writes Rucio's rows. A changeset of one's own goes the same way, in one transaction.
+Two steps with a commit each. `decode_batch` and `store` verify segments and keep them: what is acknowledged is never lost.
+`apply_next` takes the next changeset whose deps are applied and moves slots, pasts, catalogue and head in the caller's
+transaction: with the bridge, the one that also writes Rucio's rows. A changeset of one's own goes the same way, in one.
 """
 
 from __future__ import annotations
@@ -288,17 +288,11 @@ class SqlLog:
         for segment in build_changeset(
             ops, federation=charter.federation, charter_version=charter.version, author=author, tip=tip, stamp=stamp, deps=deps, sign=sign
         ):
-            self._insert(admit_own(segment, tip))
-            tip = Tip(segment.header.last, segment.hash, segment.header.stamp, 0)
+            tip = admit(segment, tip)  # like anybody's
+            self._insert(segment)
         failpoint("publish-signed")
         rows = self._complete_changesets(heads)[author]
         return self._apply(author, rows)
-
-
-def admit_own(segment: Segment, tip: Tip) -> Segment:
-    """A segment of one's own goes through the same admission as any other."""
-    admit(segment, tip)
-    return segment
 
 
 def _waits_for(headers: Sequence[Header], heads: Mapping[bytes, tuple[Dep, Stamp]], now_ms: int) -> Optional[str]:

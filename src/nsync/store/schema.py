@@ -1,7 +1,7 @@
 """The `nsync_*` tables: own metadata, so that Rucio's migration chain never sees them.
 
-Keys are canonical bytes (namespace.keys), authors 16 bytes, values canonical msgpack. The layout is the plain one;
-which one serves ten million DIDs best is to be measured (docs/adr).
+Keys are canonical bytes (namespace.keys), authors 16 bytes, values canonical msgpack. The layout is the plain one, by natural
+keys; no other has been measured yet.
 """
 
 from __future__ import annotations

@@ -12,13 +12,26 @@ from sqlalchemy import Column, Connection, Row, Table, delete, insert, select, t
 
 from nsync.authority.effective import Authority
 from nsync.catalogue.entries import Conflict, Entry, entry_from_wire, plain
-from nsync.catalogue.judge import ends_of, first_claims, is_doi, last_of_each
+from nsync.catalogue.judge import first_claims, is_doi, last_of_each
 from nsync.catalogue.rules import Reader
 from nsync.catalogue.view import Derived, Node, derive
 from nsync.clock import Stamp
 from nsync.crdt import Dot, Slot
 from nsync.namespace import codec
-from nsync.namespace.keys import Attachment, Attribute, Did, Fact, Key, Replica, Scope, check_value, from_key_bytes, key_bytes, to_wire
+from nsync.namespace.keys import (
+    Attachment,
+    Attribute,
+    Did,
+    Fact,
+    Key,
+    Replica,
+    Scope,
+    check_value,
+    ends_of,
+    from_key_bytes,
+    key_bytes,
+    to_wire,
+)
 from nsync.store import schema
 from nsync.store.database import chunks
 from nsync.store.pasts import SqlPasts
