@@ -25,7 +25,7 @@ from nsync.authority.effective import Authority
 from nsync.config import Settings
 from nsync.errors import ConfigError
 from nsync.rucio_bridge import triggers
-from nsync.rucio_bridge.bridge import Bridge, Worked
+from nsync.rucio_bridge.bridge import HOLD_MS_MAX, Bridge, Worked
 from nsync.rucio_bridge.engine import get_engine
 from nsync.store import migrations
 from nsync.transport.gossip import Gossip, SyncReport
@@ -122,7 +122,7 @@ class Node:
                 worked = await self._write(partial(self.bridge.work, _now_ms(), publish_only))
                 if time.monotonic() - retried > RETRY_PARKED_S:
                     retried = time.monotonic()
-                    await self._write(lambda: self.bridge.retry_parked(_now_ms()))
+                    await self._write(lambda: self.bridge.retry_parked(_now_ms(), HOLD_MS_MAX))
             except Exception as error:  # rolled back; whatever it was, gossip goes on, and so does what users publish here
                 known = isinstance(error, DBAPIError)
                 LOG.error("a transaction was rolled back and is tried again in %g s: %s", FAILED_PAUSE_S, error, exc_info=not known)

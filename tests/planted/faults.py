@@ -91,8 +91,8 @@ def _applies_first(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _commits_between(original: Callable[..., Any]) -> Callable[..., Any]:
-    def apply_next(self: SqlLog, now_ms: int) -> Any:
-        applied = original(self, now_ms)
+    def apply_next(self: SqlLog, *args: Any) -> Any:
+        applied = original(self, *args)
         if applied is not None:
             self.connection.exec_driver_sql("COMMIT")
             self.connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -271,7 +271,7 @@ FAULTS = (
     ),
     Fault(
         "a scope of the same name is taken over",
-        method(Fit, "_scope_reason", lambda self, scope, owners: None),
+        method(Fit, "closed_off", lambda self, facts: {}),
         f"{CONFLICTS}::test_a_private_scope_of_the_same_name_parks_the_whole_changeset_and_nothing_else",
     ),
     Fault(

@@ -35,8 +35,8 @@ class Reader:
         return newest(self.standing(key, slots), self.past)
 
     def maximal(self, slots: Sequence[Slot]) -> list[Slot]:
-        """The maximal statements, Retracts left out."""
-        return [slot for slot in maximal(slots, self.past) if not slot.retract]
+        """The maximal Asserts. A Retract withdraws its author's own statement, whose slot it takes, and answers nobody else's."""
+        return maximal([slot for slot in slots if not slot.retract], self.past)
 
     def mine(self, author: bytes, slots: Sequence[Slot]) -> Optional[Slot]:
         """What `author` says about a key, unless somebody answered it since."""

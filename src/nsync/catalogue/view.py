@@ -63,6 +63,10 @@ class _Derivation:
         self.reader = reader
         self.entries: dict[Fact, Optional[Entry]] = {}
         self.conflicts: dict[Fact, list[Conflict]] = {}
+        self._contested: set[Did] = set()
+        """DIDs with several claims: which replicas are of the winner's bytes hangs on each of them."""
+        self._were: set[Did] = set()
+        """What was a container before: a cycle through it may be broken now."""
 
     def run(self, touched: set[Key]) -> Derived:
         facts = {fact_of(key) for key in touched}
@@ -74,8 +78,9 @@ class _Derivation:
         self._dids(dids, before)
         self._rses(rses)
         closed = {key.fact for key in touched if isinstance(key, Attribute) and key.field == keys.CLOSED and isinstance(key.fact, Did)}
+        self._were = {did for did, entry in before.items() if isinstance(did, Did) and self._is_container(entry)}
         moved = {node for node in nodes if self._hold(before.get(node)) != self._hold(self.entries[node])}
-        hanging = set(self.state.hanging_on(moved.union(closed)))
+        hanging = set(self.state.hanging_on(moved.union(closed, self._contested)))
         hanging |= {fact for fact in facts if isinstance(fact, (Attachment, Replica))}
         self._attachments({fact for fact in hanging if isinstance(fact, Attachment)})
         self._replicas([fact for fact in hanging if isinstance(fact, Replica)])
@@ -105,6 +110,7 @@ class _Derivation:
         every = dids | rivals
         wanted: list[Key] = [key for did in every for key in (did, close_key(did), open_data_key(did), doi_key(did))]
         slots, claims = self.state.slots(wanted), self.state.claims(every)
+        self._contested = {did for did in dids if len(claims.get(did, ())) > 1}
         asking: dict[str, list[DoiClaim]] = {}
         for did in sorted(every):
             entry, conflicts = self._did(did, slots, claims.get(did, ()))
@@ -205,7 +211,11 @@ class _Derivation:
 
     def _container_edges(self, edges: Collection[Attachment]) -> list[Attachment]:
         known = self.state.entries([end for end in _ends(edges) if end not in self.entries])
-        return [edge for edge in edges if all(self._is_container(self._entry(known, end)) for end in (edge.parent, edge.child))]
+        return [
+            edge
+            for edge in edges
+            if all(end in self._were or self._is_container(self._entry(known, end)) for end in (edge.parent, edge.child))
+        ]
 
     def _neighbourhood(self, dids: Collection[Did]) -> list[Attachment]:
         """The attachments of containers to the containers `dids`."""

@@ -8,12 +8,14 @@ may die anywhere.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Optional
 
 from sqlalchemy import Engine, delete, func, select
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from nsync.authority.charter import Instance, Verify
@@ -37,6 +39,9 @@ LOG = logging.getLogger(__name__)
 
 HOLD_MS_MAX = 100
 """How long a run of changesets may hold SQLite's one write lock; a single larger changeset may hold it longer."""
+
+PASSED_OVER_MS = 60_000
+"""How long an author is left alone whose changeset failed for no reason that this instance knows."""
 
 STUCK_MS = 2000
 """How often to look again at segments that wait for their deps or for the clock, when nothing new has come."""
@@ -67,6 +72,10 @@ class Bridge:
         self._rse_expression = rse_expression
         self._sessions = sessionmaker(bind=engine)
         self._warned: Optional[str] = None
+        self._retried = ""
+        """The parked batch that was tried last."""
+        self._passed_over: dict[bytes, int] = {}
+        """Authors whose next changeset failed here, and until when (ms) they are left alone."""
         self._stuck = (0, 0)
         """The newest waiting segment when nothing could be applied, and until when (ms) not to look again for its sake."""
 
@@ -146,14 +155,20 @@ class Bridge:
                 break
         return applied
 
-    def retry_parked(self, now_ms: int) -> int:
-        """Try again what is parked, batch by batch; returns how many batches could be written."""
+    def retry_parked(self, now_ms: int, ms_max: float = math.inf) -> int:
+        """Try again what is parked, batch by batch; returns how many batches could be written.
+
+        After `ms_max` it stops, and goes on from there the next time.
+        """
         with self._sessions() as session:
-            names = sorted(parked.batches(session))
-        written = 0
-        for name in names:
+            names = parked.batches(session)
+        began, written = time.monotonic(), 0
+        for name in [*(n for n in names if n > self._retried), *(n for n in names if n <= self._retried)]:
+            if (time.monotonic() - began) * 1000 > ms_max:
+                break
+            self._retried = name
             with self._writing() as session:
-                facts = parked.batches(session).get(name)
+                facts = parked.of_batch(session, name)
                 if facts and self._is_known_rucio(session):
                     self._publish(session, now_ms)
                     written += self._materialise(session, SqlLog(session.connection(), self.authority), facts, name, now_ms)
@@ -194,7 +209,17 @@ class Bridge:
 
     def _apply_one(self, session: Session, now_ms: int) -> Optional[Applied]:
         log = SqlLog(session.connection(), self.authority)
-        applied = log.apply_next(now_ms)
+        try:
+            return self._apply_next(session, log, now_ms)
+        except OperationalError:
+            raise  # the database failed, not the changeset
+        except Exception:
+            if log.applying is not None:  # whose changeset fails here is left alone for a while, and stops nobody else's
+                self._passed_over[log.applying] = now_ms + PASSED_OVER_MS
+            raise
+
+    def _apply_next(self, session: Session, log: SqlLog, now_ms: int) -> Optional[Applied]:
+        applied = log.apply_next(now_ms, [author for author, until in self._passed_over.items() if now_ms < until])
         if applied is None:
             return None
         failpoint("apply-state-moved")

@@ -25,6 +25,7 @@ from nsync.namespace.keys import Attachment, Attribute, Did, Fact, Key, Replica,
 from nsync.namespace.ops import STATEMENTS_MAX, Assert, Retract, Statement, encode_op
 from nsync.rucio_bridge import parked, triggers
 from nsync.rucio_bridge.rows import Rows
+from nsync.rucio_bridge.sizes import above
 from nsync.store import schema
 from nsync.store.database import chunks
 from nsync.store.state import SqlState
@@ -104,11 +105,12 @@ class Capture:
 
     def _public_closure(self, dids: set[Did]) -> set[Did]:
         """Those of `dids` that became PUBLIC, with everything below them, and what is below those that were PUBLIC before."""
-        rows, shown = self.rows.read_dids(list(dids)), self.state.entries(dids)
+        shown = self.state.entries(dids)
         before = {did for did in dids if _is_public(shown.get(did))}
-        opened = {did for did, row in rows.items() if _is_public(row)} - before
+        opened = {did for did, row in self.rows.read_dids(dids).items() if _is_public(row)} - before
         self._warn_of_undelegated(opened)
-        return opened | self.rows.descendants(before | opened)
+        inside = {did for did in self._shown(dids) if any(map(_is_public, self.state.entries(above(self.session, {did})).values()))}
+        return opened | self.rows.descendants(before | opened | inside)
 
     def _warn_of_undelegated(self, opened: set[Did]) -> None:
         """Public data that the charter does not let this instance share: its operator must hear of it."""
@@ -219,7 +221,13 @@ def _is_public(entry: Optional[Entry]) -> bool:
 def _differences(fact: Fact, row: Optional[Entry], shown: Optional[Entry], me: str) -> list[Statement]:
     """What the row says otherwise than the catalogue."""
     if row is None:
-        return [Retract(fact)] if shown is not None and _disappears(fact, me) else []
+        if shown is None or not _disappears(fact, me):
+            return []
+        said_of_it = (close_key, open_data_key, doi_key) if isinstance(fact, Did) else ()
+        return [
+            Retract(fact),
+            *(Retract(key(fact)) for key in said_of_it if isinstance(fact, Did)),
+        ]  # a new one of that name inherits nothing
     if isinstance(fact, Did) and isinstance(row, DidEntry):
         return _did_differences(fact, row, shown if isinstance(shown, DidEntry) else None)
     if isinstance(fact, Rse) and isinstance(row, RseEntry):

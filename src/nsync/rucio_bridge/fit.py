@@ -64,21 +64,18 @@ class Fit:
     def reasons(self, desired: Desired, actual: Actual) -> dict[Fact, str]:
         """Why entries cannot be written here; nothing for those that can."""
         new = {fact: entry for fact, entry in desired.items() if entry is not None and not matches(entry, actual.get(fact))}
-        owners = self._scope_owners({scope for fact in new for scope in _scopes(fact)})
         dois = self._doi_bearers({e.doi for e in new.values() if isinstance(e, DidEntry) and e.doi is not None})
         found: dict[Fact, str] = {}
         for fact, entry in new.items():
-            reason = self._reason(fact, entry, actual.get(fact), owners, dois, desired)
+            reason = self._reason(fact, entry, actual.get(fact), dois, desired)
             if reason is not None:
                 found[fact] = reason
         found.update(self._dangling(new, found, desired))
         return found
 
-    def _reason(
-        self, fact: Fact, entry: Entry, row: Optional[Entry], owners: Mapping[str, str], dois: Mapping[str, Did], desired: Desired
-    ) -> Optional[str]:
+    def _reason(self, fact: Fact, entry: Entry, row: Optional[Entry], dois: Mapping[str, Did], desired: Desired) -> Optional[str]:
         if isinstance(fact, (Scope, Did)):
-            reason = self._name_reason(fact) or self._scope_reason(fact.scope, owners)
+            reason = self._name_reason(fact)
             if reason is not None:
                 return reason
         if isinstance(fact, Did) and isinstance(entry, DidEntry):
@@ -108,17 +105,23 @@ class Fit:
                 found[row.scope.external] = row.account.external
         return found
 
-    def _scope_reason(self, scope: str, owners: Mapping[str, str]) -> Optional[str]:
-        home = self.authority.charter.home(scope)
-        owner = owners.get(scope)
-        if home is None:
-            return f"scope {scope!r} is delegated to nobody by the charter"
-        if home.name == self.instance or owner in (None, account_of(home.name)) or scope in self._shared_scopes():
-            return None
-        return (
-            f"scope {scope!r} of {home.name} exists here too, and belongs to account {owner!r}: a private scope of the same name; "
-            f"rename it, or if it is meant to be {home.name}'s, give it to account {account_of(home.name)!r}"
-        )
+    def closed_off(self, facts: Collection[Fact]) -> dict[Fact, str]:
+        """Those of `facts` that touch a private scope of this Rucio which has the name of a foreign one, and why.
+
+        Whatever a remote says about it, nothing there is written, removed, or taken for the remote's, also where rows agree.
+        """
+        scopes = {scope for fact in facts for scope in _scopes(fact)}
+        shared = self._shared_scopes()
+        reasons = {}
+        for scope, owner in self._scope_owners(scopes).items():
+            home = self.authority.charter.home(scope)
+            if home is not None and home.name != self.instance and owner != account_of(home.name) and scope not in shared:
+                reasons[scope] = (
+                    f"scope {scope!r} of {home.name} exists here too, and belongs to account {owner!r}: a private scope of the same "
+                    f"name; if it is meant to be {home.name}'s, give it to account {account_of(home.name)!r} ('rucio scope update'), "
+                    "else this stays parked"
+                )
+        return {fact: reasons[scope] for fact in facts for scope in _scopes(fact) if scope in reasons}
 
     def _shared_scopes(self) -> set[str]:
         """Scopes that the operator shares are no private ones."""
@@ -128,7 +131,7 @@ class Fit:
         if isinstance(row, DidEntry) and not row.identity.agrees(entry.identity):
             return (
                 f"{did} exists here as {row.identity}, and is {entry.identity} in the shared namespace (first at {entry.origin}); "
-                "rename the local one"
+                "erase the local one, or keep it and leave this parked"
             )
         bearer = dois.get(entry.doi or "")
         if bearer is None or bearer == did or self._gives_up_doi(bearer, entry.doi, desired):
@@ -180,8 +183,10 @@ class Fit:
         return waits
 
 
-def _scopes(fact: Fact) -> tuple[str, ...]:
-    return (fact.scope,) if isinstance(fact, (Scope, Did)) else ()
+def _scopes(fact: Fact) -> set[str]:
+    """The scopes in whose rows a fact is written."""
+    dids = {fact} if isinstance(fact, Did) else {end for end in ends_of(fact) if isinstance(end, Did)}
+    return {fact.scope} if isinstance(fact, Scope) else {did.scope for did in dids}
 
 
 def _path_reason(path: str) -> Optional[str]:

@@ -64,10 +64,15 @@ class Materialise:
         places = {need for need in needed if isinstance(need, Rse)}  # an RSE that fits is not held up by a batch that does not
         facts |= places | parked.with_their_batches(self.session, (facts | needed) - places)
         entries, actual = self.state.entries(facts), self.rows.read(facts)
-        desired: Desired = {fact: entries.get(fact) for fact in facts if not matches(entries.get(fact), actual.get(fact))}
-        parked.release(self.session, facts - desired.keys())
+        fit = Fit(self.session, self.rows, self.authority, self.instance)
+        private = fit.closed_off(facts)
+        desired: Desired = {
+            fact: entries.get(fact) for fact in facts if fact not in private and not matches(entries.get(fact), actual.get(fact))
+        }
+        reasons = {fact: reason for fact, reason in private.items() if fact in entries}
+        parked.release(self.session, facts - desired.keys() - reasons.keys())
         regrown = {fact.parent for fact in facts if isinstance(fact, Attachment)}
-        reasons = Fit(self.session, self.rows, self.authority, self.instance).reasons(desired, actual)
+        reasons.update(fit.reasons(desired, actual))
         reasons = reasons or self._try(desired, actual, regrown, batch)
         if not reasons:
             parked.release(self.session, desired.keys() - self._kept.keys())

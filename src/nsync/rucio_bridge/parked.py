@@ -46,12 +46,14 @@ def with_their_batches(session: Session, wanted: Collection[Fact]) -> set[Fact]:
     return found
 
 
-def batches(session: Session) -> dict[str, set[Fact]]:
-    """All that waits, by batch."""
-    found: dict[str, set[Fact]] = {}
-    for parked in listing(session):
-        found.setdefault(parked.batch, set()).add(parked.fact)
-    return found
+def batches(session: Session) -> list[str]:
+    """The names of all batches."""
+    return list(session.execute(select(_PARKED.batch).distinct().order_by(_PARKED.batch)).scalars())
+
+
+def of_batch(session: Session, batch: str) -> set[Fact]:
+    """What waits in `batch`."""
+    return {_fact(raw) for raw in session.execute(select(_PARKED.key).where(_PARKED.batch == batch)).scalars()}
 
 
 def listing(session: Session) -> list[ParkedFact]:
@@ -64,7 +66,9 @@ def park(session: Session, batch: str, facts: Collection[Fact], reasons: Mapping
     """Let `facts` wait together; tells whether that says anything new. Those without a reason wait for the first that has one."""
     first = min(reasons, key=key_bytes)
     rows = {key_bytes(fact): reasons.get(fact, f"waits for {first}, which came with it") for fact in facts}
-    held = {key_bytes(p.fact): p.reason for p in listing(session) if p.fact in facts}
+    held: dict[bytes, str] = {}
+    for chunk in chunks(sorted(rows)):
+        held.update({row.key: row.reason for row in session.execute(select(_PARKED.key, _PARKED.reason).where(_PARKED.key.in_(chunk)))})
     if rows == held:
         return False
     release(session, facts)

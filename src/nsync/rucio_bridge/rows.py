@@ -49,6 +49,8 @@ class LocalRse(NamedTuple):
     name: str
     fact: Rse
     deterministic: bool
+    deleted: bool
+    """Its name still tells what its replicas were."""
     attributes: Mapping[str, Any]
 
 
@@ -71,18 +73,19 @@ class Rows:
             table = models.RSEAttrAssociation.__table__
             for rse_id, key, value in self.session.execute(select(table.c.rse_id, table.c.key, table.c.value)):
                 attributes.setdefault(rse_id, {})[key] = value
-            rows = self.session.execute(select(RSES.c.id, RSES.c.rse, RSES.c.deterministic).where(RSES.c.deleted.is_(False)))
-            self._rses = {row.id: self._local_rse(row.id, row.rse, row.deterministic, attributes.get(row.id, {})) for row in rows}
+            rows = self.session.execute(select(RSES.c.id, RSES.c.rse, RSES.c.deterministic, RSES.c.deleted))
+            self._rses = {row.id: self._local_rse(row, attributes.get(row.id, {})) for row in rows}
         return self._rses
 
-    def _local_rse(self, rse_id: str, name: str, deterministic: bool, attributes: Mapping[str, Any]) -> LocalRse:
+    def _local_rse(self, row: Any, attributes: Mapping[str, Any]) -> LocalRse:
+        name = row.rse
         origin = attributes.get(ORIGIN)
         fact = Rse(self.instance, name) if origin is None else Rse(str(origin), name[len(str(origin)) + 1 :])
-        return LocalRse(rse_id, name, fact, deterministic, attributes)
+        return LocalRse(row.id, name, fact, row.deterministic, row.deleted, attributes)
 
     def rse_of(self, fact: Rse) -> Optional[LocalRse]:
         """The local RSE that stands for `fact`."""
-        return next((rse for rse in self.rses().values() if rse.fact == fact), None)
+        return next((rse for rse in self.rses().values() if rse.fact == fact and not rse.deleted), None)
 
     def forget_rses(self) -> None:
         """RSEs were added: read them again."""
@@ -169,15 +172,18 @@ class Rows:
         c = REPLICAS.c
         for place, wanted in by_place.items():
             local = self.rse_of(place)
-            if local is None:
+            mine = place.instance == self.instance
+            if local is None or (mine and local.id not in self.lent()):
                 continue
             for chunk in chunks([did_key(fact.did) for fact in wanted]):
                 its_file = (DIDS.c.scope == c.scope) & (DIDS.c.name == c.name) & (DIDS.c.bytes == c.bytes)
                 query = (
                     select(c.scope, c.name, c.path)
                     .join(DIDS, its_file)  # Rucio's core takes a replica of another size: other bytes, which are nobody's to share
-                    .where(c.rse_id == local.id, c.state == ReplicaState.AVAILABLE, tuple_(c.scope, c.name).in_(chunk))
+                    .where(c.rse_id == local.id, tuple_(c.scope, c.name).in_(chunk))
                 )
+                if mine:  # of a foreign one the row counts, whatever local users declared it to be
+                    query = query.where(c.state == ReplicaState.AVAILABLE)
                 for row in self.session.execute(query):
                     did = Did(row.scope.external, row.name)
                     yield Replica(did, place), ReplicaEntry(_path(local, did, row.path))

@@ -21,7 +21,7 @@ from nsync.store.database import chunks
 def stale(session: Session, changed: set[Did]) -> list[Did]:
     """The closed collections among `changed` and above whose sizes are not those of their content; datasets first."""
     found = []
-    for chunk in chunks([did_key(did) for did in changed | _above(session, changed)]):
+    for chunk in chunks([did_key(did) for did in changed | above(session, changed)]):
         query = select(DIDS.c.scope, DIDS.c.name, DIDS.c.did_type, DIDS.c.length, DIDS.c.bytes)
         for row in session.execute(query.where(tuple_(DIDS.c.scope, DIDS.c.name).in_(chunk), DIDS.c.is_open.is_(False))).all():
             did = Did(row.scope.external, row.name)
@@ -30,7 +30,7 @@ def stale(session: Session, changed: set[Did]) -> list[Did]:
     return [did for _, did in sorted(found)]
 
 
-def _above(session: Session, dids: Collection[Did]) -> set[Did]:
+def above(session: Session, dids: Collection[Did]) -> set[Did]:
     """Every collection that holds one of `dids`, at any depth."""
     found: set[Did] = set()
     frontier = set(dids)

@@ -32,7 +32,13 @@ _CAPTURED: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], str], ...] = 
     ("replicas", REPLICA, ("scope", "name", "rse_id"), ("state", "path"), _SHARED),
     ("dids_opendata", DID, ("scope", "name"), ("state",), "1"),
     ("dids_opendata_doi", DID, ("scope", "name"), ("doi",), "1"),
-    ("rse_protocols", RSE, ("rse_id",), ("prefix", "impl", "read_lan", "read_wan", "third_party_copy_read"), "1"),
+    (
+        "rse_protocols",
+        RSE,
+        ("rse_id",),
+        ("scheme", "hostname", "port", "prefix", "impl", "read_lan", "read_wan", "third_party_copy_read"),
+        "1",
+    ),
     ("rse_attr_map", RSE, ("rse_id",), ("value",), "1"),
 )
 

@@ -7,7 +7,7 @@ transaction: with the bridge, the one that also writes Rucio's rows. A changeset
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Optional
 
 from sqlalchemy import Connection, Row, func, insert, select, update
@@ -21,7 +21,7 @@ from nsync.crdt.past import steps_of
 from nsync.errors import RejectedSegment
 from nsync.failpoints import failpoint
 from nsync.log.admission import admit, check_deps, check_segment, choose_deps
-from nsync.log.segment import EMPTY, Dep, Header, Segment, Sign, Tip, build_changeset, decode_frame, name_of
+from nsync.log.segment import EMPTY, Dep, Header, Segment, Sign, Tip, build_changeset, decode_frame, name_of, stored_header
 from nsync.log.stored import Head, Receipt, StoredSegment
 from nsync.namespace.keys import Fact, Key
 from nsync.store import schema
@@ -63,6 +63,7 @@ class SqlLog:
         self.connection = connection
         self.authority = authority
         self.state = SqlState(connection, authority)
+        self.applying: Optional[bytes] = None
 
     # ---- what peers ask
 
@@ -164,17 +165,25 @@ class SqlLog:
         rows = self.connection.execute(select(schema.head))
         return {r.author: (Dep(r.author, r.seq, r.hash), Stamp(r.stamp_ms, r.stamp_logical)) for r in rows}
 
-    def apply_next(self, now_ms: int) -> Optional[Applied]:
-        """Apply one changeset whose deps are applied, and tell what it changed; None when there is none."""
+    def apply_next(self, now_ms: int, passed_over: Collection[bytes] = ()) -> Optional[Applied]:
+        """Apply one changeset whose deps are applied, and tell what it changed; None when there is none.
+
+        `passed_over`: authors to leave alone for now. `applying` tells whose changeset it was, should this fail.
+        """
         heads = self.heads()
         for author, rows in self._complete_changesets(heads).items():
-            headers = [self._load(row.arrival).header for row in rows]
+            if author in passed_over or rows[-1].stamp_ms > now_ms + AHEAD_MS_MAX:
+                continue
+            headers = [self._load_header(row.arrival) for row in rows]
+            if _waits_for(headers, heads, now_ms) is not None:
+                continue
             try:
-                if _waits_for(headers, heads, now_ms) is None:
-                    self._check_deps(headers)
-                    return self._apply(AuthorId(author), rows)
+                self._check_deps(headers)
             except RejectedSegment as error:
                 self._refuse(author, headers[0].first, str(error))
+                continue
+            self.applying = author
+            return self._apply(AuthorId(author), rows)
         return None
 
     def waits(self, now_ms: int) -> dict[bytes, str]:
@@ -182,7 +191,7 @@ class SqlLog:
         heads = self.heads()
         found = {}
         for author, rows in self._complete_changesets(heads).items():
-            headers = [self._load(row.arrival).header for row in rows]
+            headers = [self._load_header(row.arrival) for row in rows]
             reason = _waits_for(headers, heads, now_ms)
             if reason is not None:
                 found[author] = f"{name_of(author, headers[0].first, headers[-1].last)} {reason}"
@@ -194,7 +203,9 @@ class SqlLog:
         found = {}
         for author in sorted(authors):
             after = heads[author][0].seq if author in heads else 0
-            query = select(_SEGMENT.arrival, _SEGMENT.commits, _SEGMENT.state).where(_SEGMENT.author == author, _SEGMENT.first > after)
+            query = select(_SEGMENT.arrival, _SEGMENT.commits, _SEGMENT.state, _SEGMENT.stamp_ms).where(
+                _SEGMENT.author == author, _SEGMENT.first > after
+            )
             rows = []
             for row in self.connection.execute(query.order_by(_SEGMENT.first)):
                 if row.state == schema.REFUSED:
@@ -268,7 +279,14 @@ class SqlLog:
             self.connection.execute(insert(schema.head).values(author=header.author, **end))
 
     def _load(self, arrival: int) -> Segment:
-        return decode_frame(self.connection.execute(select(_SEGMENT.frame).where(_SEGMENT.arrival == arrival)).scalar_one())
+        return decode_frame(self._frame(arrival))
+
+    def _load_header(self, arrival: int) -> Header:
+        return stored_header(self._frame(arrival))
+
+    def _frame(self, arrival: int) -> bytes:
+        frame: bytes = self.connection.execute(select(_SEGMENT.frame).where(_SEGMENT.arrival == arrival)).scalar_one()
+        return frame
 
     # ---- publishing
 
