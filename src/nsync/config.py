@@ -6,16 +6,20 @@ Every mistake is a ConfigError that names the option, the value and what it shou
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Optional
 
-from rucio.common.config import config_get, config_get_float, config_get_list
+from rucio.common.config import config_get, config_get_list
 
 from nsync.auth.keys import SigningKey, verify
 from nsync.authority.charter import Charter, Instance, load
 from nsync.errors import ConfigError
 
 SECTION = "nsync"
+PORT_MAX = 65535
+SECONDS_MAX = 86_400
+"""A day: who waits longer between two looks has switched nsync off."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def read() -> Settings:
     for scope in shared:
         if not charter.may_write(me, scope):
             raise ConfigError(
-                f"[nsync] shared_scopes: the charter does not let {name} write in scope {scope!r}; amend the charter or drop it"
+                f"[nsync] shared_scopes: the charter does not let {name} write in scope {scope!r}; drop it, or agree on a new charter"
             )
     host, port = _address("listen", _option("listen"))
     metrics = _option("metrics", "")
@@ -62,13 +66,13 @@ def read() -> Settings:
         key=key,
         host=host,
         port=port,
-        source_address=_option("source_address", "") or None,
+        source_address=_source_address(_option("source_address", "")),
         shared_scopes=shared,
         rse_expression=_option(
             "rse_expression", str(config_get("opendata", "rse_expression", raise_exception=False, default="OpenData=True"))
         ),
-        sleep_time_s=config_get_float(SECTION, "sleep_time", raise_exception=False, default=0.5, check_config_table=False),
-        gossip_interval_s=config_get_float(SECTION, "gossip_interval", raise_exception=False, default=5.0, check_config_table=False),
+        sleep_time_s=_seconds("sleep_time", "0.5"),
+        gossip_interval_s=_seconds("gossip_interval", "5.0"),
         metrics=_address("metrics", metrics) if metrics else None,
     )
 
@@ -84,9 +88,27 @@ def _charter() -> Charter:
 
 def _address(name: str, value: str) -> tuple[str, int]:
     host, colon, port = value.rpartition(":")
-    if not colon or not port.isdigit() or not host:
-        raise ConfigError(f"[nsync] {name} = {value}: it should be ADDRESS:PORT, as 127.0.0.1:8440")
+    if not colon or not host or not (port.isdecimal() and len(port) <= 5 and 1 <= int(port) <= PORT_MAX):
+        raise ConfigError(f"[nsync] {name} = {value}: it should be ADDRESS:PORT with a port from 1 to {PORT_MAX}, as 127.0.0.1:8440")
     return host, int(port)
+
+
+def _source_address(value: str) -> Optional[str]:
+    try:
+        return str(ip_address(value)) if value else None
+    except ValueError as error:
+        raise ConfigError(f"[nsync] source_address = {value}: it should be an IP address of this host, without a port") from error
+
+
+def _seconds(name: str, default: str) -> float:
+    value = _option(name, default)
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= SECONDS_MAX:  # not a number is neither
+        raise ConfigError(f"[nsync] {name} = {value}: it should be a number of seconds, more than 0 and at most {SECONDS_MAX}")
+    return seconds
 
 
 def _option(name: str, default: Optional[str] = None) -> str:

@@ -51,17 +51,18 @@ def install(dry_run: bool) -> None:
 @bridge.command()
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 def check(json_: bool) -> None:
-    """Say whether tables and triggers are all there, and whether this Rucio's schema is one that nsync is tested with.
+    """Say whether the database's URL, its tables and triggers are as nsync needs them, and this Rucio's schema is a tested one.
 
-    Exit codes: 0 all in order, 4 something needs attention.
+    Exit codes: 0 all in order, 1 failed, 4 something needs attention.
     """
-    from nsync.rucio_bridge.engine import get_engine
+    from nsync.rucio_bridge.engine import any_engine, unsuited
 
-    with get_engine().connect() as connection:
-        current, newest = migrations.current(connection), migrations.newest()
+    engine = any_engine()
+    with engine.connect() as connection:
         found = {
+            "database": unsuited(engine),
             "rucio_schema": unknown_schema(connection),
-            "tables": None if current == newest else f"at revision {current}, nsync needs {newest}; run 'nsync bridge install'",
+            "tables": migrations.outdated(connection),
             "triggers": _missing(triggers.missing(connection)),
         }
     if json_:
@@ -81,8 +82,8 @@ def _missing(names: list[str]) -> Optional[str]:
 @click.confirmation_option(prompt="Stop capturing changes of this Rucio? What the namespace has stays.")
 def remove() -> None:
     """Drop the triggers: Rucio works as before nsync came. The nsync tables stay; a later install captures anew."""
-    from nsync.rucio_bridge.engine import get_engine
+    from nsync.rucio_bridge.engine import any_engine
 
-    with writing(get_engine()) as connection:
+    with writing(any_engine()) as connection:
         triggers.remove(connection)
     click.echo("the triggers are removed")

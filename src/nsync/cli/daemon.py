@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
-import click
-
+from nsync.cli.main import call
 from nsync.cli.node import serve
-from nsync.errors import NsyncError
 
 
 def main() -> None:
-    """Run the node; what nsync raises on purpose becomes one text and exit code 1."""
-    try:
-        serve(prog_name="rucio-nsync")
-    except NsyncError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(1)
+    """The `rucio-nsync` program."""
+    call(serve, "rucio-nsync")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import signal
 import tempfile
@@ -15,7 +16,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from nsync.cli.testbed import EXIT_CODES
+from nsync.cli.testbed import EXIT_CODES, program
 from nsync.errors import NsyncError
 from nsync.testbed import control, layout, preflight
 from nsync.testbed import demo as story
@@ -56,8 +57,9 @@ def demo(directory: Optional[Path], count: int, file_count: int, keep: bool, as_
     else:
         Console().print(_table(report))
     if keep:
-        say(f'left running; talk to it: eval "$(nsync testbed env --dir {place} atlas)" && rucio opendata did list')
-        say(f"stop it: nsync testbed down --dir {place}")
+        nsync, where = program(), shlex.quote(str(place))
+        say(f'left running; talk to it: eval "$({nsync} testbed env --dir {where} atlas)" && rucio opendata did list')
+        say(f"stop it: {nsync} testbed down --dir {where}")
     elif directory is None:
         shutil.rmtree(place)
 

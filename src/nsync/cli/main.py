@@ -92,12 +92,17 @@ def cli() -> None:
     """One shared OpenData namespace over independent Rucio instances."""
 
 
-def main() -> None:
-    """Run the command line; what nsync raises on purpose becomes one text and exit code 1."""
+def call(command: click.Command, name: str) -> None:
+    """Run `command` as the program `name`; what nsync raises on purpose becomes one text and exit code 1."""
     try:
-        cli(prog_name="nsync")
+        command(prog_name=name)
     except Exception as error:
         if not isinstance(error, NsyncError) and type(error).__name__ != "ConfigNotFound":  # Rucio's, which is not imported here
             raise
         click.echo(f"Error: {error}", err=True)
         sys.exit(EXIT_FAILURE)
+
+
+def main() -> None:
+    """The `nsync` program."""
+    call(cli, "nsync")

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 EXIT_UNREACHABLE = 5
 
 
-@click.command(epilog="Exit codes: 0 stopped in an orderly way, 1 failed, 2 wrong usage, 5 (with --run-once) a peer could not be reached.")
+@click.command(
+    epilog="Exit codes: 0 stopped in an orderly way, 1 failed, 2 wrong usage, 5 (with --run-once) an exchange with a peer failed."
+)
 @click.option("--run-once", is_flag=True, help="Publish, exchange with every peer once, apply what came, and end.")
 @click.option("--json", "json_", is_flag=True, help="With --run-once: print the exchanges as JSON.")
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
@@ -30,6 +32,8 @@ def serve(run_once: bool, json_: bool, verbose: bool) -> None:
 
     Configured in the [nsync] section of rucio.cfg. SIGTERM and Ctrl-C stop it: the transaction at hand ends first.
     """
+    if json_ and not run_once:
+        raise click.UsageError("--json goes with --run-once")
     from nsync import config
 
     setup_logging(verbose)
@@ -38,6 +42,9 @@ def serve(run_once: bool, json_: bool, verbose: bool) -> None:
         reports = asyncio.run(_once(settings))
         if json_:
             as_json([report._asdict() for report in reports])
+        else:
+            for report in reports:
+                click.echo(f"{report.peer}: {report.error or f'pulled {report.pulled} segments, pushed {report.pushed}'}")
         failed = [report for report in reports if report.error]
         if failed:
             fail("; ".join(report.error for report in failed), EXIT_UNREACHABLE)

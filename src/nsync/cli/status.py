@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from nsync.authority.effective import Authority
 from nsync.cli.output import as_json
 from nsync.rucio_bridge import parked
+from nsync.store import migrations
 from nsync.store import status as store
 from nsync.store.log import SqlLog
 
@@ -28,21 +29,27 @@ EXIT_ATTENTION = 4
 def status(json_: bool) -> None:
     """Show how far this instance is with each member's log, what the catalogue holds, and what needs attention.
 
-    Exit codes: 0 all in order, 3 something is still to be applied or published, 4 conflicts, parked or refused changesets.
+    It speaks of this database only, and not of whether the node runs or its peers can be reached. Exit codes: 0 all in order,
+    1 failed, 3 something is still to be applied or published, 4 conflicts, parked or refused changesets.
     """
     from nsync import config
     from nsync.rucio_bridge.engine import get_engine
 
     settings = config.read()
     with get_engine().connect() as connection:
+        migrations.require_current(connection)
         found = store.status(connection)
         waits = SqlLog(connection, Authority(settings.charter)).waits(time.time_ns() // 1_000_000)
     names: dict[bytes, str] = {instance.author: instance.name for instance in settings.charter.instances}
-    logs = {names.get(log.author, log.author.hex()): log for log in found.logs}
+    nothing: dict[bytes, store.LogStatus] = {
+        instance.author: store.LogStatus(instance.author, 0, 0, None) for instance in settings.charter.instances
+    }
+    stored: dict[bytes, store.LogStatus] = {**nothing, **{log.author: log for log in found.logs}}
+    logs = {names.get(author, author.hex()): log for author, log in stored.items()}
     if json_:
         as_json({**found._asdict(), "instance": settings.me.name, "logs": {name: _log(log, waits) for name, log in logs.items()}})
     else:
-        table = Table("member", "stored ops", "applied ops", "")
+        table = Table("instance", "stored ops", "applied ops", "")
         for name, log in sorted(logs.items()):
             table.add_row(name, str(log.stored), str(log.applied), log.refused or waits.get(log.author, ""))
         Console().print(table)
@@ -66,17 +73,19 @@ def conflict() -> None:
 
 
 @conflict.command("list")
-@click.option("--json", "json_", is_flag=True, help="Print JSON.")
-def list_(json_: bool) -> None:
+@click.option("--all", "all_", is_flag=True, help="List also what only waits with something else.")
+@click.option("--json", "json_", is_flag=True, help="Print JSON; always everything.")
+def list_(all_: bool, json_: bool) -> None:
     """List conflicts and parked facts, each with what resolves it.
 
     A conflict is the same at every instance: a rule preferred one statement to another. A parked fact is this
-    instance's own affair: rows that its Rucio cannot take. Exit codes: 0 nothing listed, 4 something is.
+    instance's own affair: rows that its Rucio cannot take. Exit codes: 0 nothing listed, 1 failed, 4 something is.
     """
     from nsync.rucio_bridge.engine import get_engine
 
     engine = get_engine()
     with engine.connect() as connection:
+        migrations.require_current(connection)
         conflicts = store.conflicts(connection)
     with Session(engine) as session:
         waiting = parked.listing(session)
@@ -86,7 +95,24 @@ def list_(json_: bool) -> None:
     else:
         for key, found in conflicts:
             click.echo(f"{key}: {found.rule}\n  stands: {found.winner}\n  lost:   {found.loser}\n  to resolve: {found.resolve}")
+        batches: dict[str, list[parked.ParkedFact]] = {}
         for entry in waiting:
-            click.echo(f"{entry.fact}: parked with changeset {entry.batch}\n  {entry.reason}")
+            batches.setdefault(entry.batch, []).append(entry)
+        for batch, facts in batches.items():
+            click.echo("\n".join(_parked(batch, facts, all_)))
     if conflicts or waiting:
         raise SystemExit(EXIT_ATTENTION)
+
+
+def _parked(batch: str, facts: list[parked.ParkedFact], all_: bool) -> list[str]:
+    """What is parked of one changeset: the causes first, the rest counted unless all is wanted."""
+    ordered = sorted(facts, key=lambda entry: entry.reason.startswith("waits for"))
+    causes = sum(not entry.reason.startswith("waits for") for entry in facts)
+    shown = ordered if all_ else ordered[: max(causes, 1)]  # one at least: the cause may lie in another changeset
+    lines = [f"parked with changeset {batch}:", *(f"  {entry.fact}\n    {entry.reason}" for entry in shown)]
+    rest = len(ordered) - len(shown)
+    return (
+        [*lines, f"  and {rest} {'facts wait' if rest > 1 else 'fact waits'} with {'them' if len(shown) > 1 else 'it'} (--all lists all)"]
+        if rest
+        else lines
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from rich.table import Table
 
 from nsync.cli.main import EXIT_FAILURE
 from nsync.testbed import control, layout, preflight, status, supervisor
-from nsync.testbed.instance import client_variables
+from nsync.testbed.instance import client_variables, server_variables
 from nsync.testbed.process import last_lines
 
 EXIT_CODES = "Exit codes: 0 done, 1 failed (the text says why and what to do), 2 wrong usage."
@@ -37,6 +38,13 @@ def say(line: str) -> None:
     """Print a line of progress at once, also into a file."""
     click.echo(line)
     sys.stdout.flush()
+
+
+def program() -> str:
+    """How this shell calls this very nsync: by its name where that leads here, else by its path."""
+    here = Path(sys.executable).with_name("nsync")
+    found = shutil.which("nsync")
+    return "nsync" if found is not None and Path(found) == here else shlex.quote(str(here))
 
 
 @click.group(epilog=EXIT_CODES)
@@ -70,7 +78,7 @@ def up(count: Optional[int], directory: Path, detach: bool, shares: dict[str, tu
         supervisor.run(directory, count, shares, not no_nodes, say)
         return
     control.start_detached(directory, _arguments(count, shares, no_nodes), say)
-    say(f'talk to one: eval "$(nsync testbed env --dir {shlex.quote(str(directory))} {layout.NAMES[0]})" && rucio whoami')
+    say(f'talk to one: eval "$({program()} testbed env --dir {shlex.quote(str(directory))} {layout.NAMES[0]})" && rucio whoami')
 
 
 @testbed.command(epilog=EXIT_CODES)
@@ -98,16 +106,18 @@ def show_status(directory: Path, as_json: bool) -> None:
 
 @testbed.command(epilog=EXIT_CODES)
 @click.argument("name")
+@click.option("--server", is_flag=True, help="For what reads the server's file: Rucio's daemons, 'nsync status', 'nsync conflict list'.")
 @_directory
-def env(name: str, directory: Path) -> None:
+def env(name: str, server: bool, directory: Path) -> None:
     """Print what makes the stock `rucio` client of this shell speak to an instance.
 
-    Use it as: eval "$(nsync testbed env atlas)"
+    Use it as: eval "$(nsync testbed env atlas)". The commands of this installation, `rucio` and `nsync`, come first on the
+    PATH then. With --server better in a shell of its own: ( eval "$(nsync testbed env --server atlas)"; nsync status )
     """
     instance = layout.load(directory).instance(name)
-    for variable, value in client_variables(instance).items():
+    for variable, value in (server_variables if server else client_variables)(instance).items():
         click.echo(f"export {variable}={shlex.quote(value)}")
-    click.echo(f"# Rucio's daemons read the server's file instead: RUCIO_CONFIG={shlex.quote(str(instance.server_config))}")
+    click.echo(f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"')
 
 
 @testbed.command(epilog=EXIT_CODES)

@@ -59,7 +59,12 @@ def gunicorn_config(instance: Instance) -> Path:
 def server_environment(instance: Instance) -> dict[str, str]:
     """The environment of the server, the daemons and the node."""
     unbuffered = {"PYTHONUNBUFFERED": "1"}  # so that logs hold the last words of who is killed
-    return {**_clean_environment(), **_variables(instance, instance.server_config), **unbuffered}
+    return {**_clean_environment(), **server_variables(instance), **unbuffered}
+
+
+def server_variables(instance: Instance) -> dict[str, str]:
+    """What makes a daemon or `nsync` work on the database of `instance`."""
+    return _variables(instance, instance.server_config)
 
 
 def client_environment(instance: Instance) -> dict[str, str]:

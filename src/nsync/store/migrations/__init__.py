@@ -11,6 +11,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine
 
+from nsync.errors import ConfigError
 from nsync.store.database import writing
 
 VERSION_TABLE = "nsync_alembic_version"
@@ -31,6 +32,22 @@ def downgrade(engine: Engine, revision: str) -> None:
 def current(connection: Connection) -> Optional[str]:
     """The revision of this database's nsync tables, or None when it has none."""
     return MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
+
+
+def outdated(connection: Connection) -> Optional[str]:
+    """Why nsync cannot work with the tables of this database, with the way out; None when it can."""
+    found, wanted = current(connection), newest()
+    if found == wanted:
+        return None
+    state = "are not in this database" if found is None else f"are at revision {found}, and this nsync needs {wanted}"
+    return f"the nsync tables {state}; run 'nsync bridge install'"
+
+
+def require_current(connection: Connection) -> None:
+    """Raises ConfigError unless the nsync tables are there, at the revision that this nsync works with."""
+    problem = outdated(connection)
+    if problem is not None:
+        raise ConfigError(problem)
 
 
 def newest() -> Optional[str]:
