@@ -69,7 +69,8 @@ def read() -> Settings:
         source_address=_source_address(_option("source_address", "")),
         shared_scopes=shared,
         rse_expression=_option(
-            "rse_expression", str(config_get("opendata", "rse_expression", raise_exception=False, default="OpenData=True"))
+            "rse_expression",
+            str(config_get("opendata", "rse_expression", raise_exception=False, default="OpenData=True", check_config_table=False)),
         ),
         sleep_time_s=_seconds("sleep_time", "0.5"),
         gossip_interval_s=_seconds("gossip_interval", "5.0"),

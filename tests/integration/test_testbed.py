@@ -91,6 +91,24 @@ def test_the_charter_delegates_scopes_and_dois(bed: Layout) -> None:
     assert [i.url for i in signed.instances] == [i.charter_url for i in bed.instances]
 
 
+@pytest.mark.parametrize(("options", "command"), [((), "rucio whoami"), (("--server",), "nsync bridge check --json")])
+def test_env_is_all_that_a_shell_needs(bed: Layout, options: tuple[str, ...], command: str) -> None:
+    exports = nsync("testbed", "env", "--dir", bed.directory, *options, "atlas").stdout
+    shell = {"PATH": "/usr/bin:/bin"}
+    done = subprocess.run(["sh", "-c", f"{exports}\n{command}"], capture_output=True, text=True, timeout=60, env=shell)
+    if options:
+        assert json.loads(done.stdout)["database"] is None and done.returncode == 4, done.stderr  # there are no nodes here
+    else:
+        assert "account    : root" in done.stdout, done.stderr
+
+
+def test_the_next_step_can_be_typed_as_it_is_printed(directory: Path) -> None:
+    told = up(directory, "--instances", 1).stdout.splitlines()[-1]
+    step = told.split(": ", 1)[1]
+    done = subprocess.run(["sh", "-c", step], capture_output=True, text=True, timeout=60, env={"PATH": "/usr/bin:/bin"})
+    assert "account    : root" in done.stdout, done.stderr
+
+
 def test_shared_scopes_reach_the_configuration(bed: Layout) -> None:
     assert "shared_scopes = cms.data, cms.more" in bed.instance("cms").server_config.read_text()
 

@@ -1,0 +1,94 @@
+"""The [nsync] section: every mistake is one text that names the option, its value and what it should be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rucio")  # whose functions read the file
+
+from nsync import config
+from nsync.errors import ConfigError
+from tests.support.federation import KEYS, charter_document
+
+Options = dict[str, str]
+
+
+@pytest.fixture
+def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Options:
+    """The least that works; what a test puts in is what nsync then finds in the file."""
+    (tmp_path / "charter.json").write_text(charter_document())
+    KEYS["cms"].save(tmp_path / "nsync.key")
+    found = {"instance": "cms", "charter": f"{tmp_path}/charter.json", "key": f"{tmp_path}/nsync.key", "listen": "127.0.0.1:8440"}
+
+    def config_get(section: str, option: str, default: object = None, **_: object) -> object:
+        return found.get(option, default) if section == "nsync" else default
+
+    def config_get_list(section: str, option: str, default: object = None, **_: object) -> object:
+        return found[option].split(",") if option in found else default
+
+    monkeypatch.setattr(config, "config_get", config_get)
+    monkeypatch.setattr(config, "config_get_list", config_get_list)
+    return found
+
+
+def test_the_least_that_works(options: Options) -> None:
+    settings = config.read()
+    assert (settings.host, settings.port, settings.source_address, settings.metrics) == ("127.0.0.1", 8440, None, None)
+    assert (settings.sleep_time_s, settings.gossip_interval_s) == (0.5, 5.0)
+
+
+@pytest.mark.parametrize("option", ["instance", "charter", "key", "listen"])
+def test_what_is_required(options: Options, option: str) -> None:
+    del options[option]
+    with pytest.raises(ConfigError, match=rf"\[nsync\] {option} is not set in rucio.cfg \(RUCIO_CONFIG"):
+        config.read()
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("sleep_time", ("soon", "", "0", "-1", "nan", "inf", "1e9")),
+        ("gossip_interval", ("5 s", "0", "-0.1", "nan")),
+        (
+            "listen",
+            (
+                "8440",
+                ":8440",
+                "127.0.0.1",
+                "127.0.0.1:",
+                "127.0.0.1:0",
+                "127.0.0.1:65536",
+                "127.0.0.1:-1",
+                "127.0.0.1:²",
+                "h:" + "9" * 5000,
+            ),
+        ),
+        ("metrics", ("9440", "127.0.0.1:99999")),
+        ("source_address", ("atlas.example.org", "127.0.0.1:80", "127.0.0.256", "x")),
+        ("shared_scopes", ("belle2.x",)),
+        ("instance", ("dune",)),
+        ("charter", ("/nowhere/charter.json",)),
+    ],
+)
+def test_what_cannot_be_is_named(options: Options, option: str, values: tuple[str, ...]) -> None:
+    for value in values:
+        options[option] = value
+        with pytest.raises(ConfigError, match=rf"\[nsync\] {option}"):
+            config.read()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("sleep_time", "0.01"),
+        ("gossip_interval", "86400"),
+        ("listen", "0.0.0.0:65535"),
+        ("source_address", "::1"),
+        ("metrics", "127.0.0.1:1"),
+    ],
+)
+def test_what_is_at_the_edge_is_taken(options: Options, option: str, value: str) -> None:
+    options[option] = value
+    config.read()
