@@ -36,7 +36,7 @@ from tests.support.instances import Instance
 LOOPBACK = "127.0.0.1"
 START_S_MAX = 60.0
 """Importing Rucio takes a second, and many on a machine that is busy."""
-STOP_S_MAX = 40
+STOP_S_MAX = 10.0
 SETTLE_S_MAX = 60.0
 POLL_S = 0.02
 
