@@ -1,12 +1,14 @@
 """The charter: who the members are, which keys speak for them, and which scopes and DOIs are theirs (R5.1).
 
-A JSON file: the genesis, signed by the threshold of root keys of *every* member. The federation id is the hash of the
-signed text, so two federations can never mix. Everything here is a pure function of the file: signatures are checked
-through the `verify` that the caller passes in.
+A JSON file: the genesis, signed by the threshold of root keys of *every* member, or an amendment (`authority.amendments`). The
+federation id is the hash of the genesis' signed text, so two federations can never mix. Everything here is a pure function of
+the file: signatures are checked through the `verify` that the caller passes in.
 
-Amendments and grants in the home's log are not here yet. What stands in for grants is `guests`: a home's own word, in
-the charter, that another instance may write in scopes below a prefix. It acts as a grant in everybody's past that is
-never revoked (docs/adr/0002).
+A charter carries its own history: past incarnations with the place where each ended, and scopes that moved with the heads up to
+which their old home decides. So statements are judged by the newest charter alone.
+
+`guests` is a home's own word, in the charter, that another instance may write in scopes below a prefix. It acts as a grant in
+everybody's past that is never revoked (docs/adr/0002).
 """
 
 from __future__ import annotations
@@ -14,10 +16,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Callable, NewType, Optional
+from typing import Any, Callable, NamedTuple, NewType, Optional
 
 from nsync.errors import ConfigError
 
@@ -44,6 +46,22 @@ def author_id(key: bytes, incarnation: bytes) -> AuthorId:
     return AuthorId(hashlib.blake2b(key + incarnation, digest_size=ID_BYTES, person=b"nsync author").digest())
 
 
+class Place(NamedTuple):
+    """A place in one author's log: the segment that ends at `seq` and whose header has this hash."""
+
+    seq: int
+    hash: bytes
+
+
+class Incarnation(NamedTuple):
+    """One life of an instance's log (R4.6)."""
+
+    author: AuthorId
+    key: bytes
+    final: Optional[Place]
+    """Where the log ended: what it says beyond, or on another branch, is void. None while it goes on."""
+
+
 @dataclass(frozen=True)
 class Instance:
     """One Rucio installation of a member organisation."""
@@ -59,10 +77,52 @@ class Instance:
     """Prefixes of the DOIs that it decides about."""
     guests: Mapping[str, tuple[str, ...]]
     """Instance name → prefixes, below its own scopes, in which that instance may write too."""
+    past: tuple[Incarnation, ...] = ()
+    """Its ended incarnations, oldest first."""
+    retired: Optional[Place] = None
+    """Where the present incarnation ended, when the instance has left; its history stays."""
 
     @property
     def author(self) -> AuthorId:
         return author_id(self.key, self.incarnation)
+
+    @property
+    def incarnations(self) -> tuple[Incarnation, ...]:
+        """All of its lives, oldest first."""
+        return (*self.past, Incarnation(self.author, self.key, self.retired))
+
+
+class Member(NamedTuple):
+    """An organisation and the root keys that sign for it."""
+
+    name: str
+    roots: frozenset[bytes]
+    threshold: int
+
+
+class Move(NamedTuple):
+    """Scopes below `prefix` had the home `home`, up to the final heads that an amendment named."""
+
+    prefix: str
+    home: str
+    finals: Mapping[AuthorId, Place]
+
+
+class Era(NamedTuple):
+    """Who decided about a scope, and up to where: what is under `until` is judged by this home."""
+
+    home: Instance
+    until: Optional[Mapping[AuthorId, Place]]
+    """None for the present home."""
+
+
+class Span(NamedTuple):
+    """A stretch of one author's log, after < seq <= until."""
+
+    author: AuthorId
+    after: int
+    until: Optional[int]
+    era: int
 
 
 @dataclass(frozen=True)
@@ -73,10 +133,18 @@ class Charter:
     version: int
     federation: FederationId
     instances: tuple[Instance, ...]
+    members: tuple[Member, ...] = ()
+    threshold: int = 1
+    """How many members must sign an amendment."""
+    moves: tuple[Move, ...] = ()
+    """Oldest first."""
+    hash: bytes = b""
+    """Of the signed text: what an amendment names as its predecessor."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_by_author", {i.author: i for i in self.instances})
+        object.__setattr__(self, "_by_author", {life.author: i for i in self.instances for life in i.incarnations})
         object.__setattr__(self, "_by_name", {i.name: i for i in self.instances})
+        object.__setattr__(self, "_lives", {life.author: life for i in self.instances for life in i.incarnations})
 
     def by_author(self, author: bytes) -> Optional[Instance]:
         """The instance that `author` speaks for, or None for a stranger."""
@@ -87,6 +155,49 @@ class Charter:
         """The instance called `name`, or None."""
         found: Optional[Instance] = self.__dict__["_by_name"].get(name)
         return found
+
+    def life(self, author: bytes) -> Optional[Incarnation]:
+        """The incarnation that `author` is, or None for a stranger."""
+        found: Optional[Incarnation] = self.__dict__["_lives"].get(author)
+        return found
+
+    def voters(self) -> dict[str, Instance]:
+        """The instance through which each member organisation is heard: the first one that it lists (R4.5, R4.8)."""
+        found: dict[str, Instance] = {}
+        for instance in self.instances:
+            found.setdefault(instance.member, instance)
+        return found
+
+    def eras(self, scope: str) -> tuple[Era, ...]:
+        """The homes that `scope` has had, oldest first."""
+        found = [Era(self.__dict__["_by_name"][move.home], move.finals) for move in self.moves if scope.startswith(move.prefix)]
+        home = self.home(scope)
+        return (*found, Era(home, None)) if home is not None else tuple(found)
+
+    def line(self, scope: str) -> tuple[Span, ...]:
+        """The home's log of `scope`: incarnation after incarnation, home after home (R3.6, R4.6)."""
+        return self._line(self.eras(scope))
+
+    def doi_line(self, doi: str) -> tuple[Span, ...]:
+        """The log of the instance that decides about `doi`."""
+        home = self.doi_home(doi)
+        return self._line((Era(home, None),) if home is not None else ())
+
+    @staticmethod
+    def _line(eras: Sequence[Era]) -> tuple[Span, ...]:
+        spans = []
+        before: Mapping[AuthorId, Place] = {}
+        for index, era in enumerate(eras):
+            for life in era.home.incarnations:
+                after = before[life.author].seq if life.author in before else 0
+                ends = [] if life.final is None else [life.final.seq]
+                if era.until is not None:
+                    ends.append(era.until[life.author].seq if life.author in era.until else 0)
+                until = min(ends, default=None)
+                if until is None or after < until:
+                    spans.append(Span(life.author, after, until, index))
+            before = era.until or {}
+        return tuple(spans)
 
     def home(self, scope: str) -> Optional[Instance]:
         """The one instance that owns `scope`, or None when the charter delegates it to nobody (R5.2)."""
@@ -112,10 +223,10 @@ def draft(name: str, members: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 def sign(document: dict[str, Any], key: Any) -> dict[str, Any]:
     """`document` with the signature of one more root key (a `nsync.auth.keys.SigningKey`) added. Raises ConfigError."""
     check(document)  # whoever signs must not find out after everybody else has signed
-    with _well_formed():
+    with well_formed():
         if not any(key.public in _roots(member) for member in document["charter"]["members"]):
             raise ConfigError(f"charter: {key.public.hex()} is no member's root key; sign with a key that stands in a member's 'roots'")
-        signature: bytes = key.sign("charter", _signed_text(document["charter"]))
+        signature: bytes = key.sign("charter", signed_text(document["charter"]))
         return {**document, "signatures": {**document["signatures"], key.public.hex(): signature.hex()}}
 
 
@@ -123,7 +234,7 @@ def load(text: str, verify: Verify) -> Charter:
     """The charter in the JSON document `text`, every member's signatures checked. Raises ConfigError."""
     if len(text) > CHARTER_BYTES_MAX:
         raise ConfigError(f"charter is longer than {CHARTER_BYTES_MAX} bytes")
-    with _well_formed():
+    with well_formed():
         document = json.loads(text)
     charter = check(document)
     missing = missing_signatures(document, verify)
@@ -134,7 +245,7 @@ def load(text: str, verify: Verify) -> Charter:
 
 def check(document: Mapping[str, Any]) -> Charter:
     """What `document` says, whoever has signed it: all that can be wrong but the signatures. Raises ConfigError."""
-    with _well_formed():
+    with well_formed():
         body = document["charter"]
         if body["format"] != FORMAT:
             raise ConfigError(f"charter has format {body['format']!r}; this nsync reads format {FORMAT}")
@@ -143,26 +254,42 @@ def check(document: Mapping[str, Any]) -> Charter:
             raise ConfigError(f"charter names {len(members)} members; 1 to {MEMBERS_MAX} are allowed")
         for member in members:
             _check_threshold(member)
-        instances = tuple(_instance(member["name"], entry) for member in members for entry in member["instances"])
-        charter = Charter(str(body["name"]), int(body["version"]), _federation(_signed_text(body)), instances)
+        signed = signed_text(body)
+        charter = Charter(
+            name=str(body["name"]),
+            version=int(body["version"]),
+            federation=_federation(signed) if body["version"] == 1 else FederationId(_bytes(body["federation"], ID_BYTES)),
+            instances=tuple(_instance(member["name"], entry) for member in members for entry in member["instances"]),
+            members=tuple(Member(str(m["name"]), frozenset(_roots(m)), int(m["threshold"])) for m in members),
+            threshold=int(body.get("threshold", len(members))),
+            moves=tuple(Move(str(m["scopes"]), str(m["from"]), _places(m["finals"])) for m in body.get("moves", [])),
+            hash=_federation(signed),
+        )
+        if not 1 <= charter.threshold <= len(members):
+            raise ConfigError(f"charter: threshold {charter.threshold} with {len(members)} members; amendments need 1 to all of them")
     _check_disjoint(charter)
     return charter
 
 
 def missing_signatures(document: Mapping[str, Any], verify: Verify) -> list[str]:
     """Whose signatures `document`, which `check` has passed, still lacks; empty when every member has signed. Raises ConfigError."""
-    with _well_formed():
+    with well_formed():
         body, signatures = document["charter"], document["signatures"]
-        signed, missing = _signed_text(body), []
+        signed, missing = signed_text(body), []
         for member in body["members"]:
-            good = sum(verify(root, "charter", signed, bytes.fromhex(signatures.get(root.hex(), ""))) for root in sorted(_roots(member)))
+            good = valid_signatures(_roots(member), signed, signatures, verify)
             if good < member["threshold"]:
                 missing.append(f"member {member['name']!r} has {good} valid signatures of the {member['threshold']} needed")
     return missing
 
 
+def valid_signatures(roots: Iterable[bytes], text: bytes, signatures: Mapping[str, str], verify: Verify) -> int:
+    """How many of `roots` have validly signed `text`."""
+    return sum(verify(root, "charter", text, bytes.fromhex(signatures.get(root.hex(), ""))) for root in roots)
+
+
 @contextmanager
-def _well_formed() -> Iterator[None]:
+def well_formed() -> Iterator[None]:
     """Whatever a document of another form does to the code that reads it becomes a ConfigError."""
     try:
         yield
@@ -170,7 +297,8 @@ def _well_formed() -> Iterator[None]:
         raise ConfigError(f"charter is malformed: {type(error).__name__}: {error}; docs/CHARTER.md has the format") from error
 
 
-def _signed_text(body: Mapping[str, Any]) -> bytes:
+def signed_text(body: Mapping[str, Any]) -> bytes:
+    """What the root keys sign: the body as JSON in one form."""
     return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
 
 
@@ -207,7 +335,32 @@ def _instance(member: str, entry: Mapping[str, Any]) -> Instance:
         scopes=_prefixes(entry["scopes"]),
         dois=_prefixes(entry.get("dois", [])),
         guests={str(guest): _prefixes(prefixes) for guest, prefixes in entry.get("guests", {}).items()},
+        past=tuple(_incarnation(life) for life in entry.get("past", [])),
+        retired=_place(entry["retired"]) if "retired" in entry else None,
     )
+
+
+def _incarnation(life: Mapping[str, Any]) -> Incarnation:
+    key = _bytes(life["key"], KEY_BYTES)
+    return Incarnation(author_id(key, _bytes(life["incarnation"], ID_BYTES)), key, _place(life["final"]))
+
+
+def _places(finals: Mapping[str, Any]) -> dict[AuthorId, Place]:
+    return {AuthorId(_bytes(author, ID_BYTES)): _place(place) for author, place in finals.items()}
+
+
+def _place(value: Sequence[Any]) -> Place:
+    seq, header = value
+    if type(seq) is not int or seq < 0:
+        raise ConfigError(f"charter: {value!r} is no place in a log; it is [seq, hash of the segment's header]")
+    return Place(seq, _bytes(header, ID_BYTES))
+
+
+def _bytes(text: str, length: int) -> bytes:
+    value = bytes.fromhex(text)
+    if len(value) != length:
+        raise ConfigError(f"charter: {text!r} is not {length} bytes in hexadecimal digits")
+    return value
 
 
 def _prefixes(values: Iterable[Any]) -> tuple[str, ...]:
@@ -222,6 +375,7 @@ def _check_disjoint(charter: Charter) -> None:
     for what, values in (
         ("instance name", [i.name for i in charter.instances]),
         ("instance key", [i.key.hex() for i in charter.instances]),
+        ("author", [life.author.hex() for i in charter.instances for life in i.incarnations]),
     ):
         for value in {v for v in values if values.count(v) > 1}:
             raise ConfigError(f"charter: {what} {value} stands twice")
@@ -237,6 +391,9 @@ def _check_disjoint(charter: Charter) -> None:
                 raise ConfigError(
                     f"charter: {what} prefix {longer!r} of {other} lies within {prefix!r} of {owner}; prefixes must be disjoint"
                 )
+    for move in charter.moves:
+        if charter.by_name(move.home) is None:
+            raise ConfigError(f"charter: scopes {move.prefix!r} moved from {move.home!r}, which is no instance")
     for instance in charter.instances:
         for guest, prefixes in instance.guests.items():
             if charter.by_name(guest) is None or guest == instance.name:

@@ -1,0 +1,106 @@
+"""Amendments: from one version of the charter to the next (R5.1).
+
+Version n+1 names version n and is signed by that version's threshold of members, each with its own threshold of the root keys
+that version n lists. Two valid successors of one version freeze the charter there: no member has to guess which one to
+follow, and nothing that a thief of keys signs later can count. What an amendment takes away it must say: a scope that leaves
+its home, a key that is replaced and an instance that retires come with the heads up to which the old state decides.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, Optional
+
+from nsync.authority.charter import CHARTER_BYTES_MAX, Charter, Instance, Verify, check, load, signed_text, valid_signatures, well_formed
+from nsync.errors import ConfigError
+
+
+class Line(NamedTuple):
+    """The charter as far as it is decided."""
+
+    charter: Charter
+    frozen: Optional[str]
+    """Why no amendment of it can count any more: two of them are validly signed. None in the normal case."""
+
+
+def line(genesis: str, amendments: Iterable[str], verify: Verify) -> Line:
+    """The newest charter that `genesis` and `amendments`, in any order, add up to. Raises ConfigError for a bad genesis."""
+    texts = list(amendments)
+    charter = load(genesis, verify)
+    while True:
+        found = {}
+        for text in texts:
+            try:
+                following = succeed(charter, text, verify)
+            except ConfigError:
+                continue  # of another version, or not validly signed: it counts for nothing
+            found[following.hash] = following
+        if len(found) > 1:
+            hashes = " and ".join(sorted(found_hash.hex() for found_hash in found))
+            return Line(
+                charter,
+                f"version {charter.version + 1} exists twice, {hashes}, both validly signed: the charter stays at {charter.version}",
+            )
+        if not found:
+            return Line(charter, None)
+        charter = found.popitem()[1]
+
+
+def succeed(charter: Charter, text: str, verify: Verify) -> Charter:
+    """The charter that the amendment in `text` makes of `charter`. Raises ConfigError when it is no valid successor."""
+    if len(text) > CHARTER_BYTES_MAX:
+        raise ConfigError(f"amendment is longer than {CHARTER_BYTES_MAX} bytes")
+    with well_formed():
+        document = json.loads(text)
+    following = check(document)
+    _check_succession(charter, following, document["charter"])
+    _check_signed(charter, document, verify)
+    return following
+
+
+def _check_succession(charter: Charter, following: Charter, body: Mapping[str, Any]) -> None:
+    if following.version != charter.version + 1 or following.federation != charter.federation:
+        raise ConfigError(f"amendment: it is version {following.version} of another line; version {charter.version + 1} comes next")
+    if body.get("previous") != charter.hash.hex():
+        raise ConfigError(
+            f"amendment: version {following.version} does not name version {charter.version} ({charter.hash.hex()}) as 'previous'"
+        )
+    if following.moves[: len(charter.moves)] != charter.moves:
+        raise ConfigError("amendment: it changes scopes that moved before; 'moves' may only be added to")
+    moved = following.moves[len(charter.moves) :]
+    for instance in charter.instances:
+        _check_instance(instance, following.by_name(instance.name))
+        for prefix in instance.scopes:
+            kept = following.home(prefix)
+            if (kept is None or kept.name != instance.name) and not any(m.prefix == prefix and m.home == instance.name for m in moved):
+                raise ConfigError(f"amendment: scopes {prefix!r} leave {instance.name} without final heads; add them to 'moves'")
+
+
+def _check_instance(before: Instance, after: Optional[Instance]) -> None:
+    if after is None or after.member != before.member:
+        raise ConfigError(f"amendment: instance {before.name} is gone; one that leaves stays listed, with 'retired'")
+    if before.retired is not None and after.retired != before.retired:
+        raise ConfigError(f"amendment: {before.name} has retired at {before.retired.seq}; that cannot change")
+    ended = after.past[: len(before.past)]
+    if ended != before.past:
+        raise ConfigError(f"amendment: it changes how earlier incarnations of {before.name} ended")
+    if after.author != before.author and [life.author for life in after.past[len(before.past) :]] != [before.author]:
+        raise ConfigError(f"amendment: {before.name} gets another key or incarnation; 'past' must name where the present one ended")
+    lost = {guest for guest, prefixes in before.guests.items() if not set(prefixes) <= set(after.guests.get(guest, ()))}
+    if lost:
+        raise ConfigError(
+            f"amendment: {before.name} shuts out its guests {sorted(lost)}; what they wrote would be void: revoke grants instead"
+        )
+
+
+def _check_signed(charter: Charter, document: Mapping[str, Any], verify: Verify) -> None:
+    """Enough members of `charter` signed, each by its root keys of that version."""
+    with well_formed():
+        text, signatures = signed_text(document["charter"]), document["signatures"]
+        signed = [m.name for m in charter.members if valid_signatures(m.roots, text, signatures, verify) >= m.threshold]
+    if len(signed) < charter.threshold:
+        raise ConfigError(
+            f"amendment: {len(signed)} of the {charter.threshold} members needed have signed ({', '.join(signed) or 'none'}); "
+            f"the root key holders of version {charter.version} run 'nsync charter sign'"
+        )
