@@ -65,7 +65,12 @@ class Node:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve, gossip and work until `stop` is set."""
-        await self._prepare()
+        with self._closing():
+            await self._prepare()
+            await self._serve(stop)
+        LOG.info("%s stopped", self.settings.me.name)
+
+    async def _serve(self, stop: asyncio.Event) -> None:
         server = Server(self.settings.charter, self.settings.me, self.bridge, self._reader, self.gossip.received)
         listener = Listener(server.app())
         try:
@@ -87,14 +92,11 @@ class Node:
                 task.cancel()
             await asyncio.gather(*tasks, stopping, return_exceptions=True)
             await listener.stop()
-            self._writer.shutdown()
-            self._reader.shutdown()
-            LOG.info("%s stopped", self.settings.me.name)
 
     async def run_once(self) -> list[SyncReport]:
         """Publish, exchange with every peer once, apply what came, and tell how the exchanges went."""
-        await self._prepare()
-        with self._executors():
+        with self._closing():
+            await self._prepare()
             await self._work_until_idle()
             reports = await self.gossip.sync_once()
             await self._work_until_idle()
@@ -106,12 +108,14 @@ class Node:
         await self._write(lambda: self.bridge.share(self.settings.shared_scopes))
 
     @contextmanager
-    def _executors(self) -> Iterator[None]:
+    def _closing(self) -> Iterator[None]:
+        """Transactions at hand end, those not begun never do, and nobody holds the database."""
         try:
             yield
         finally:
-            self._writer.shutdown()
-            self._reader.shutdown()
+            for executor in (self._reader, self._writer):
+                executor.shutdown(cancel_futures=True)
+            self.bridge.engine.dispose()
 
     async def _keep_working(self) -> None:
         retried = -RETRY_PARKED_S

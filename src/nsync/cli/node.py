@@ -6,6 +6,7 @@ What needs Rucio is imported when the command runs: Rucio reads its configuratio
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,13 @@ async def _serve(settings: Settings) -> None:
 
 
 def _node(settings: Settings) -> Node:
+    """The node, in a process that has imported all it needs.
+
+    Python's collector need not look through those 200 000 objects of Rucio again: it takes a quarter of the time of each transaction,
+    and most of a second when the process ends.
+    """
     from nsync.node import Node
 
-    return Node(settings)
+    node = Node(settings)
+    gc.freeze()
+    return node
