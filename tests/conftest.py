@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import postgres
+
 _HOME = Path(tempfile.mkdtemp(prefix="nsync-tests-"))
 
 
@@ -67,3 +69,20 @@ def template_database() -> Iterator[Path]:
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     connection.close()
     yield path
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[postgres.Server]:
+    """One PostgreSQL server for all tests of this process. Where none can be had the tests fail: CI must run them."""
+    try:
+        with postgres.serve() as server:
+            yield server
+    except postgres.NoServer as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+@pytest.fixture
+def postgres_url(postgres_server: postgres.Server) -> Iterator[str]:
+    """The URL of a new, empty database, dropped after the test."""
+    with postgres_server.database() as url:
+        yield url
