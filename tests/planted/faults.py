@@ -19,7 +19,7 @@ from nsync.catalogue.rules import Reader
 from nsync.crdt import Slot, lwwmap, mvregister, orset, past
 from nsync.namespace import keys
 from nsync.namespace.keys import Attribute
-from nsync.rucio_bridge import materialise, parked
+from nsync.rucio_bridge import materialise, parked, removal
 from nsync.rucio_bridge.bridge import Bridge
 from nsync.rucio_bridge.capture import Capture
 from nsync.rucio_bridge.fit import Fit
@@ -281,7 +281,7 @@ FAULTS = (
     ),
     Fault(
         "a removed DID takes along what local users depend on",
-        method(materialise, "_HOLDERS", ()),
+        method(removal, "_HOLDERS", ()),
         f"{CONFLICTS}::test_a_local_rule_survives_that_its_data_are_removed",
     ),
     Fault(
@@ -291,7 +291,7 @@ FAULTS = (
     ),
     Fault(
         "sizes of closed collections are left as they were",
-        method(materialise, "stale", lambda session, changed: []),
+        method(materialise, "stale", lambda rows, changed: []),
         f"{HISTORIES}::test_a_known_history_keeps_the_promises",
     ),
     Fault(

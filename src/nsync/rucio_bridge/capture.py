@@ -25,7 +25,6 @@ from nsync.namespace.keys import Attachment, Attribute, Did, Fact, Key, Replica,
 from nsync.namespace.ops import STATEMENTS_MAX, Assert, Retract, Statement, encode_op
 from nsync.rucio_bridge import parked, triggers
 from nsync.rucio_bridge.rows import Rows
-from nsync.rucio_bridge.sizes import above
 from nsync.store import schema
 from nsync.store.database import chunks
 from nsync.store.state import SqlState
@@ -109,8 +108,8 @@ class Capture:
         before = {did for did in dids if _is_public(shown.get(did))}
         opened = {did for did, row in self.rows.read_dids(dids).items() if _is_public(row)} - before
         self._warn_of_undelegated(opened)
-        inside = {did for did in self._shown(dids) if any(map(_is_public, self.state.entries(above(self.session, {did})).values()))}
-        return opened | self.rows.descendants(before | opened | inside)
+        inside = {did for did in self._shown(dids) if any(map(_is_public, self.state.entries(self.rows.above({did})).values()))}
+        return opened | self.rows.below(before | opened | inside)
 
     def _warn_of_undelegated(self, opened: set[Did]) -> None:
         """Public data that the charter does not let this instance share: its operator must hear of it."""

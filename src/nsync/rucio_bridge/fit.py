@@ -47,6 +47,12 @@ def account_of(instance: str) -> str:
     return f"nsync-{instance}"
 
 
+def is_home(authority: Authority, instance: str, did: Did) -> bool:
+    """Whether `did` lies in a scope of `instance`."""
+    home = authority.charter.home(did.scope)
+    return home is not None and home.name == instance
+
+
 def rse_name(rse: Rse) -> str:
     """The name under which a foreign RSE stands here."""
     return f"{rse.instance.upper()}_{rse.rse}"
@@ -141,9 +147,8 @@ class Fit:
     def _gives_up_doi(self, did: Did, doi: Optional[str], desired: Desired) -> bool:
         """Whether the row of `did` loses `doi` in this very transaction, which frees it."""
         entry = desired.get(did)
-        home = self.authority.charter.home(did.scope)
         keeps = did not in desired or (isinstance(entry, DidEntry) and entry.doi == doi)
-        return not keeps and (home is None or home.name != self.instance)
+        return not keeps and not is_home(self.authority, self.instance, did)
 
     def _doi_bearers(self, dois: Collection[str]) -> dict[str, Did]:
         found = {}

@@ -4,24 +4,23 @@ Given the facts that changed, it compares their entries with the rows and writes
 idempotent, a second run writes nothing, and whatever waits can simply be tried again. All facts of a call appear
 together or not at all: if one does not fit, all are parked.
 
-What is removed (R5.7): attachments that the shared view dropped are detached, and rows of foreign replicas and of DIDs on which
-nothing local depends are deleted. Rows of this instance's own replicas, and whatever rules, locks or attachments hold, stay.
+Attachments that the shared view dropped are detached; what else leaves, and what is held, is for `removal` to say (R5.7).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any
 
 from rucio.common.exception import RucioException
 from rucio.common.types import InternalAccount, InternalScope
 from rucio.core.did import detach_dids, set_status
-from rucio.core.rse_counter import decrease, increase
+from rucio.core.rse_counter import increase
 from rucio.db.sqla import models
 from rucio.db.sqla.constants import DIDAvailability, DIDReEvaluation, DIDType, OpenDataDIDState, ReplicaState
-from sqlalchemy import ColumnElement, Table, and_, delete, insert, select, tuple_, update
+from sqlalchemy import Table, delete, insert, select, tuple_, update
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
@@ -32,14 +31,18 @@ from nsync.failpoints import failpoint
 from nsync.namespace import keys
 from nsync.namespace.keys import Attachment, Attribute, Did, Fact, Identity, Replica, Rse, ends_of, key_bytes
 from nsync.rucio_bridge import parked
-from nsync.rucio_bridge.fit import Actual, Desired, Fit, account_of
+from nsync.rucio_bridge.fit import Actual, Desired, Fit, is_home
 from nsync.rucio_bridge.ground import Ground
-from nsync.rucio_bridge.rows import CONTENTS, DIDS, DOIS, OPEN, REPLICAS, Rows, did_key, matches
+from nsync.rucio_bridge.removal import Removal
+from nsync.rucio_bridge.rows import CONTENTS, DIDS, DOIS, OPEN, REPLICAS, Rows, did_key, matches, of_did, utc_now
 from nsync.rucio_bridge.sizes import stale
 from nsync.store.database import chunks
 from nsync.store.state import SqlState
 
 LOG = logging.getLogger(__name__)
+
+_LEFT = " left"
+"""Ends the name of a batch of what left the namespace and stays here: it waits apart from the rest of its changeset."""
 
 _STATES = {keys.PUBLIC: OpenDataDIDState.PUBLIC, keys.SUSPENDED: OpenDataDIDState.SUSPENDED}
 
@@ -54,8 +57,7 @@ class Materialise:
         self.instance = instance
         self.authority: Authority = state.authority
         self.ground = Ground(session, rows, state.authority, instance)
-        self._kept: dict[Fact, str] = {}
-        """What left the shared namespace and stays here, with what holds it (R5.7)."""
+        self.removal = Removal(session, rows, state.authority, instance)
 
     def run(self, changed: Collection[Fact], batch: str, now_ms: int) -> bool:
         """Write the entries of `changed`, or park them; tells whether all of them are written."""
@@ -75,15 +77,15 @@ class Materialise:
         reasons.update(fit.reasons(desired, actual))
         reasons = reasons or self._try(desired, actual, regrown, batch)
         if not reasons:
-            parked.release(self.session, desired.keys() - self._kept.keys())
-            self._park(self._kept, self._kept, f"{batch} left", now_ms)
-            return not self._kept
+            kept = self.removal.kept
+            parked.release(self.session, desired.keys() - kept.keys())
+            self._park(kept, kept, f"{batch.removesuffix(_LEFT)}{_LEFT}", now_ms)
+            return not kept
         self._park(desired.keys() | reasons.keys(), reasons, batch, now_ms)
         return False
 
     def _try(self, desired: Desired, actual: Actual, regrown: set[Did], batch: str) -> dict[Fact, str]:
         """Write, or undo what was written and say why Rucio refused it."""
-        self._kept = {}
         try:
             with self.session.begin_nested():
                 self._write(desired, actual)
@@ -105,7 +107,7 @@ class Materialise:
         self._release_dois(desired, actual)
         detached = [fact for fact in desired if isinstance(fact, Attachment) and desired[fact] is None and fact in actual]
         self._detach(detached)
-        self._remove_replicas([fact for fact in desired if isinstance(fact, Replica) and desired[fact] is None and fact in actual])
+        self.removal.replicas([fact for fact in desired if isinstance(fact, Replica) and desired[fact] is None and fact in actual])
         failpoint("rows-detached")
         self._add_dids(desired, actual)
         failpoint("rows-dids")
@@ -118,7 +120,7 @@ class Materialise:
         failpoint("rows-closed")
         self._open_data(desired, actual)
         failpoint("rows-open-data")
-        self._remove_dids([fact for fact in desired if isinstance(fact, Did) and desired[fact] is None and fact in actual])
+        self.removal.dids([fact for fact in desired if isinstance(fact, Did) and desired[fact] is None and fact in actual])
         failpoint("rows-removed")
 
     # ---- DIDs, attachments, replicas: many rows, so one statement for all
@@ -136,7 +138,7 @@ class Materialise:
     def _attach(self, edges: Collection[Attachment]) -> None:
         """As Rucio does: with the size and checksums of a file, and of no collection. The judge evaluates each parent's rules once."""
         rows_of = self._did_rows({end for edge in edges for end in (edge.parent, edge.child)})
-        now = _now()
+        now = utc_now()
         rows = []
         for edge in edges:
             parent, child = rows_of[edge.parent], rows_of[edge.child]._mapping
@@ -183,14 +185,14 @@ class Materialise:
         rows_of = self._did_rows({fact.did for fact, _ in wanted})
         rows = []
         counts: dict[str, list[int]] = {}
-        now = _now()
+        now = utc_now()
         for fact, path in wanted:
             local = self.rows.rse_of(fact.rse)
             assert local is not None, "its RSE came first"
             scope, name = did_key(fact.did)
             if fact in actual:
                 self.session.execute(
-                    update(REPLICAS).where(_is(REPLICAS, fact.did), REPLICAS.c.rse_id == local.id).values(path=path, updated_at=now)
+                    update(REPLICAS).where(of_did(REPLICAS, fact.did), REPLICAS.c.rse_id == local.id).values(path=path, updated_at=now)
                 )
                 continue
             did = rows_of[fact.did]
@@ -211,20 +213,6 @@ class Materialise:
         for rse_id, (files, size) in counts.items():
             increase(rse_id, files, size, session=self.session)
 
-    def _remove_replicas(self, replicas: Collection[Replica]) -> None:
-        """Rows of foreign replicas that no local lock holds. Those of this instance are its own business."""
-        for fact in replicas:
-            local = self.rows.rse_of(fact.rse)
-            if local is None or fact.rse.instance == self.instance:
-                continue
-            key = and_(_is(REPLICAS, fact.did), REPLICAS.c.rse_id == local.id, REPLICAS.c.lock_cnt == 0)
-            size = self.session.execute(select(REPLICAS.c.bytes).where(key)).scalar()
-            if size is None:
-                self._kept[fact] = f"{fact} left the shared namespace and stays here, unshared, since local rules lock it"
-                continue
-            self.session.execute(delete(REPLICAS).where(key))
-            decrease(local.id, 1, size, session=self.session)
-
     # ---- states of collections
 
     def _close(self, dids: set[Did]) -> None:
@@ -241,8 +229,8 @@ class Materialise:
 
     def _recount(self, regrown: set[Did]) -> None:
         """Close again what got other content while closed, so that Rucio computes its size anew (catalogue rule 7)."""
-        for did in stale(self.session, regrown):
-            self.session.execute(update(DIDS).where(_is(DIDS, did)).values(is_open=True))
+        for did in stale(self.rows, regrown):
+            self.session.execute(update(DIDS).where(of_did(DIDS, did)).values(is_open=True))
             self._set_open(did, False)
 
     def _closed_by_me(self, dids: Collection[Fact]) -> set[Fact]:
@@ -264,11 +252,17 @@ class Materialise:
         for fact, entry in desired.items():
             row = actual.get(fact)
             bears = isinstance(entry, DidEntry) and isinstance(row, DidEntry) and entry.doi == row.doi
-            if isinstance(fact, Did) and isinstance(row, DidEntry) and row.doi is not None and not bears and not self._is_home(fact):
-                self.session.execute(delete(DOIS).where(_is(DOIS, fact)))
+            if (
+                isinstance(fact, Did)
+                and isinstance(row, DidEntry)
+                and row.doi is not None
+                and not bears
+                and not is_home(self.authority, self.instance, fact)
+            ):
+                self.session.execute(delete(DOIS).where(of_did(DOIS, fact)))
 
     def _open_data(self, desired: Desired, actual: Actual) -> None:
-        now = _now()
+        now = utc_now()
         for fact, entry in desired.items():
             if not isinstance(fact, Did) or not isinstance(entry, DidEntry) or (entry.opendata, entry.doi) == (None, None):
                 continue
@@ -281,51 +275,16 @@ class Materialise:
                 self._upsert(DOIS, fact, {"doi": entry.doi}, now)
 
     def _has(self, table: Table, did: Did) -> bool:
-        return self.session.execute(select(table.c.name).where(_is(table, did))).first() is not None
+        return self.session.execute(select(table.c.name).where(of_did(table, did))).first() is not None
 
     def _upsert(self, table: Table, did: Did, values: Mapping[str, Any], now: datetime) -> None:
         if not values:
             return
-        if self.session.execute(update(table).where(_is(table, did)).values(**values, updated_at=now)).rowcount == 0:  # type: ignore[attr-defined]
+        if self.session.execute(update(table).where(of_did(table, did)).values(**values, updated_at=now)).rowcount == 0:  # type: ignore[attr-defined]
             scope, name = did_key(did)
             self._insert(table, [{"scope": scope, "name": name, **values, "created_at": now, "updated_at": now}])
 
-    # ---- removal of DIDs
-
-    def _remove_dids(self, dids: Collection[Did]) -> None:
-        """DIDs that left the shared namespace, where nothing local depends on them; else they are suspended and stay (R5.7).
-
-        In its own scopes this instance loses only rows that came from a guest.
-        """
-        for did in dids:
-            if self._is_home(did) and not self._is_guests(did):
-                continue
-            holder = next((name for name, table, columns in _HOLDERS if self._holds(table, columns, did)), None)
-            if holder is None:
-                self.session.execute(delete(DIDS).where(_is(DIDS, did)))
-                continue
-            self.session.execute(update(OPEN).where(_is(OPEN, did)).values(state=OpenDataDIDState.SUSPENDED, updated_at=_now()))
-            self._kept[did] = f"{did} left the shared namespace and stays here, suspended and unshared, since local {holder} hold it"
-
-    def _holds(self, table: Table, columns: tuple[str, str], did: Did) -> bool:
-        scope, name = did_key(did)
-        return (
-            self.session.execute(
-                select(table.c[columns[1]]).where(table.c[columns[0]] == scope, table.c[columns[1]] == name).limit(1)
-            ).first()
-            is not None
-        )
-
     # ---- leaves
-
-    def _is_home(self, did: Did) -> bool:
-        home = self.authority.charter.home(did.scope)
-        return home is not None and home.name == self.instance
-
-    def _is_guests(self, did: Did) -> bool:
-        """Whether the row of `did` was written here for another instance."""
-        owner = self.session.execute(select(DIDS.c.account).where(_is(DIDS, did))).scalar_one()
-        return owner.external in {account_of(one.name) for one in self.authority.charter.instances if one.name != self.instance}
 
     def _did_rows(self, dids: Collection[Did]) -> dict[Did, Any]:
         found: dict[Did, Any] = {}
@@ -342,28 +301,12 @@ class Materialise:
 _OF_FILES = ("bytes", "adler32", "md5", "guid", "events")
 """Columns that an attachment takes over from a file."""
 
-_HOLDERS: tuple[tuple[str, Table, tuple[str, str]], ...] = (
-    ("replicas", REPLICAS, ("scope", "name")),
-    ("rules", models.ReplicationRule.__table__, ("scope", "name")),
-    ("attachments", CONTENTS, ("scope", "name")),
-    ("attachments", CONTENTS, ("child_scope", "child_name")),
-    ("metadata", models.DidMeta.__table__, ("scope", "name")),
-    ("archives", models.ConstituentAssociation.__table__, ("scope", "name")),
-    ("archives", models.ConstituentAssociation.__table__, ("child_scope", "child_name")),
-    ("followers", models.DidFollowed.__table__, ("scope", "name")),
-    ("dataset locks", models.DatasetLock.__table__, ("scope", "name")),
-    ("dataset replicas", models.CollectionReplica.__table__, ("scope", "name")),
-    ("requests", models.Request.__table__, ("scope", "name")),
-    ("virtual placements", models.VirtualPlacements.__table__, ("scope", "name")),
-)
-"""What keeps a DID's row: the tables that refer to it, but for its open-data entry, which goes along."""
-
 
 def _did_row(did: Did, identity: Identity, account: InternalAccount) -> dict[str, Any]:
     """A new row. Collections are born open, and closed once their content is there. `is_new` NULL keeps them from subscriptions:
     through the table, since the ORM would write the server's default, TRUE."""
     scope, name = did_key(did)
-    now = _now()
+    now = utc_now()
     return {
         "scope": scope,
         "name": name,
@@ -386,18 +329,8 @@ def _did_row(did: Did, identity: Identity, account: InternalAccount) -> dict[str
     }
 
 
-def _is(table: Table, did: Did) -> ColumnElement[bool]:
-    scope, name = did_key(did)
-    return and_(table.c.scope == scope, table.c.name == name)
-
-
 def _is_container(entry: Entry) -> bool:
     return isinstance(entry, DidEntry) and entry.identity.type == keys.CONTAINER
-
-
-def _now() -> datetime:
-    """Rucio's columns hold naive UTC."""
-    return datetime.now(timezone.utc).replace(tzinfo=None)
 
 
 def _is_about_the_rows(error: Exception) -> bool:

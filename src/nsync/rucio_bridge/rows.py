@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Any, NamedTuple, Optional
 
@@ -16,7 +17,7 @@ from rucio.core.rse_expression_parser import parse_expression
 from rucio.db.sqla import models
 from rucio.db.sqla.constants import DIDType, OpenDataDIDState, ReplicaState
 from rucio.rse.translation import RSEDeterministicTranslation
-from sqlalchemy import select, tuple_
+from sqlalchemy import Column, ColumnElement, Table, and_, select, tuple_
 from sqlalchemy.orm import Session
 
 from nsync.catalogue.entries import AttachmentEntry, DidEntry, Entry, ReplicaEntry, RseEntry, ScopeEntry
@@ -38,6 +39,9 @@ RSES = models.RSE.__table__
 OPEN = models.OpenDataDid.__table__
 DOIS = models.OpenDataDOI.__table__
 SCOPES = models.Scope.__table__
+
+Ends = tuple[Column[Any], Column[Any]]
+"""The two columns that name a DID."""
 
 _STATES = {OpenDataDIDState.PUBLIC: keys.PUBLIC, OpenDataDIDState.SUSPENDED: keys.SUSPENDED}
 
@@ -190,18 +194,25 @@ class Rows:
 
     # ---- finding
 
-    def descendants(self, dids: Collection[Did]) -> set[Did]:
-        """Everything below `dids`, found level by level."""
+    def below(self, dids: Collection[Did]) -> set[Did]:
+        """Everything in one of `dids`, at any depth."""
+        return self._reached(dids, (CONTENTS.c.scope, CONTENTS.c.name), (CONTENTS.c.child_scope, CONTENTS.c.child_name))
+
+    def above(self, dids: Collection[Did]) -> set[Did]:
+        """Every collection that holds one of `dids`, at any depth."""
+        return self._reached(dids, (CONTENTS.c.child_scope, CONTENTS.c.child_name), (CONTENTS.c.scope, CONTENTS.c.name))
+
+    def _reached(self, dids: Collection[Did], near: Ends, far: Ends) -> set[Did]:
+        """What is found from `dids` along attachments, level by level."""
         found: set[Did] = set()
         frontier = set(dids)
-        c = CONTENTS.c
         while frontier:
-            below: set[Did] = set()
+            level: set[Did] = set()
             for chunk in chunks([did_key(did) for did in frontier]):
-                rows = self.session.execute(select(c.child_scope, c.child_name).where(tuple_(c.scope, c.name).in_(chunk)))
-                below |= {Did(row.child_scope.external, row.child_name) for row in rows}
-            frontier = below - found
-            found |= below
+                rows = self.session.execute(select(*far).where(tuple_(*near).in_(chunk)).distinct())
+                level |= {Did(scope.external, name) for scope, name in rows}
+            frontier = level - found
+            found |= level
         return found
 
     def hanging_on(self, dids: Collection[Did]) -> set[Fact]:
@@ -233,6 +244,17 @@ def matches(entry: Optional[Entry], row: Optional[Entry]) -> bool:
 def did_key(did: Did) -> tuple[InternalScope, str]:
     """A DID as Rucio's columns hold it."""
     return InternalScope(did.scope), did.name
+
+
+def of_did(table: Table, did: Did) -> ColumnElement[bool]:
+    """The condition that a row of `table` is about `did`."""
+    scope, name = did_key(did)
+    return and_(table.c.scope == scope, table.c.name == name)
+
+
+def utc_now() -> datetime:
+    """The time as Rucio's columns hold it: naive UTC."""
+    return datetime.now(timezone.utc).replace(tzinfo=None)
 
 
 def shared_attributes(attributes: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

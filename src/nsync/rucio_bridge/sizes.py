@@ -6,43 +6,26 @@ dataset below a container changes. So after a change the closed collections abov
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from rucio.core.did import list_one_did_childs_stmt
 from rucio.db.sqla.constants import DIDType
 from sqlalchemy import func, select, tuple_
 from sqlalchemy.orm import Session
 
 from nsync.namespace.keys import Did
-from nsync.rucio_bridge.rows import CONTENTS, DIDS, did_key
+from nsync.rucio_bridge.rows import CONTENTS, DIDS, Rows, did_key
 from nsync.store.database import chunks
 
 
-def stale(session: Session, changed: set[Did]) -> list[Did]:
+def stale(rows: Rows, changed: set[Did]) -> list[Did]:
     """The closed collections among `changed` and above whose sizes are not those of their content; datasets first."""
     found = []
-    for chunk in chunks([did_key(did) for did in changed | above(session, changed)]):
+    for chunk in chunks([did_key(did) for did in changed | rows.above(changed)]):
         query = select(DIDS.c.scope, DIDS.c.name, DIDS.c.did_type, DIDS.c.length, DIDS.c.bytes)
-        for row in session.execute(query.where(tuple_(DIDS.c.scope, DIDS.c.name).in_(chunk), DIDS.c.is_open.is_(False))).all():
+        for row in rows.session.execute(query.where(tuple_(DIDS.c.scope, DIDS.c.name).in_(chunk), DIDS.c.is_open.is_(False))).all():
             did = Did(row.scope.external, row.name)
-            if (row.length or 0, row.bytes or 0) != _content(session, did, row.did_type):
+            if (row.length or 0, row.bytes or 0) != _content(rows.session, did, row.did_type):
                 found.append((row.did_type == DIDType.CONTAINER, did))
     return [did for _, did in sorted(found)]
-
-
-def above(session: Session, dids: Collection[Did]) -> set[Did]:
-    """Every collection that holds one of `dids`, at any depth."""
-    found: set[Did] = set()
-    frontier = set(dids)
-    c = CONTENTS.c
-    while frontier:
-        parents: set[Did] = set()
-        for chunk in chunks([did_key(did) for did in frontier]):
-            rows = session.execute(select(c.scope, c.name).where(tuple_(c.child_scope, c.child_name).in_(chunk)).distinct())
-            parents |= {Did(row.scope.external, row.name) for row in rows}
-        frontier = parents - found
-        found |= parents
-    return found
 
 
 def _content(session: Session, did: Did, did_type: DIDType) -> tuple[int, int]:
