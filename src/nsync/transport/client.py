@@ -15,16 +15,16 @@ from __future__ import annotations
 import asyncio
 import io
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Callable, Optional
+from typing import Optional
 
 import aiohttp
 
 from nsync.authority.charter import Charter, Instance
 from nsync.errors import NotAuthorised, NsyncError, ProtocolError, TransportError
 from nsync.transport import wire
-from nsync.transport.ports import Receipt
+from nsync.transport.ports import Receipt, Take
 from nsync.transport.requests import NONCE_BYTES, Signer, authorization
 from nsync.transport.times import wall_ms
 
@@ -37,9 +37,6 @@ KEEPALIVE_S = 20.0
 """Shorter than the server's, so that a request never meets a connection that is being closed."""
 
 PEER_CONNECTIONS_MAX = 2
-
-Take = Callable[[Sequence[bytes]], Awaitable[None]]
-"""Is given the pulled frames, a batch at a time; the next ones are read when it has returned."""
 
 
 def open_session(source_address: Optional[str] = None) -> aiohttp.ClientSession:

@@ -8,19 +8,33 @@ exchange fail at its end, with the reason, so that the pair tries again later an
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Optional
+from typing import Optional, Protocol
 
 from nsync.errors import NsyncError, ProtocolError, RejectedSegment
 from nsync.transport import session, wire
-from nsync.transport.client import PeerClient
-from nsync.transport.ports import Head, LogDoor
+from nsync.transport.ports import Head, LogDoor, Receipt, Take
 from nsync.transport.times import monotonic_ms
+
+
+class Peer(Protocol):
+    """What an exchange asks of one peer: `client.PeerClient`, or a simulation's."""
+
+    name: str
+
+    async def hello(self, digest: bytes) -> wire.HelloReply:
+        """Whether the peer's heads have `digest`, and its heads if not."""
+
+    async def pull(self, have: Mapping[bytes, int], take: Take) -> None:
+        """Give `take` what the peer has beyond `have`."""
+
+    async def push(self, frames: Sequence[bytes]) -> Receipt:
+        """Give the peer one batch of frames to store."""
 
 
 class Exchange:
     """Run it once. Its numbers are true also when it ends early."""
 
-    def __init__(self, client: PeerClient, log: LogDoor) -> None:
+    def __init__(self, client: Peer, log: LogDoor) -> None:
         self._client = client
         self._log = log
         self.round_trip_ms: Optional[int] = None

@@ -17,16 +17,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import AsyncIterator
 from concurrent.futures import Executor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import asdict
-from typing import Any, NamedTuple, Optional
-
-import aiohttp
+from typing import Any, Callable, NamedTuple, Optional
 
 from nsync.authority.charter import Charter, Instance
 from nsync.errors import NsyncError
 from nsync.transport.client import PeerClient, open_session
-from nsync.transport.exchange import Exchange
+from nsync.transport.exchange import Exchange, Peer
 from nsync.transport.peers import PeerState
 from nsync.transport.ports import LogDoor, OnReceived, SegmentLog
 from nsync.transport.requests import Signer
@@ -38,6 +38,10 @@ INTERVAL_S = 5.0
 RELAY_PEERS_MAX = 4
 RELAY_S_MAX = 0.5
 """Others' segments are passed on within this time: most often their author was faster, and it is one small round trip."""
+
+
+Reach = Callable[[], AbstractAsyncContextManager[Callable[[Instance], Peer]]]
+"""Opens what it takes to reach peers, and gives the client of each."""
 
 
 class SyncReport(NamedTuple):
@@ -66,8 +70,9 @@ class Gossip:
         on_received: OnReceived,
         interval_s: float = INTERVAL_S,
         source_address: Optional[str] = None,
+        reach: Optional[Reach] = None,
     ) -> None:
-        """`on_received`: what the node does about segments from elsewhere; see ports.OnReceived."""
+        """`on_received`: what the node does about segments from elsewhere; see ports.OnReceived. `reach`: HTTP, unless given."""
         self._charter = charter
         self._me = me
         self._signer = signer
@@ -76,6 +81,7 @@ class Gossip:
         self._on_received = on_received
         self._interval_s = interval_s
         self._source_address = source_address
+        self._reach = reach or self._over_http
         self._peers = {i.name: i for i in charter.instances if i.author != me.author}
         self._states = {name: PeerState(name) for name in self._peers}
         self._woken = {name: asyncio.Event() for name in self._peers}
@@ -85,8 +91,8 @@ class Gossip:
 
     async def run(self) -> None:
         """Keep up with every peer, until cancelled."""
-        async with open_session(self._source_address) as http:
-            tasks = [asyncio.ensure_future(self._keep_up(self._client(http, name))) for name in self._peers]
+        async with self._reach() as client:
+            tasks = [asyncio.ensure_future(self._keep_up(client(peer))) for peer in self._peers.values()]
             try:
                 await asyncio.gather(*tasks)
             finally:
@@ -98,8 +104,8 @@ class Gossip:
 
     async def sync_once(self) -> list[SyncReport]:
         """One exchange with every peer, whatever its back-off."""
-        async with open_session(self._source_address) as http:
-            return await asyncio.gather(*(self._exchange(self._client(http, name)) for name in self._peers))
+        async with self._reach() as client:
+            return await asyncio.gather(*(self._exchange(client(peer)) for peer in self._peers.values()))
 
     def wake(self) -> None:
         """New segments were stored here: tell all peers."""
@@ -122,10 +128,12 @@ class Gossip:
         for name in self._rng.sample(sorted(self._peers), min(RELAY_PEERS_MAX, len(self._peers))):
             self._woken[name].set()
 
-    def _client(self, http: aiohttp.ClientSession, name: str) -> PeerClient:
-        return PeerClient(http, self._charter, self._me, self._peers[name], self._signer)
+    @asynccontextmanager
+    async def _over_http(self) -> AsyncIterator[Callable[[Instance], Peer]]:
+        async with open_session(self._source_address) as http:
+            yield lambda peer: PeerClient(http, self._charter, self._me, peer, self._signer)
 
-    async def _keep_up(self, client: PeerClient) -> None:
+    async def _keep_up(self, client: Peer) -> None:
         while True:
             await self._exchange(client)
             await self._due(client.name)
@@ -143,7 +151,7 @@ class Gossip:
         finally:
             timer.cancel()
 
-    async def _exchange(self, client: PeerClient) -> SyncReport:
+    async def _exchange(self, client: Peer) -> SyncReport:
         async with self._busy[client.name]:
             self._woken[client.name].clear()
             exchange = Exchange(client, self._log)

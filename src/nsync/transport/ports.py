@@ -10,7 +10,7 @@ To the transport a frame is opaque. The log verifies it, so it makes no differen
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Callable, Optional, Protocol
 
@@ -30,10 +30,13 @@ class SegmentLog(Protocol):
         """Verify the frames that the instance `sender` passed on, and store what is new; returns after COMMIT."""
 
 
-__all__ = ["Head", "LogDoor", "OnReceived", "Receipt", "SegmentLog", "StoredSegment"]
+__all__ = ["Head", "LogDoor", "OnReceived", "Receipt", "SegmentLog", "StoredSegment", "Take"]
 
 OnReceived = Callable[[], None]
 """Called on the event loop after segments from elsewhere became durable. It must not block."""
+
+Take = Callable[[Sequence[bytes]], Awaitable[None]]
+"""Is given the pulled frames, a batch at a time; the next ones are read when it has returned."""
 
 
 class LogDoor:

@@ -1,7 +1,8 @@
-"""The transport's two clocks: wall time for what peers compare, monotonic time for what this process waits for."""
+"""The transport's two clocks: wall time for what peers compare, the event loop's for what this process waits for."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 
@@ -11,5 +12,5 @@ def wall_ms() -> int:
 
 
 def monotonic_ms() -> int:
-    """Milliseconds of a clock that never jumps."""
-    return time.monotonic_ns() // 1_000_000
+    """Milliseconds of the clock by which the running event loop sleeps: one that never jumps, or a simulation's."""
+    return int(asyncio.get_running_loop().time() * 1000)
