@@ -12,7 +12,6 @@ import io
 import logging
 import random
 import secrets
-import socket
 import struct
 import threading
 import time
@@ -28,11 +27,13 @@ import pytest
 from nsync.auth.keys import SigningKey
 from nsync.authority.charter import Charter, FederationId, Instance
 from nsync.errors import NotAuthorised, ProtocolError, TransportError
+from nsync.log.stored import Head, Receipt, StoredSegment
+from nsync.testbed.layout import free_ports
 from nsync.transport import session, wire
 from nsync.transport.client import PeerClient, open_session
 from nsync.transport.gossip import RELAY_S_MAX, Gossip
 from nsync.transport.listener import Listener
-from nsync.transport.ports import Head, LogDoor, Receipt, StoredSegment
+from nsync.transport.ports import LogDoor
 from nsync.transport.requests import authorization
 from nsync.transport.server import PEER_EXCHANGES_MAX, Server
 
@@ -168,14 +169,6 @@ class Node:
 
     def peer(self, name: str) -> dict[str, Any]:
         return next(state for state in self.gossip.status() if state["name"] == name)
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 def members(names: str) -> tuple[Charter, list[SigningKey]]:
