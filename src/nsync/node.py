@@ -145,7 +145,7 @@ class Node:
         metrics.WRITE_LOCK_SECONDS.inc(worked.held_ms / 1000)
         metrics.PUBLISHED_OPS.inc(worked.published)
         for peer in self.gossip.status():
-            metrics.PEER_FAILURES.labels(peer["name"]).set(peer["failures"])
+            metrics.PEER_FAILURES.labels(peer.name).set(peer.failures)
         if worked.published:
             LOG.info("published %d ops", worked.published)
             self.gossip.wake()
