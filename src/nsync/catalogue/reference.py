@@ -7,17 +7,19 @@ Segments are applied in causal order; whoever calls sees to that. `catalogue` is
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Union
+from copy import copy
 
 from nsync.authority.effective import Authority
 from nsync.catalogue.entries import Conflict, Entry
-from nsync.catalogue.judge import first_claims, is_doi, judge
+from nsync.catalogue.judge import first_claims, judge
+from nsync.catalogue.opendata import Name, name_of
 from nsync.catalogue.rules import Reader
-from nsync.catalogue.view import Node, derive
+from nsync.catalogue.state import About, Hanging, Node, other_end
+from nsync.catalogue.view import derive
 from nsync.crdt import Dot, Pasts, Slot, Slots
 from nsync.crdt.past import steps_of
 from nsync.log.segment import Segment
-from nsync.namespace.keys import Attachment, Attribute, Did, Fact, Key, Replica, ends_of
+from nsync.namespace.keys import Attribute, Did, Fact, Key, anchor_of
 
 
 class Reference:
@@ -32,8 +34,9 @@ class Reference:
         self._slots = Slots()
         self._claims: dict[Did, dict[bytes, Slot]] = {}
         self._waiting: list[tuple[Key, Slot]] = []
-        self._hanging: dict[Node, set[Union[Attachment, Replica]]] = {}
-        self._doi_keys: set[Attribute] = set()
+        self._anchored: dict[Did, set[Key]] = {}
+        self._hanging: dict[Node, set[Hanging]] = {}
+        self._name_keys: set[Attribute] = set()
 
     def apply(self, segment: Segment) -> None:
         """Take in the next segment of its author's log."""
@@ -48,7 +51,7 @@ class Reference:
         self.heads[header.author] = header.last
         touched = self._join([*settled, *judged.effective])
         touched |= {did for did, claims in self._claims.items() if len(claims) > 1}
-        touched |= self._doi_keys
+        touched |= self._name_keys
         derived = derive(self, Reader(self.authority, self.pasts), touched)
         for fact, entry in derived.entries.items():
             if entry is None:
@@ -60,7 +63,9 @@ class Reference:
 
     def recomputed(self) -> tuple[dict[Fact, Entry], dict[Fact, Sequence[Conflict]]]:
         """Catalogue and conflicts, derived from nothing but the slots, claims and pasts."""
-        derived = derive(self, Reader(self.authority, self.pasts), self.slot_keys())
+        anew = copy(self)
+        anew.catalogue, anew.conflicts = {}, {}
+        derived = derive(anew, Reader(self.authority, self.pasts), self.slot_keys())
         shown = {fact: entry for fact, entry in derived.entries.items() if entry is not None}
         return shown, {fact: found for fact, found in derived.conflicts.items() if found}
 
@@ -82,10 +87,13 @@ class Reference:
         for key, slot in statements:
             self._slots.join(key, slot)
             touched.add(key)
-            for end in ends_of(key):
+            anchor, end = anchor_of(key), other_end(key)
+            if isinstance(anchor, Did):
+                self._anchored.setdefault(anchor, set()).add(key)
+            if end is not None:
                 self._hanging.setdefault(end, set()).add(key)  # type: ignore[arg-type]
-            if is_doi(key):
-                self._doi_keys.add(key)  # type: ignore[arg-type]
+            if not slot.retract and name_of(key, slot.value) is not None:
+                self._name_keys.add(key)  # type: ignore[arg-type]
         return touched
 
     # what `derive` asks
@@ -93,14 +101,20 @@ class Reference:
     def slots(self, wanted: Collection[Key]) -> Mapping[Key, Sequence[Slot]]:
         return {key: self._slots.of(key) for key in wanted if self._slots.of(key)}
 
-    def claims(self, dids: Collection[Did]) -> Mapping[Did, Sequence[Slot]]:
-        return {did: sorted(self._claims[did].values()) for did in dids if did in self._claims}
+    def about(self, dids: Collection[Did]) -> Mapping[Did, About]:
+        return {
+            did: About(self.slots(self._anchored[did]), sorted(self._claims.get(did, {}).values())) for did in dids if did in self._anchored
+        }
 
     def entries(self, facts: Collection[Fact]) -> Mapping[Fact, Entry]:
         return {fact: self.catalogue[fact] for fact in facts if fact in self.catalogue}
 
-    def hanging_on(self, nodes: Collection[Node]) -> Iterable[Union[Attachment, Replica]]:
+    def hanging_on(self, nodes: Collection[Node]) -> Iterable[Hanging]:
         return {fact for node in nodes for fact in self._hanging.get(node, ())}
 
-    def doi_claimants(self, dois: Collection[str]) -> Iterable[Did]:
-        return {key.fact for key in self._doi_keys for slot in self._slots.of(key) if slot.value in dois}  # type: ignore[misc]
+    def asking(self, names: Collection[Name]) -> Iterable[Did]:
+        said = ((key, slot) for key in self._name_keys for slot in self._slots.of(key) if not slot.retract)
+        return {key.fact for key, slot in said if name_of(key, slot.value) in names}  # type: ignore[misc]
+
+    def dids_in(self, scopes: Collection[str]) -> Iterable[Did]:
+        return {fact for fact in self.catalogue if isinstance(fact, Did) and fact.scope in scopes}

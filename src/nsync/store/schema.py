@@ -133,6 +133,7 @@ conflict = Table(
     Column("winner", Text, nullable=False),
     Column("loser", Text, nullable=False),
     Column("resolve", Text, nullable=False),
+    Column("stamps", Text, nullable=False),
     Index("nsync_conflict_key", "key"),
 )
 """What a rule of the catalogue took away."""

@@ -6,28 +6,30 @@ Every method works on a batch: one statement per 400 keys to read, one executema
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Union
+from typing import Any
 
 from sqlalchemy import Column, Connection, Row, Table, delete, insert, select, text
 
 from nsync.authority.effective import Authority
+from nsync.catalogue.dids import META_FIELDS_MAX
 from nsync.catalogue.entries import Conflict, Entry, entry_from_wire, plain
-from nsync.catalogue.judge import first_claims, is_doi, last_of_each
+from nsync.catalogue.judge import first_claims, last_of_each
+from nsync.catalogue.opendata import Name, name_of
 from nsync.catalogue.rules import Reader
-from nsync.catalogue.view import Derived, Node, derive
+from nsync.catalogue.state import About, Derived, Hanging, Node, other_end
+from nsync.catalogue.view import derive
 from nsync.clock import Stamp
 from nsync.crdt import Dot, Slot
 from nsync.namespace import codec
+from nsync.namespace.fields import DID
 from nsync.namespace.keys import (
-    Attachment,
     Attribute,
     Did,
     Fact,
     Key,
-    Replica,
     Scope,
+    anchor_of,
     check_value,
-    ends_of,
     from_key_bytes,
     key_bytes,
     to_wire,
@@ -57,7 +59,8 @@ _DOIS = text(
     "SELECT s.key FROM nsync_slot s JOIN nsync_link l ON l.key = s.key WHERE s.author = :other AND s.seq > :low AND s.seq <= :high "
     "AND l.node >= :doi AND l.node < :after"
 )
-_DOI_NODE = b"doi:"
+_NAME_NODE = b"name:"
+_ANCHOR_NODE = b"at:"
 
 
 class SqlState:
@@ -76,26 +79,33 @@ class SqlState:
             found.setdefault(key, []).append(slot)
         return {key: sorted(slots) for key, slots in found.items()}
 
-    def claims(self, dids: Collection[Did]) -> dict[Did, Sequence[Slot]]:
-        found: dict[Did, list[Slot]] = {}
+    def about(self, dids: Collection[Did]) -> dict[Did, About]:
+        anchored = [row.key for row in self._in(schema.link, schema.link.c.node, {_ANCHOR_NODE + key_bytes(did) for did in dids})]
+        slots: dict[Did, dict[Key, Sequence[Slot]]] = {}
+        for key, said in self.slots([from_key_bytes(key) for key in anchored]).items():
+            slots.setdefault(anchor_of(key), {})[key] = said  # type: ignore[arg-type]
+        claims: dict[Key, list[Slot]] = {}
         for key, slot in self._statements(schema.claim, dids):
-            assert isinstance(key, Did)
-            found.setdefault(key, []).append(slot)
-        return {did: sorted(slots) for did, slots in found.items()}
+            claims.setdefault(key, []).append(slot)
+        return {did: About(found, sorted(claims.get(did, ()))) for did, found in slots.items()}
 
     def entries(self, facts: Collection[Fact]) -> dict[Fact, Entry]:
         rows = self._in(schema.entry, schema.entry.c.key, {key_bytes(fact) for fact in facts})
         return dict(_entry(row.key, row.entry) for row in rows)
 
-    def hanging_on(self, nodes: Collection[Node]) -> Iterable[Union[Attachment, Replica]]:
+    def hanging_on(self, nodes: Collection[Node]) -> Iterable[Hanging]:
         rows = self._in(schema.link, schema.link.c.node, {key_bytes(node) for node in nodes})
-        found = {from_key_bytes(row.key) for row in rows}
-        return {key for key in found if isinstance(key, (Attachment, Replica))}
+        return {from_key_bytes(row.key) for row in rows}  # type: ignore[misc]
 
-    def doi_claimants(self, dois: Collection[str]) -> Iterable[Did]:
-        rows = self._in(schema.link, schema.link.c.node, {_DOI_NODE + doi.encode() for doi in dois})
-        found = {from_key_bytes(row.key) for row in rows}
-        return {key.fact for key in found if isinstance(key, Attribute) and isinstance(key.fact, Did)}
+    def asking(self, names: Collection[Name]) -> Iterable[Did]:
+        rows = self._in(schema.link, schema.link.c.node, {_name_node(name) for name in names})
+        return {from_key_bytes(row.key).fact for row in rows}  # type: ignore[union-attr,misc]
+
+    def dids_in(self, scopes: Collection[str]) -> Iterable[Did]:
+        columns = schema.entry.c
+        for chunk in chunks(sorted(scopes)):
+            query = select(columns.scope, columns.name).where(columns.kind == DID, columns.scope.in_(chunk))
+            yield from (Did(row.scope, row.name) for row in self.connection.execute(query))
 
     # ---- the join, and the catalogue after it
 
@@ -104,8 +114,10 @@ class SqlState:
         claims = [_row(did, slot) for (did, _), slot in first_claims(statements).items()]
         self._many(_CLAIM, claims)
         self._many(_JOIN, [_row(key, slot) for (key, _), slot in last_of_each(statements).items()])
-        links = {(key_bytes(end), key_bytes(key)) for key, _ in statements for end in ends_of(key)}
-        links |= {(_DOI_NODE + slot.value.encode(), key_bytes(key)) for key, slot in statements if is_doi(key) and not slot.retract}
+        links = {(_ANCHOR_NODE + key_bytes(anchor_of(key)), key_bytes(key)) for key, _ in statements if isinstance(anchor_of(key), Did)}
+        links |= {(key_bytes(end), key_bytes(key)) for key, _ in statements for end in [other_end(key)] if end is not None}
+        asked = ((name_of(key, slot.value), key) for key, slot in statements if not slot.retract)
+        links |= {(_name_node(name), key_bytes(key)) for name, key in asked if name is not None}
         self._many(_LINK, [{"node": node, "key": key} for node, key in sorted(links)])
         return {key for key, _ in statements}
 
@@ -149,7 +161,7 @@ class SqlState:
             self.connection.execute(delete(schema.waiting).where(columns.id.in_(chunk)))
         reach = {"other": other, "low": low, "high": high}
         rivals = self.connection.execute(_RIVALS, reach).scalars().all()
-        dois = self.connection.execute(_DOIS, {**reach, "doi": _DOI_NODE, "after": _DOI_NODE[:-1] + b";"}).scalars().all()
+        dois = self.connection.execute(_DOIS, {**reach, "doi": _NAME_NODE, "after": _NAME_NODE[:-1] + b";"}).scalars().all()
         return [_statement(row) for row in mine], {from_key_bytes(key) for key in [*rivals, *dois]}
 
     def refresh(self, touched: Collection[Key]) -> set[Fact]:
@@ -193,7 +205,7 @@ class SqlState:
         for row in self._in(schema.conflict, schema.conflict.c.key, {key_bytes(fact) for fact in facts}):
             fact = from_key_bytes(row.key)
             assert not isinstance(fact, Attribute)
-            found.setdefault(fact, []).append(Conflict(row.rule, row.winner, row.loser, row.resolve))
+            found.setdefault(fact, []).append(Conflict(row.rule, row.winner, row.loser, row.resolve, row.stamps))
         return {fact: sorted(conflicts) for fact, conflicts in found.items()}
 
     # ---- leaves
@@ -208,6 +220,11 @@ class SqlState:
     def _many(self, statement: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         if rows:
             self.connection.execute(statement, rows)
+
+
+def _name_node(name: Name) -> bytes:
+    field, value = name
+    return _NAME_NODE + field.encode() + b":" + str(value).encode()
 
 
 def _row(key: Key, slot: Slot) -> dict[str, Any]:
@@ -231,4 +248,4 @@ def _statement(row: Row[Any]) -> tuple[Key, Slot]:
 def _entry(key: bytes, entry: bytes) -> tuple[Fact, Entry]:
     fact = from_key_bytes(key)
     assert not isinstance(fact, Attribute)
-    return fact, entry_from_wire(fact, codec.decode(entry, "entry"))
+    return fact, entry_from_wire(fact, codec.decode(entry, "entry", META_FIELDS_MAX))

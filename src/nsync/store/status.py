@@ -61,4 +61,4 @@ def status(connection: Connection) -> Status:
 def conflicts(connection: Connection) -> list[tuple[Key, Conflict]]:
     """Every conflict that the rules of the catalogue left behind, with what it is about."""
     rows = connection.execute(select(schema.conflict).order_by(schema.conflict.c.key, schema.conflict.c.loser))
-    return [(from_key_bytes(row.key), Conflict(row.rule, row.winner, row.loser, row.resolve)) for row in rows]
+    return [(from_key_bytes(row.key), Conflict(row.rule, row.winner, row.loser, row.resolve, row.stamps)) for row in rows]

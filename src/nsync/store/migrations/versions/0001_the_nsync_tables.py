@@ -32,6 +32,7 @@ def upgrade() -> None:
         sa.Column("winner", sa.Text(), nullable=False),
         sa.Column("loser", sa.Text(), nullable=False),
         sa.Column("resolve", sa.Text(), nullable=False),
+        sa.Column("stamps", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("nsync_conflict_key", "nsync_conflict", ["key"], unique=False)
