@@ -50,8 +50,10 @@ class Reference:
         self._waiting = [pair for pair in self._waiting if pair not in settled]
         self.heads[header.author] = header.last
         touched = self._join([*settled, *judged.effective])
-        touched |= {did for did, claims in self._claims.items() if len(claims) > 1}
-        touched |= self._name_keys
+        ordered: list[tuple[Key, Collection[Slot]]] = [(did, claims.values()) for did, claims in self._claims.items() if len(claims) > 1]
+        for key, slots in [*ordered, *((key, self._slots.of(key)) for key in self._name_keys)]:
+            if any(self.pasts.seen_from(header.author, slot.dot) == header.first for slot in slots):
+                touched.add(key)  # their order may be another, now that this author has seen one of them
         derived = derive(self, Reader(self.authority, self.pasts), touched)
         for fact, entry in derived.entries.items():
             if entry is None:
