@@ -201,6 +201,12 @@ def test_a_database_in_memory_is_one_for_the_whole_engine() -> None:
     engine.dispose()
 
 
+def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
+    (tmp_path / "nsync.db").write_text("a text, not a database" * 100)
+    with pytest.raises(ConfigError, match=r"nsync\.db cannot be opened.*not a database"):
+        open_store(sqlite_url(tmp_path), only_writer=True)
+
+
 @pytest.mark.parametrize(
     ("url", "text_of_error"),
     [

@@ -127,9 +127,13 @@ class _Durable(sqlite3.Connection):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.lock = self._lock()
-        for pragma in PRAGMAS:
-            self.execute(f"PRAGMA {pragma}")
+        try:
+            self.lock = self._lock()
+            for pragma in PRAGMAS:
+                self.execute(f"PRAGMA {pragma}")
+        except BaseException:
+            self.close()
+            raise
 
     def _lock(self) -> Optional[_FileLock]:
         return None
@@ -144,11 +148,7 @@ class _OnlyWriter(_Durable):
 
     def _lock(self) -> Optional[_FileLock]:
         ((_, _, path),) = self.execute("PRAGMA database_list")
-        try:
-            return _FileLock.of(path) if path else None
-        except ConfigError:
-            self.close()
-            raise
+        return _FileLock.of(path) if path else None
 
     def close(self) -> None:
         super().close()
