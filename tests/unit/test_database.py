@@ -85,6 +85,14 @@ def test_a_level_in_which_a_writer_would_miss_another_is_refused(postgres_url: s
 
 
 @pytest.mark.postgres
+def test_commits_that_a_crash_may_lose_are_refused(postgres_url: str) -> None:
+    engine = create_engine(postgres_url, connect_args={"options": "-c synchronous_commit=off"})
+    with pytest.raises(ConfigError, match="synchronous_commit"), writing(engine):
+        pass
+    engine.dispose()
+
+
+@pytest.mark.postgres
 def test_schemas_have_locks_of_their_own(postgres_url: str) -> None:
     one = open_store(postgres_url)
     with one.begin() as connection:

@@ -8,7 +8,7 @@ A transaction that will write takes its turn at its start (R7.3), before it read
   committed, since PostgreSQL shows a commit before it gives up the locks. A stricter level reads from a snapshot as old as the
   first statement, which is the wait for the lock itself, and would miss it.
 
-What is committed is durable: `open_store` opens SQLite with `synchronous=FULL`; PostgreSQL waits for its log by default.
+What is committed is durable: `open_store` opens SQLite with `synchronous=FULL`; on PostgreSQL `synchronous_commit` must not be off.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ WAL_RESET_BUG = sqlite3.sqlite_version_info < (3, 51, 3)
 PRAGMAS = ("journal_mode=WAL", "synchronous=FULL")
 
 _ADVISORY = text(
-    "SELECT set_config('lock_timeout', :wait_ms, true), pg_advisory_xact_lock(:key), current_setting('transaction_isolation') AS level"
+    "SELECT set_config('lock_timeout', :wait_ms, true), pg_advisory_xact_lock(:key), "
+    "current_setting('transaction_isolation') AS level, current_setting('synchronous_commit') AS syncs"
 )
 
 T = TypeVar("T")
@@ -60,16 +61,21 @@ def writing(engine: Engine) -> Iterator[Connection]:
 
 
 def begin_writing(connection: Connection) -> None:
-    """Wait for the turn to write. Raises OperationalError when it does not come, ConfigError for an unfit isolation level."""
+    """Wait for the turn to write. Raises OperationalError when it does not come, ConfigError where writing would not be safe."""
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     elif connection.dialect.name == "postgresql":
         wait_ms = str(int(WRITE_LOCK_WAIT_S_MAX * 1000))
-        level = connection.execute(_ADVISORY, {"key": lock_key(connection), "wait_ms": wait_ms}).one().level
-        if level != "read committed":
+        found = connection.execute(_ADVISORY, {"key": lock_key(connection), "wait_ms": wait_ms}).one()
+        if found.level != "read committed":
             raise ConfigError(
-                f"transactions of this database are {level.upper()}, in which a writer misses what the one before it committed; "
+                f"transactions of this database are {found.level.upper()}, in which a writer misses what the one before it committed; "
                 "make them READ COMMITTED: default_transaction_isolation of the role or database, or isolation_level of the engine"
+            )
+        if found.syncs == "off":
+            raise ConfigError(
+                "synchronous_commit of this database is off, and a crash would lose what peers were told is stored; "
+                "set it to on (or local) for the role or the database"
             )
 
 
