@@ -43,7 +43,7 @@ class Sqlite:
             self.connection.execute(f"PRAGMA {pragma}")
 
     def dialect(self, statement: str) -> str:
-        return statement.format(blob="BLOB", clustered="WITHOUT ROWID")
+        return statement.format(blob="BLOB", int64="INTEGER", clustered="WITHOUT ROWID")
 
     def execute(self, statement: str) -> None:
         self.connection.execute(statement)
@@ -96,7 +96,7 @@ class Postgres:
         self.backend = self.connection.info.backend_pid
 
     def dialect(self, statement: str) -> str:
-        return statement.format(blob="BYTEA", clustered="")
+        return statement.format(blob="BYTEA", int64="BIGINT", clustered="")
 
     def execute(self, statement: str) -> None:
         self.connection.execute(statement)

@@ -14,6 +14,11 @@ seconds include waiting for the disk. What a candidate must do to make its rows,
     c2  c with 64 bits of the whole key's hash: no neighbours
     c3  c with `about` built last, in the order of its keys
     c5  c with `about` as a heap and an index on the key alone
+    c6  c with log and seq packed into one integer, the primary key of op
+    c7  c with op numbered as it arrives, over all logs: op is only ever appended to, and segments tell where each begins
+    c8  c7 with a row for each 16 ops, compressed together; whoever looks one up inflates 16
+    c9  c8 with keys that begin with 20 bits of the hash of the first half of the file's name, which the files of a dataset
+        have in common, then 24 bits of the file's and 20 of the whole key's
     +s  the rows of a batch sorted by key before they are inserted
 
 a and b get no log here, which they need as well; c has it inside.
@@ -36,15 +41,23 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 
 import msgpack
+import zstandard
 
 from benchmarks.databases import Database, Postgres, Sqlite, postgres_server
-from benchmarks.names import files
+from benchmarks.names import File, files
+from benchmarks.streams import file_statements
+from nsync.namespace.keys import Rse, key_bytes
 
 TURN = 1 << 16
 LOGS = 4
+SEGMENT_OPS = 4096
+RSE = Rse("atlas", "DISK")
+UPDATES = 1 << 40
+"""The seq of the first update."""
 LOOKUP_KEYS = 1000
 LOOKUPS = 15
 CATCH_UP_OPS = 1 << 14
+BLOCK = 16
 SECRET = bytes(range(16))
 
 Row = tuple[Any, ...]
@@ -56,12 +69,13 @@ class Statement(NamedTuple):
 
 
 class Op(NamedTuple):
-    """`node` is the file that all statements are about."""
+    """`node` is the file that all statements are about, `stem` the scope and the first half of its name."""
 
     log: int
     seq: int
     raw: bytes
     node: bytes
+    stem: bytes
     statements: tuple[Statement, ...]
 
 
@@ -74,6 +88,8 @@ class Layout(NamedTuple):
     lookup: str
     catch_up: str
     late: tuple[str, ...] = ()
+    block: int = 1
+    """Ops in a row that is compressed."""
 
 
 # ---- the candidates
@@ -89,6 +105,10 @@ def natural(op: Op, key: bytes) -> bytes:
 
 def neighbours(op: Op, key: bytes) -> int:
     return (_hash(op.node, 5) << 24 | _hash(key, 3)) - (1 << 63)
+
+
+def near(op: Op, key: bytes) -> int:
+    return ((_hash(op.stem, 3) >> 4 << 24 | _hash(op.node, 3)) << 20 | _hash(key, 3) >> 4) - (1 << 63)
 
 
 def scattered(op: Op, key: bytes) -> int:
@@ -139,6 +159,58 @@ def by_dot(key: Callable[[Op, bytes], int], sort: bool, late: bool = False, heap
     )
 
 
+def by_number(
+    number: Callable[[Op], int], begins: int, late: bool = False, block: int = 1, key: Callable[[Op, bytes], int] = neighbours
+) -> Layout:
+    """c6 to c9; `begins` is the number before the first op of log 1."""
+
+    def rows(ops: Sequence[Op]) -> dict[str, list[Row]]:
+        about = [(key(op, s.key), number(op)) for op in ops for s in op.statements]
+        if block == 1:
+            stored: list[Row] = [(number(op), op.raw) for op in ops]
+        else:
+            stored = [(number(ops[i]), deflated([op.raw for op in ops[i : i + block]])) for i in range(0, len(ops), block)]
+        return {"op": stored, "fresh" if late else "about": about if late else sorted(about)}
+
+    tables = (
+        "CREATE TABLE op (dot {int64} PRIMARY KEY, raw {blob})",
+        "CREATE TABLE about (key BIGINT, dot BIGINT, PRIMARY KEY (key, dot)) {clustered}",
+    )
+    fill = ("INSERT INTO about SELECT key, dot FROM fresh ORDER BY key, dot", "DROP TABLE fresh")
+    first = "(SELECT max(dot) FROM op WHERE dot <= a.dot)"
+    return Layout(
+        (*tables, "CREATE TABLE fresh (key BIGINT, dot BIGINT)") if late else tables,
+        rows,
+        key,
+        f"SELECT a.key, a.dot, o.raw FROM about a JOIN op o ON o.dot = {'a.dot' if block == 1 else first} WHERE a.key IN ({{keys}})",
+        f"SELECT dot, raw FROM op WHERE dot > {begins} + {{seq}} AND dot <= {begins} + {{seq}} + {{ops}} ORDER BY dot",
+        fill if late else (),
+        block,
+    )
+
+
+def deflated(raw: list[bytes]) -> bytes:
+    return _COMPRESSOR.compress(msgpack.packb(raw))
+
+
+def inflated(raw: bytes) -> list[bytes]:
+    found: list[bytes] = msgpack.unpackb(_DECOMPRESSOR.decompress(raw))
+    return found
+
+
+_COMPRESSOR, _DECOMPRESSOR = zstandard.ZstdCompressor(level=1), zstandard.ZstdDecompressor()
+
+
+def packed(op: Op) -> int:
+    return op.log << 48 | op.seq
+
+
+def arrival(op: Op) -> int:
+    """The place in the stream that `ops` makes; updates come after everything."""
+    turn, place = divmod(op.seq - 1, SEGMENT_OPS)
+    return op.seq if op.seq >= UPDATES else (turn * LOGS + op.log - 1) * SEGMENT_OPS + place + 1
+
+
 LAYOUTS = {
     "a": slot(hash16, "", False),
     "a+s": slot(hash16, "", True),
@@ -150,6 +222,12 @@ LAYOUTS = {
     "c2+s": by_dot(scattered, True),
     "c3": by_dot(neighbours, False, late=True),
     "c5+s": by_dot(neighbours, True, heap=True),
+    "c6+s": by_number(packed, 1 << 48),
+    "c7+s": by_number(arrival, 0),
+    "c7 late": by_number(arrival, 0, late=True),
+    "c8+s": by_number(arrival, 0, block=BLOCK),
+    "c9+s": by_number(arrival, 0, block=BLOCK, key=near),
+    "c8 late": by_number(arrival, 0, late=True, block=BLOCK),
 }
 
 
@@ -157,27 +235,27 @@ LAYOUTS = {
 
 
 def ops(seed: int) -> Iterator[Op]:
-    """Logs take turns of 4096 ops, the size of a segment."""
+    """Logs take turns of a segment each."""
     logs = [(number, files(seed + number)) for number in range(1, LOGS + 1)]
     first = 1
     while True:
         for log, source in logs:
-            for seq in range(first, first + 4096):
+            for seq in range(first, first + SEGMENT_OPS):
                 yield make_op(log, seq, next(source))
-        first += 4096
+        first += SEGMENT_OPS
 
 
-def make_op(log: int, seq: int, file: Any) -> Op:
-    identity = ("F", file.size, file.adler32, file.md5)
-    did = msgpack.packb((2, file.scope, file.name))
-    keys = (
-        did,
-        msgpack.packb((3, file.scope, file.dataset, file.scope, file.name)),
-        msgpack.packb((6, file.scope, file.name, "atlas", "DISK")),
+def make_op(log: int, seq: int, file: File) -> Op:
+    said = file_statements(file, RSE)
+    keys, values = [key_bytes(s.key) for s in said], [msgpack.packb(s.value) for s in said]
+    return Op(
+        log,
+        seq,
+        msgpack.packb((1, *said)),
+        keys[0],
+        f"{file.scope}:{file.name[: len(file.name) // 2]}".encode(),
+        tuple(map(Statement, keys, values)),
     )
-    values = (msgpack.packb(identity), b"\xc3", msgpack.packb(file.path))
-    raw = msgpack.packb((1, file.scope, file.name, identity, file.dataset, "DISK"))
-    return Op(log, seq, raw, did, tuple(map(Statement, keys, values)))
 
 
 # ---- measuring
@@ -233,16 +311,19 @@ class Subject:
         chosen = rng.sample(sample, LOOKUP_KEYS)
         keys = [self.layout.key(op, rng.choice(op.statements).key) for op in chosen]
         found: list[Row] = []
-        spent = self.timed(lambda: found.extend(self.database.look_up(self.layout.lookup, keys)))
+        spent = self.timed(lambda: found.extend(self._opened(self.database.look_up(self.layout.lookup, keys))))
         assert len({row[0] for row in found}) == len(set(keys)), f"{self.name}: {len(found)} rows of {LOOKUP_KEYS} keys"
         return spent
 
     def catch_up(self, seq: int) -> tuple[float, float]:
         found: list[Row] = []
         query = self.layout.catch_up.format(seq=seq, ops=CATCH_UP_OPS)
-        spent = self.timed(lambda: found.extend(self.database.query(query)))
-        assert len({row[0] for row in found}) == CATCH_UP_OPS, f"{self.name}: {len(found)} rows"
+        spent = self.timed(lambda: found.extend(self._opened(self.database.query(query))))
+        assert len({row[0] for row in found}) * self.layout.block == CATCH_UP_OPS, f"{self.name}: {len(found)} rows"
         return spent
+
+    def _opened(self, rows: list[Row]) -> list[Row]:
+        return rows if self.layout.block == 1 else [(*row[:-1], inflated(row[-1])) for row in rows]
 
 
 def measure(subjects: Sequence[Subject], n: int, batch: int, seed: int) -> dict[str, dict[str, float]]:
@@ -258,7 +339,7 @@ def measure(subjects: Sequence[Subject], n: int, batch: int, seed: int) -> dict[
     print(f"; {statistics.mean(len(op.raw) for op in sample):.0f} bytes an op", file=sys.stderr)
     found = {s.name: rates(s, s.finish(), n) for s in subjects}
     changes = [
-        Op(op.log, (1 << 40) + i, msgpack.packb((1, s.key, s.value)), op.node, (s,))
+        Op(op.log, UPDATES + i, msgpack.packb((1, s.key, s.value)), op.node, op.stem, (s,))
         for i, (op, s) in enumerate((op, rng.choice(op.statements)) for op in rng.sample(sample, len(sample)))
     ]
     for subject in rng.sample(subjects, len(subjects)):
@@ -267,7 +348,7 @@ def measure(subjects: Sequence[Subject], n: int, batch: int, seed: int) -> dict[
         found[subject.name].update(update_per_cpu_s=len(changes) / cpu, update_per_s=len(changes) / wall)
     reads: dict[str, list[tuple[float, float, float]]] = {s.name: [] for s in subjects}
     for _ in range(LOOKUPS):
-        seq = rng.randrange(n // LOGS - CATCH_UP_OPS)
+        seq = rng.randrange(n // LOGS - CATCH_UP_OPS) // BLOCK * BLOCK
         for subject in rng.sample(subjects, len(subjects)):
             reads[subject.name].append((*subject.look_up(sample, rng), subject.catch_up(seq)[0]))
     for name, spent in reads.items():
@@ -320,7 +401,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
             url = stack.enter_context(postgres_server())
             open_database = lambda name: Postgres(url, name)  # noqa: E731
         subjects = [
-            Subject(name, LAYOUTS[name], stack.enter_context(open_database(name.replace("+", "_")))) for name in options.layouts.split(",")
+            Subject(name, LAYOUTS[name], stack.enter_context(open_database(name.replace("+", "_").replace(" ", "_"))))
+            for name in options.layouts.split(",")
         ]
         n = options.ops // TURN * TURN
         found = measure(subjects, n, options.batch, options.seed)

@@ -20,7 +20,7 @@ from nsync.authority.effective import Authority
 from nsync.clock import Stamp, next_stamp
 from nsync.log.segment import EMPTY, Dep, Tip, build_changeset
 from nsync.namespace.keys import DATASET, FILE, PROTOCOLS, Attachment, Attribute, Did, Identity, Protocol, Replica, Rse, Scope
-from nsync.namespace.ops import Assert, encode_op
+from nsync.namespace.ops import Assert, encode_op, wire_op
 
 AUTHORS = ("atlas", "cms", "belle2", "ska")
 CHANGESET_OPS = 1 << 14
@@ -81,6 +81,7 @@ class Stream(NamedTuple):
 
     path: Path
     ops: int
+    statements: int
     raw_bytes: int
     """The ops alone, without headers and signatures."""
 
@@ -123,7 +124,7 @@ class Federation:
     def _write(self, changesets: Iterable[tuple[Author, list[bytes]]]) -> Stream:
         self._written += 1
         path = self.directory / f"stream-{self.seed}-{self._written}"
-        count = size = 0
+        count = said = size = 0
         with path.open("wb") as file:
             for author, ops in changesets:
                 if not ops:
@@ -133,7 +134,8 @@ class Federation:
                     file.write(_LENGTH.pack(len(frame)) + frame)
                 self._last = [author]
                 count, size = count + len(ops), size + sum(map(len, ops))
-        return Stream(path, count, size)
+                said += sum(len(wire_op(op)) - 1 for op in ops)
+        return Stream(path, count, said, size)
 
     def _ops_of(self, author: Author, index: int) -> Iterator[bytes]:
         door = Protocol("root", f"eos.{author.name}.example.org", 1094, "/eos/opendata/", "gfal", 1, 1, 1)
