@@ -221,6 +221,7 @@ def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
         ("nonsense", "cannot be read"),
         ("mysql://host/db", "'mysql'"),
         ("postgresql://host/db", r"postgresql\+psycopg"),
+        ("sqlite+nodriver://", "is not installed"),
         ("sqlite:////nowhere/at/all.db", "cannot be opened"),
     ],
 )

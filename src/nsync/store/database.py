@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Optional, TypeVar
 from weakref import WeakValueDictionary
 
 from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.pool import StaticPool
 
 from nsync.errors import ConfigError
@@ -107,9 +107,11 @@ def open_store(url: str, *, only_writer: bool = WAL_RESET_BUG) -> Engine:
         raise ConfigError(f"the URL of the database cannot be read: {error}") from error
     if parsed.get_backend_name() != "sqlite" and parsed.drivername != "postgresql+psycopg":
         raise ConfigError(f"the URL of the database begins with {parsed.drivername!r}; nsync works on sqlite and postgresql+psycopg")
-    engine = create_engine(parsed, **_options(parsed, only_writer))
     try:
+        engine = create_engine(parsed, **_options(parsed, only_writer))
         engine.connect().close()
+    except (ImportError, NoSuchModuleError) as error:
+        raise ConfigError(f"the driver of {parsed.drivername} is not installed: {error}") from error
     except DBAPIError as error:
         raise ConfigError(f"the database {parsed} cannot be opened: {error.orig}") from error
     return engine
