@@ -317,12 +317,12 @@ FAULTS = (
     ),
     Fault(
         "the newest of states said at once wins",
-        function(opendata.state, lambda reader, slots: (max(reader.maximal(slots), key=lambda slot: slot.order).value, [])),
+        function(opendata.state, lambda reader, did, slots: (max(reader.maximal(slots), key=lambda slot: slot.order).value, [])),
         f"{OPEN_DATA}::test_of_public_and_suspended_at_once_suspended_wins_and_it_is_told",
     ),
     Fault(
         "what a rule takes away is not told",
-        method(Reader, "beaten", lambda self, rule, winner, tops, resolve: []),
+        method(Reader, "beaten", lambda self, rule, key, winner, tops, resolve: []),
         f"{DIDS}::test_of_values_said_at_once_the_newest_shows_and_the_other_is_told",
     ),
     Fault(

@@ -69,7 +69,7 @@ def test_of_values_said_at_once_the_newest_shows_and_the_other_is_told() -> None
     assert shared.entry("f1").meta == (("campaign", "same"), ("project", "data"))
     conflict = shared.conflict(did("f1"))
     assert conflict is not None
-    assert (conflict.rule, conflict.winner, conflict.loser) == (NEWEST_RULE, "belle2: data", "atlas: mc")
+    assert (conflict.rule, conflict.winner, conflict.loser) == (NEWEST_RULE, "belle2: project data", "atlas: project mc")
     shared.atlas.say(field("f1", "project", "mc"))
     shared.sync()
     assert dict(shared.entry("f1").meta)["project"] == "mc"

@@ -123,8 +123,8 @@ def test_of_public_and_suspended_at_once_suspended_wins_and_it_is_told() -> None
     assert conflict is not None
     assert conflict == (
         STATE_RULE,
-        "belle2: SUSPENDED",
-        "atlas: PUBLIC",
+        "belle2: opendata SUSPENDED",
+        "atlas: opendata PUBLIC",
         "who may publish says PUBLIC once more, having seen the suspension",
         "winner 2023-11-14T22:13:24.000Z, loser 2023-11-14T22:13:22.000Z",
     )

@@ -101,7 +101,7 @@ class Reference:
     # what `derive` asks
 
     def slots(self, wanted: Collection[Key]) -> Mapping[Key, Sequence[Slot]]:
-        return {key: self._slots.of(key) for key in wanted if self._slots.of(key)}
+        return {key: slots for key in wanted if (slots := self._slots.of(key))}
 
     def about(self, dids: Collection[Did]) -> Mapping[Did, About]:
         return {
