@@ -17,9 +17,9 @@ from nsync.catalogue.rules import Reader
 from nsync.catalogue.state import About, Hanging, Node, other_end
 from nsync.catalogue.view import derive
 from nsync.crdt import Dot, Pasts, Slot, Slots
-from nsync.crdt.past import steps_of
+from nsync.crdt.past import contains, steps_of
 from nsync.log.segment import Segment
-from nsync.namespace.keys import Attribute, Did, Fact, Key, anchor_of
+from nsync.namespace.keys import Attachment, Attribute, Did, Fact, Key, anchor_of
 
 
 class Reference:
@@ -113,6 +113,14 @@ class Reference:
 
     def hanging_on(self, nodes: Collection[Node]) -> Iterable[Hanging]:
         return {fact for node in nodes for fact in self._hanging.get(node, ())}
+
+    def late_in(self, seals: Mapping[Did, Sequence[Slot]]) -> Iterable[Attachment]:
+        edges = (fact for did in seals for fact in self._hanging.get(did, ()) if isinstance(fact, Attachment))
+        return {edge for edge in edges if edge not in self.catalogue or self._is_late(edge, seals[edge.parent])}
+
+    def _is_late(self, edge: Attachment, seals: Sequence[Slot]) -> bool:
+        said = [slot.dot for slot in self._slots.of(edge) if not slot.retract]
+        return not all(contains(self.pasts, seal.dot, dot) for seal in seals for dot in said)
 
     def asking(self, names: Collection[Name]) -> Iterable[Did]:
         said = ((key, slot) for key in self._name_keys for slot in self._slots.of(key) if not slot.retract)

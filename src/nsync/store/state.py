@@ -23,6 +23,7 @@ from nsync.crdt import Dot, Slot
 from nsync.namespace import codec
 from nsync.namespace.fields import DID
 from nsync.namespace.keys import (
+    Attachment,
     Attribute,
     Did,
     Fact,
@@ -96,6 +97,9 @@ class SqlState:
     def hanging_on(self, nodes: Collection[Node]) -> Iterable[Hanging]:
         rows = self._in(schema.link, schema.link.c.node, {key_bytes(node) for node in nodes})
         return {from_key_bytes(row.key) for row in rows}  # type: ignore[misc]
+
+    def late_in(self, seals: Mapping[Did, Sequence[Slot]]) -> Iterable[Attachment]:
+        return {fact for fact in self.hanging_on(seals.keys()) if isinstance(fact, Attachment)}
 
     def asking(self, names: Collection[Name]) -> Iterable[Did]:
         rows = self._in(schema.link, schema.link.c.node, {_name_node(name) for name in names})
