@@ -10,10 +10,11 @@ import pytest
 
 from tests.bridge.conftest import SHARED
 from tests.planted.faults import FAULTS, Fault
+from tests.planted.log_faults import LOG_FAULTS
 from tests.support.instances import Instance
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.name} -> {fault.caught_by}")
+@pytest.mark.parametrize("fault", [*FAULTS, *LOG_FAULTS], ids=lambda fault: f"{fault.name} -> {fault.caught_by}")
 def test_a_planted_fault_is_caught(fault: Fault, prepared: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module, _, name = fault.caught_by.partition("::")
     test = getattr(importlib.import_module(f"tests.{module}"), name)

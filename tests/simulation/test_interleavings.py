@@ -73,6 +73,17 @@ def test_every_order_gives_one_state(script: list[Saying]) -> None:
     assert Explorer(script).run() == Explored(orders=1_182_720, states=2994, transitions=622)
 
 
+def test_what_a_guest_takes_back_stays_taken_back_in_every_order() -> None:
+    """It detaches, which waits for the home, and attaches again; then the home acknowledges both, or only the detaching."""
+    script = [
+        says("cms", 0, Assert(DATASET, A_DATASET), Assert(FILE, content(1)), Assert(EDGE, True)),
+        says("cms", 1000, Retract(EDGE)),
+        says("cms", 2000, Assert(EDGE, True)),
+        says("atlas", 1500),
+    ]
+    assert Explorer(script).run().orders == 84_480
+
+
 @pytest.mark.parametrize("authors", [("atlas", "atlas", "cms"), ("atlas", "cms", "belle2"), ("cms", "cms", "belle2")])
 def test_every_order_of_anything_gives_one_state(authors: tuple[str, ...]) -> None:
     for seed in range(3):

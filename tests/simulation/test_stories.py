@@ -189,6 +189,15 @@ def test_the_second_branch_of_a_fork_does_not_pass_for_the_first() -> None:
     assert (receipt.stored, len(receipt.rejected)) == ((1, 0) if STORES_FORKS else (0, 1))
 
 
+def test_a_log_has_no_gaps() -> None:
+    peer = a_peer("atlas")
+    one, tip = a_segment(EMPTY, 1, [])
+    two, _ = a_segment(tip, 2, [])
+    receipt = peer.receive([two], "cms")
+    assert (receipt.stored, len(receipt.rejected)) == (0, 1)
+    assert peer.receive([one, two], "cms") == (2, ())
+
+
 def test_whoever_stored_a_segment_has_it_after_a_crash() -> None:
     peer = a_peer("atlas")
     frame, tip = a_segment(EMPTY, 1, [])

@@ -201,7 +201,7 @@ class Host:
         self.idle = self.idle and not receipt.stored
         if receipt.stored or receipt.rejected:
             self._stage.trace.say(f"{self.name} stores {receipt.stored} of {len(frames)} segments, refuses {len(receipt.rejected)}")
-        self._checked(lambda: self._stage.ledger.received(self.name, frames, receipt))
+        self._checked(lambda: self._stage.ledger.received(self.name, self.peer, frames, receipt))
         return receipt
 
     def answer(self, verb: str, body: bytes) -> Answer:

@@ -2,7 +2,7 @@
 
     signed         nobody takes a segment in an honest instance's name that it did not sign
     acknowledged   what an instance said it stored or published, it has, also after a crash
-    whole          after a crash each log's head is the last applied segment, and that one ends a changeset
+    whole          a log has no gaps; its head is the last applied segment, and that one ends a changeset
     causal         a changeset is applied once, after its predecessor and its deps
     seen           what an author had applied is the past of what it publishes: no less, and no more
     clock          nothing stamped more than 60 s ahead is applied, and a stamp follows the clock and what was seen
@@ -20,7 +20,7 @@ from nsync.log.segment import NO_HASH, Header, Sign, decode_frame, header_hash, 
 from nsync.log.stored import Receipt
 from nsync.store.log import Applied
 from nsync.testing.federation import Federation
-from nsync.testing.peer import Peer, Row, Worked
+from nsync.testing.peer import Peer, Worked
 
 Heads = dict[bytes, int]
 """How far each author's log goes."""
@@ -76,10 +76,12 @@ class Ledger:
             self._ends[header.author, header.last].append(hash_)
         return self._hashes[frame]
 
-    def received(self, name: str, frames: Sequence[bytes], receipt: Receipt) -> None:
+    def received(self, name: str, peer: Peer, frames: Sequence[bytes], receipt: Receipt) -> None:
         """`name` has answered for a batch: if it refused nothing, it has all of it."""
         if not receipt.rejected:
             self.acknowledged[name].update(self.learn(frame) for frame in frames)
+        if receipt.stored:
+            self._check_whole(name, peer)
 
     def worked(self, name: str, peer: Peer, worked: Worked, now_ms: int) -> None:
         """`name` has committed a transaction of `work`."""
@@ -101,7 +103,7 @@ class Ledger:
         heads = peer.applied()
         for author, seq in self._heads[name].items():
             hold(heads.get(author, (0,))[0] >= seq, f"{name} had applied {name_of(author, 1, seq)}, and has lost it in a crash")
-        self._check_whole(name, rows, heads)
+        self._check_whole(name, peer)
         self._adopt(name, peer)
 
     def restored(self, name: str, peer: Peer, others: Sequence[Peer]) -> None:
@@ -146,7 +148,8 @@ class Ledger:
             for dep in header.deps:
                 hold(heads.get(dep.author, 0) >= dep.seq, f"{what} before its dep {name_of(dep.author, 1, dep.seq)}")
 
-    def _check_whole(self, name: str, rows: Sequence[Row], heads: Mapping[bytes, tuple[int, bytes]]) -> None:
+    def _check_whole(self, name: str, peer: Peer) -> None:
+        rows, heads = peer.rows(), peer.applied()
         for author in sorted({row.author for row in rows}):
             log = [row for row in rows if row.author == author]
             applied = [row for row in log if row.is_applied]

@@ -1,0 +1,159 @@
+"""The planted faults of log, store and gossip: what the simulation is there to catch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import delete
+
+from nsync.clock import AHEAD_MS_MAX, Stamp
+from nsync.log import admission, segment
+from nsync.log.segment import Tip, stored_header
+from nsync.log.stored import Head, Receipt
+from nsync.store import log, schema, state
+from nsync.store.log import SqlLog
+from nsync.transport.peers import PeerState
+from tests.planted.faults import _LAST_ARRIVAL, Fault, function, method, wrapped
+
+STORIES, ORDERS = "simulation.test_stories", "simulation.test_interleavings"
+NEVER_MS = 10**12
+
+Original = Callable[..., Any]
+
+
+def _commits_after(original: Original) -> Original:
+    def advance(self: SqlLog, *args: Any) -> None:
+        original(self, *args)
+        self.connection.exec_driver_sql("COMMIT")
+        self.connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return advance
+
+
+def _all_but_the_last(original: Original) -> Original:
+    def store(self: SqlLog, segments: Any) -> Receipt:
+        found = original(self, segments[:-1])
+        return Receipt(found.stored + 1, found.rejected)
+
+    return store
+
+
+def _known_by_place(original: Original) -> Original:
+    def store(self: SqlLog, segments: Any) -> Receipt:
+        have = {head.author: head.seq for head in self.stored_heads()}
+        return original(self, [s for s in segments if s.header.last > have.get(s.header.author, 0)])
+
+    return store
+
+
+def _dropping_what_is_ahead(original: Original) -> Original:
+    def apply_next(self: SqlLog, now_ms: int, *args: Any) -> Any:
+        columns = schema.segment.c
+        ahead = (columns.state == schema.WAITING) & (columns.stamp_ms > now_ms + AHEAD_MS_MAX)
+        self.connection.execute(delete(schema.segment).where(ahead))
+        return original(self, now_ms, *args)
+
+    return apply_next
+
+
+def _applied_heads(self: SqlLog) -> list[Head]:
+    return [Head(author, dep.seq, dep.hash) for author, (dep, _) in sorted(self.heads().items())]
+
+
+def _takes_gaps(segment: Any, tip: Tip) -> Tip:
+    return Tip(segment.header.last, segment.hash, segment.header.stamp, 0)
+
+
+def _takes_any_stamp(original: Original) -> Original:
+    return lambda segment, tip: original(segment, tip._replace(stamp=Stamp(-1, 0)))
+
+
+def _never_again(original: Original) -> Original:
+    def failed(self: PeerState, now_ms: int, reason: str, rng: Any) -> PeerState:
+        return original(self, now_ms + NEVER_MS, reason, rng)
+
+    return failed
+
+
+LOG_FAULTS = (
+    # ---- the store
+    Fault(
+        "the head is committed before the catalogue",
+        wrapped(SqlLog, "_advance", _commits_after),
+        f"{STORIES}::test_nothing_acknowledged_is_lost_and_nothing_torn_by_crashes",
+    ),
+    Fault(
+        "the last segment of a batch is acknowledged and not stored",
+        wrapped(SqlLog, "store", _all_but_the_last),
+        f"{STORIES}::test_nothing_acknowledged_is_lost_and_nothing_torn_by_crashes",
+    ),
+    Fault(
+        "a segment is known by its place, whatever it holds",
+        wrapped(SqlLog, "store", _known_by_place),
+        f"{STORIES}::test_the_second_branch_of_a_fork_does_not_pass_for_the_first",
+    ),
+    Fault(
+        "only what is applied is passed on",
+        method(SqlLog, "stored_heads", _applied_heads),
+        f"{STORIES}::test_time_releases_what_the_clock_guard_held",
+    ),
+    Fault(
+        "a restored instance does not wait for its own log",
+        method(SqlLog, "is_applied", lambda self, author: True),
+        f"{STORIES}::test_a_restored_instance_gets_its_own_log_back_before_it_signs",
+    ),
+    Fault(
+        "of an author's statements the one that takes effect last stays",
+        method(state, "_JOIN", _LAST_ARRIVAL),
+        f"{ORDERS}::test_what_a_guest_takes_back_stays_taken_back_in_every_order",
+    ),
+    # ---- admission and delivery
+    Fault(
+        "signatures are not looked at",
+        function(segment.check_signature, lambda *_: None),
+        f"{STORIES}::test_a_hostile_instance_changes_nothing_for_the_others",
+    ),
+    Fault(
+        "a log may have gaps",
+        function(admission.admit, _takes_gaps),
+        f"{STORIES}::test_a_log_has_no_gaps",
+    ),
+    Fault(
+        "an author may stamp before what it said before",
+        function(admission.admit, _takes_any_stamp(admission.admit)),
+        f"{STORIES}::test_a_hostile_instance_changes_nothing_for_the_others",
+    ),
+    Fault(
+        "deps are not checked",
+        function(admission.check_deps, lambda *_: None),
+        f"{STORIES}::test_a_hostile_instance_changes_nothing_for_the_others",
+    ),
+    Fault(
+        "nothing waits for its deps",
+        function(segment.stored_header, lambda frame: stored_header(frame)._replace(deps=())),
+        f"{STORIES}::test_cut_links_heal",
+    ),
+    Fault(
+        "an author does not name what it has seen",
+        function(admission.choose_deps, lambda *_: []),
+        f"{STORIES}::test_segments_arrive_in_any_order_and_often",
+    ),
+    # ---- clocks
+    Fault(
+        "what is stamped ahead is dropped, not held",
+        wrapped(SqlLog, "apply_next", _dropping_what_is_ahead),
+        f"{STORIES}::test_time_releases_what_the_clock_guard_held",
+    ),
+    Fault(
+        "what is stamped ahead is applied",
+        method(log, "AHEAD_MS_MAX", NEVER_MS),
+        f"{STORIES}::test_time_releases_what_the_clock_guard_held",
+    ),
+    # ---- gossip
+    Fault(
+        "a peer that failed once is not tried again",
+        wrapped(PeerState, "failed", _never_again),
+        f"{STORIES}::test_cut_links_heal",
+    ),
+)
