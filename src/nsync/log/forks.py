@@ -66,6 +66,23 @@ def holds(line: Line, mark: Mark) -> bool:
     return any(mark.branch == part.branch and mark.seq <= part.seq for part in line)
 
 
+def cut(line: Line, seq: int) -> Line:
+    """`line` up to `seq`."""
+    found = []
+    for mark in line:
+        found.append(Mark(mark.branch, min(mark.seq, seq)))
+        if mark.seq >= seq:
+            break
+    return tuple(found) if seq else NOTHING
+
+
+def end_of(branches: Mapping[int, Branch], seen: Mapping[int, int]) -> Optional[Mark]:
+    """The end of what is seen of a log, if that is one line of it."""
+    marks = [Mark(branch, seq) for branch, seq in seen.items() if branch in branches]
+    end = max(marks, key=lambda mark: mark.seq)
+    return end if all(holds(line_to(branches, end), mark) for mark in marks) else None
+
+
 def standing(
     branches: Mapping[int, Branch],
     *,
@@ -82,7 +99,7 @@ def standing(
     floor_line = line_to(branches, floor) if floor is not None else NOTHING
     if final is not None and (floor is None or holds(line_to(branches, final), floor)):
         return line_to(branches, final)
-    left = _above(branches, floor_line)
+    left = above(branches, floor_line)
     on_floor = {mark.branch for mark in floor_line}
     rivals = [branch for branch in left.values() if branch.parent is None or branch.id not in on_floor]
     leaves = [Mark(branch.parent, branch.first - 1) for branch in rivals if branch.parent is not None]
@@ -99,7 +116,7 @@ def _open(line: Line) -> Line:
     return (*line[:-1], Mark(line[-1].branch, OPEN))
 
 
-def _above(branches: Mapping[int, Branch], floor_line: Line) -> dict[int, Branch]:
+def above(branches: Mapping[int, Branch], floor_line: Line) -> dict[int, Branch]:
     """The branches without those that leave the floor's line below its head."""
     if not floor_line:
         return dict(branches)
