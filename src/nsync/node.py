@@ -31,6 +31,7 @@ from nsync.store import migrations
 from nsync.transport.gossip import Gossip, SyncReport
 from nsync.transport.listener import Listener
 from nsync.transport.server import Server
+from nsync.transport.times import wall_ms
 
 LOG = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ class Node:
             await self._work_until_idle()
             reports = await self.gossip.sync_once()
             await self._work_until_idle()
-            await self._write(lambda: self.bridge.retry_parked(_now_ms()))
+            await self._do(lambda: self.bridge.retry_parked(wall_ms()))
         return reports
 
     async def _prepare(self) -> None:
@@ -123,10 +124,10 @@ class Node:
         while True:
             self._news.clear()
             try:
-                worked = await self._write(partial(self.bridge.work, _now_ms(), publish_only))
+                worked = await self._do(partial(self.bridge.work, wall_ms(), publish_only))
                 if time.monotonic() - retried > RETRY_PARKED_S:
                     retried = time.monotonic()
-                    await self._write(lambda: self.bridge.retry_parked(_now_ms(), HOLD_MS_MAX))
+                    await self._do(lambda: self.bridge.retry_parked(wall_ms(), HOLD_MS_MAX))
             except Exception as error:  # rolled back; whatever it was, gossip goes on, and so does what users publish here
                 known = isinstance(error, DBAPIError)
                 LOG.error("a transaction was rolled back and is tried again in %g s: %s", FAILED_PAUSE_S, error, exc_info=not known)
@@ -135,7 +136,6 @@ class Node:
                 publish_only = not publish_only
                 continue
             publish_only = False
-            self._tell(worked)
             if worked.idle:
                 await self._until_news()
             else:
@@ -145,7 +145,7 @@ class Node:
         metrics.WRITE_LOCK_SECONDS.inc(worked.held_ms / 1000)
         metrics.PUBLISHED_OPS.inc(worked.published)
         for peer in self.gossip.status():
-            metrics.PEER_FAILURES.labels(peer["name"]).set(peer["failures"])
+            metrics.PEER_FAILURES.labels(peer.name).set(peer.failures)
         if worked.published:
             LOG.info("published %d ops", worked.published)
             self.gossip.wake()
@@ -162,11 +162,15 @@ class Node:
 
     async def _work_until_idle(self) -> None:
         while True:
-            worked = await self._write(lambda: self.bridge.work(_now_ms()))
-            self._tell(worked)
+            worked = await self._do(lambda: self.bridge.work(wall_ms()))
             if worked.idle:
                 return
             await asyncio.sleep(worked.held_ms / 1000)
+
+    async def _do(self, job: Callable[[], Worked]) -> Worked:
+        worked = await self._write(job)
+        self._tell(worked)
+        return worked
 
     async def _write(self, job: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writer, job)
@@ -175,15 +179,9 @@ class Node:
 def check_installed(bridge: Bridge) -> None:
     """Raises ConfigError unless the nsync tables are there, at the revision that this nsync works with."""
     with bridge.engine.connect() as connection:
-        current, newest, missing = migrations.current(connection), migrations.newest(), triggers.missing(connection)
-    if current != newest:
-        state = "are not in this database" if current is None else f"are at revision {current}, and this nsync needs {newest}"
-        raise ConfigError(f"the nsync tables {state}; run 'nsync bridge install'")
+        migrations.require_current(connection)
+        missing = triggers.missing(connection)
     if missing:
         LOG.warning(
             "changes of this Rucio are not captured, since triggers are missing (%s); run 'nsync bridge install'", ", ".join(missing)
         )
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -280,7 +280,7 @@ def test_what_cms_may_not_say_changes_nothing(statements: Sequence[Statement], a
     assert whole_database(atlas) == before
     assert reasons(atlas) == []
     expected = len([s for s in statements if s.key != Scope("atlas.shared.x")])
-    assert f"{CMS} 1-{len(statements)}: {expected} statements are void: the charter does not let their author make them" in caplog.text
+    assert f"cms 1-{len(statements)}: {expected} statements are void: the charter does not let their author make them" in caplog.text
 
 
 def door(**changes: Any) -> list[Statement]:
@@ -392,7 +392,7 @@ def test_two_parked_changesets_and_an_honest_one_between_are_told_apart(atlas: I
     deliver(atlas, one.frame, two.frame, three.frame)
     assert ("cms", "fine") in names(atlas)
     with Session(atlas.engine) as session:
-        assert {entry.batch for entry in parked.listing(session)} == {f"{CMS} 1-1", f"{CMS} 3-3"}
+        assert {entry.batch for entry in parked.listing(session)} == {"cms 1-1", "cms 3-3"}
 
 
 # ---- one's own rows that no peer would take

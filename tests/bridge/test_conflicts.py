@@ -201,7 +201,7 @@ def test_a_private_scope_of_the_same_name_parks_the_whole_changeset_and_nothing_
     belle2.delete_replicas("cms.new", ["mine"])
     with belle2.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE scopes SET account = 'nsync-cms' WHERE scope = 'cms.new'")
-    assert belle2.bridge.retry_parked(belle2.now_ms) > 0
+    assert belle2.bridge.retry_parked(belle2.now_ms).released > 0
     assert belle2.parked() == {}
     settle(federation)
     assert atlas.rows() == cms.rows() == belle2.rows()
@@ -234,7 +234,7 @@ def test_a_parked_changeset_stays_whole_when_a_part_of_it_changes(federation: li
     settle(federation)
     assert names_in(cms, SHARED) == {"f1"}
     cms.delete_replicas(SHARED, ["f1"])
-    assert cms.bridge.retry_parked(cms.now_ms) == 1
+    assert cms.bridge.retry_parked(cms.now_ms).released == 1
     assert atlas.rows() == cms.rows() == belle2.rows()
 
 
@@ -249,7 +249,7 @@ def test_an_rse_of_the_same_name_parks_what_stands_at_it(federation: list[Instan
     assert names_in(atlas, "cms") == {"f1"}
     with belle2.session() as session:
         session.connection().exec_driver_sql("UPDATE rses SET rse = 'TAPE' WHERE rse = 'CMS_DISK'")
-    assert belle2.bridge.retry_parked(belle2.now_ms) > 0
+    assert belle2.bridge.retry_parked(belle2.now_ms).released > 0
     assert belle2.parked() == {}
     assert atlas.rows() == cms.rows() == belle2.rows()
 
@@ -266,7 +266,7 @@ def test_a_did_of_the_same_name_parks_the_changeset_until_it_is_renamed(federati
     assert Did(SHARED, "d1") in cms.parked() and names_in(cms, SHARED) == {"f1"}
     assert sizes(federation, "f1") == [[1], [7], [1]]
     cms.delete_replicas(SHARED, ["f1"])
-    assert cms.bridge.retry_parked(cms.now_ms) == 1
+    assert cms.bridge.retry_parked(cms.now_ms).released == 1
     assert cms.parked() == {}
     assert atlas.rows() == cms.rows() == belle2.rows()
 

@@ -27,14 +27,9 @@ def test_a_parked_changeset_does_not_hold_up_others_at_the_same_rse(instances: l
 
 
 def test_a_row_that_the_namespace_no_longer_has_is_never_captured_again(instances: list[Instance]) -> None:
-    """R5.7: cms may write in the scope, and a rule of cms holds the dataset that atlas removed."""
+    """R5.7: cms may write in the scope."""
     atlas, cms, _ = instances
-    atlas.add_scope(SHARED)
-    atlas.add_did(SHARED, "d1")
-    settle(instances)
-    cms.add_rule(SHARED, "d1")
-    atlas.delete_did(SHARED, "d1")
-    settle(instances)
+    remove_what_cms_holds(instances)
     assert cms.query("SELECT name FROM dids WHERE name = 'd1'") == [("d1",)]
     assert "local rules hold it" in cms.parked()[Did(SHARED, "d1")]
     cms.set_open(SHARED, "d1", False)  # the row changes, and is captured
@@ -44,6 +39,27 @@ def test_a_row_that_the_namespace_no_longer_has_is_never_captured_again(instance
 
 
 def test_what_left_goes_once_nothing_holds_it(instances: list[Instance]) -> None:
+    cms = instances[1]
+    remove_what_cms_holds(instances)
+    with cms.engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM rules")
+    cms.bridge.retry_parked(cms.now_ms)
+    assert cms.query("SELECT name FROM dids WHERE name = 'd1'") == []
+    assert cms.parked() == {}
+
+
+def test_a_retry_tells_what_it_published_before(instances: list[Instance]) -> None:
+    """So that the node can tell its peers."""
+    cms = instances[1]
+    remove_what_cms_holds(instances)
+    cms.add_did(SHARED, "d2")
+    worked = cms.bridge.retry_parked(cms.now_ms)
+    assert worked.published == 1 and not worked.idle
+    assert Did(SHARED, "d2") in cms.catalogue()
+
+
+def remove_what_cms_holds(instances: list[Instance]) -> None:
+    """A rule of cms holds the dataset that atlas removes."""
     atlas, cms, _ = instances
     atlas.add_scope(SHARED)
     atlas.add_did(SHARED, "d1")
@@ -51,8 +67,3 @@ def test_what_left_goes_once_nothing_holds_it(instances: list[Instance]) -> None
     cms.add_rule(SHARED, "d1")
     atlas.delete_did(SHARED, "d1")
     settle(instances)
-    with cms.engine.begin() as connection:
-        connection.exec_driver_sql("DELETE FROM rules")
-    cms.bridge.retry_parked(cms.now_ms)
-    assert cms.query("SELECT name FROM dids WHERE name = 'd1'") == []
-    assert cms.parked() == {}

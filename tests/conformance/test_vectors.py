@@ -17,9 +17,10 @@ from nsync.errors import RejectedSegment
 from nsync.log.admission import admit, check_deps, check_segment
 from nsync.log.segment import EMPTY, Dep, decode_frame, decode_header, encode_header, header_hash, root_of
 from nsync.namespace.keys import from_key_bytes, key_bytes
-from nsync.namespace.ops import decode_op, encode_op
+from nsync.namespace.ops import decode_op
 from nsync.transport.requests import Verifier, authorization, body_digest
 from tests.conformance import make
+from tests.conformance.vocabulary import encoded, told, told_key
 from tests.support.federation import KEYS
 
 VECTORS: dict[str, Any] = {name: json.loads((make.DIRECTORY / f"{name}.json").read_text(encoding="ascii")) for name in make.FILES}
@@ -37,7 +38,7 @@ def test_this_code_makes_the_same_vectors(name: str) -> None:
 @rows("keys")
 def test_keys(row: Any) -> None:
     raw = bytes.fromhex(row["bytes"])
-    assert make.told_key(from_key_bytes(raw)) == row["key"]
+    assert told_key(from_key_bytes(raw)) == row["key"]
     assert key_bytes(from_key_bytes(raw)) == raw
 
 
@@ -45,8 +46,8 @@ def test_keys(row: Any) -> None:
 def test_ops(row: Any) -> None:
     raw = bytes.fromhex(row["bytes"])
     said = decode_op(raw)
-    assert [make.told_statement(s) for s in said] == row["statements"]
-    assert not said or encode_op(said) == raw
+    assert [told(s) for s in said] == row["statements"]
+    assert not said or encoded(said) == raw
 
 
 @rows("segments")

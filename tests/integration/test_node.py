@@ -18,6 +18,7 @@ from rucio.db.sqla.constants import OpenDataDIDState
 
 from nsync.auth.keys import SigningKey
 from nsync.store import migrations
+from nsync.testbed.layout import free_ports
 from tests.support.federation import KEYS
 from tests.support.nodes import LOOPBACK, Federation, Peer, Site, applied, ask, damage, reports, stored, wait_until
 
@@ -249,9 +250,7 @@ def test_run_once_applies_what_waits_though_it_publishes_much(bed: Federation) -
 
 def test_metrics_tell_what_the_node_did(bed: Federation) -> None:
     atlas = bed.site("atlas", ["atlas"])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     atlas.options["metrics"] = f"127.0.0.1:{port}"
     atlas.add_scope("atlas")
     atlas.publish_dataset("atlas", "d1")

@@ -12,7 +12,6 @@ import io
 import logging
 import random
 import secrets
-import socket
 import struct
 import threading
 import time
@@ -27,14 +26,19 @@ import pytest
 
 from nsync.auth.keys import SigningKey
 from nsync.authority.charter import Charter, FederationId, Instance
-from nsync.errors import NotAuthorised, ProtocolError, TransportError
+from nsync.errors import NotAuthorised, NsyncError, ProtocolError, TransportError
+from nsync.log.stored import Head, Receipt, StoredSegment
+from nsync.testbed.layout import free_ports
 from nsync.transport import session, wire
 from nsync.transport.client import PeerClient, open_session
+from nsync.transport.exchange import Peer
 from nsync.transport.gossip import RELAY_S_MAX, Gossip
 from nsync.transport.listener import Listener
-from nsync.transport.ports import Head, LogDoor, Receipt, StoredSegment
+from nsync.transport.peers import PeerState
+from nsync.transport.ports import LogDoor, Take
 from nsync.transport.requests import authorization
 from nsync.transport.server import PEER_EXCHANGES_MAX, Server
+from nsync.transport.times import monotonic_ms
 
 Test = Callable[..., Coroutine[None, None, None]]
 
@@ -164,18 +168,10 @@ class Node:
         self.gossip.wake()
 
     def met(self, *names: str) -> bool:
-        return all(self.peer(name)["last_contact_ms"] for name in names)
+        return all(self.peer(name).last_contact_ms is not None for name in names)
 
-    def peer(self, name: str) -> dict[str, Any]:
-        return next(state for state in self.gossip.status() if state["name"] == name)
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
+    def peer(self, name: str) -> PeerState:
+        return next(state for state in self.gossip.status() if state.name == name)
 
 
 def members(names: str) -> tuple[Charter, list[SigningKey]]:
@@ -279,7 +275,7 @@ async def test_three_nodes_converge() -> None:
         assert sum(map(len, nodes[0].log.segments.values())) == 150
         assert all(node.applied for node in nodes)
         assert all(threading.get_ident() not in node.log.threads for node in nodes)
-        await until(lambda: all(not state["reason"] for node in nodes for state in node.gossip.status()), "all are healthy")
+        await until(lambda: all(not state.reason for node in nodes for state in node.gossip.status()), "all are healthy")
 
 
 @on_a_loop
@@ -365,15 +361,15 @@ async def test_a_peer_goes_down_and_comes_back() -> None:
         await c.stop()
         a.write(10)
         await until(converged(a, b), "b has it although c is down")
-        await until(lambda: a.peer("c")["failures"] >= 2, "a knows that c is down")
+        await until(lambda: a.peer("c").failures >= 2, "a knows that c is down")
         state = a.peer("c")
-        assert c.me.url in state["reason"]
-        assert state["since_ms"] is not None and state["next_try_ms"] is not None
+        assert c.me.url in state.reason
+        assert state.since_ms is not None and state.next_try_ms is not None
         b.write(5)
         await c.start()
         await until(converged(a, b, c), "c has caught up", wait_s=20)
-        await until(lambda: a.peer("c")["failures"] == 0, "a knows that c is back", wait_s=20)
-        assert a.peer("c")["reason"] == ""
+        await until(lambda: a.peer("c").failures == 0, "a knows that c is back", wait_s=20)
+        assert a.peer("c").reason == ""
 
 
 @on_a_loop
@@ -381,16 +377,56 @@ async def test_a_wake_up_respects_the_back_off(caplog: pytest.LogCaptureFixture)
     caplog.set_level(logging.INFO, "nsync.transport")
     async with federation("ab", interval_s=3600, start=False) as (a, _):
         await a.start()
-        await until(lambda: a.peer("b")["failures"] == 1, "a knows that b is down")
-        next_try_ms = a.peer("b")["next_try_ms"]
+        await until(lambda: a.peer("b").failures == 1, "a knows that b is down")
+        next_try_ms = a.peer("b").next_try_ms
         for _ in range(20):
             a.gossip.wake()
             await asyncio.sleep(0)
-        assert a.peer("b")["failures"] == 1
-        await until(lambda: a.peer("b")["failures"] == 2, "tried again")
-        assert time.time() * 1000 >= next_try_ms - 20
+        assert a.peer("b").failures == 1
+        await until(lambda: a.peer("b").failures == 2, "tried again")
+        assert monotonic_ms() >= next_try_ms - 20
     told = [r for r in caplog.records if r.levelno == logging.WARNING]
-    assert len(told) == 1, "a reason is logged when it is new, not when it recurs"
+    assert len(told) == 1, "that it fails is logged once, not at each try"
+
+
+class Scripted:
+    """A peer whose answers to hello are given: an error, or None for "in sync"."""
+
+    def __init__(self, name: str, answers: list[Optional[NsyncError]]) -> None:
+        self.name = name
+        self.answers = answers
+
+    async def hello(self, digest: bytes) -> wire.HelloReply:
+        error = self.answers.pop(0)
+        if error is not None:
+            raise error
+        return wire.HelloReply(wire.VERSION, None)
+
+    async def pull(self, have: Mapping[bytes, int], take: Take) -> None:
+        raise AssertionError("in sync")
+
+    async def push(self, frames: Sequence[bytes]) -> Receipt:
+        raise AssertionError("in sync")
+
+
+@on_a_loop
+async def test_a_row_of_failures_is_told_when_it_begins_and_when_it_ends(caplog: pytest.LogCaptureFixture) -> None:
+    """One cut shows in several ways: refused connections, time-outs, answers of a proxy."""
+    caplog.set_level(logging.INFO, "nsync.transport")
+    charter, keys = members("ab")
+    peer = Scripted("b", [TransportError("not reached"), TransportError("no answer in time"), ProtocolError("502"), None, None])
+
+    @asynccontextmanager
+    async def reach() -> AsyncIterator[Callable[[Instance], Peer]]:
+        yield lambda _: peer
+
+    gossip = Gossip(charter, charter.instances[0], keys[0], MemoryLog(), None, random.Random(1), lambda: None, reach=reach)
+    while peer.answers:
+        await gossip.sync_once()
+    assert [record.getMessage() for record in caplog.records] == [
+        "peer b: not reached (no answer since this node started; tried again until it works)",
+        "peer b: in order again after 3 failures in 0 s",
+    ]
 
 
 @on_a_loop
@@ -434,10 +470,10 @@ async def test_what_is_refused_is_told_once_and_the_rest_goes_on(caplog: pytest.
         b.log.refuses = {stranger}
         await a.start(gossip=False)
         await b.start()
-        await until(lambda: b.peer("a")["failures"] >= 3, "b backs off")
+        await until(lambda: b.peer("a").failures >= 3, "b backs off")
         assert len(b.log.segments[other]) == 3
         assert len(a.log.segments[b.me.author]) == 2
-        assert "refused" in b.peer("a")["reason"] and "\n" not in b.peer("a")["reason"]
+        assert "refused" in b.peer("a").reason and "\n" not in b.peer("a").reason
     assert len([r for r in caplog.records if "a sent a segment that is refused" in r.getMessage()]) == 1
 
 
@@ -468,8 +504,8 @@ async def test_a_peer_that_announces_what_it_does_not_send_is_backed_off() -> No
         b.log.announced = [Head(b.me.author, 99, bytes(16))]
         await b.start(gossip=False)
         await a.start()
-        await until(lambda: a.peer("b")["failures"] == 1, "backed off")
-        assert "did not come" in a.peer("b")["reason"]
+        await until(lambda: a.peer("b").failures == 1, "backed off")
+        assert "did not come" in a.peer("b").reason
 
 
 @on_a_loop
@@ -477,7 +513,7 @@ async def test_a_log_that_breaks_does_not_end_the_gossip(caplog: pytest.LogCaptu
     async with federation("ab") as (a, b):
         b.log.append(b.me.author, 5)
         a.log.broken = True
-        await until(lambda: "no space left" in a.peer("b")["reason"], "the reason is shown")
+        await until(lambda: "no space left" in a.peer("b").reason, "the reason is shown")
         a.log.broken = False
         await until(converged(a, b), "a has caught up")
 

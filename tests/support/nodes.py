@@ -11,13 +11,12 @@ import configparser
 import json
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Callable, Optional
 from urllib.error import URLError
@@ -29,6 +28,7 @@ from nsync.authority.effective import Authority
 from nsync.log.segment import decode_frame
 from nsync.log.stored import Receipt
 from nsync.rucio_bridge.bridge import Bridge
+from nsync.testbed.layout import free_ports
 from nsync.transport.client import PeerClient, open_session
 from tests.support.federation import KEYS, NAMES, charter_document
 from tests.support.instances import Instance
@@ -57,7 +57,7 @@ class Federation:
     def __init__(self, template: Path, directory: Path) -> None:
         self.template = template
         self.directory = directory
-        self.ports = dict(zip(NAMES, _free_ports(len(NAMES))))
+        self.ports = dict(zip(NAMES, free_ports(len(NAMES))))
         self.charter_file = directory / "charter.json"
         document = charter_document({name: f"http://{LOOPBACK}:{port}" for name, port in self.ports.items()})
         self.charter_file.write_text(document, encoding="utf-8")
@@ -271,15 +271,6 @@ def applied(path: Path, author: bytes) -> int:
     """How far the log of `author` is applied."""
     rows = ask(path, "SELECT seq FROM nsync_head WHERE author = ?", author)
     return int(rows[0][0]) if rows else 0
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on; all are held until the last is found, so that they differ."""
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind((LOOPBACK, 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def reports(process: Process) -> Optional[list[dict[str, Any]]]:

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from nsync.errors import RejectedSegment
 from nsync.log.segment import decode_frame, decode_header, encode_header
 from nsync.namespace import codec
-from nsync.namespace.ops import decode_op, encode_op
+from nsync.namespace.ops import decode_op
 from tests.conformance import make
+from tests.conformance.vocabulary import encoded
 
 PURE = bool(os.environ.get("MSGPACK_PUREPYTHON"))
 
@@ -153,7 +154,7 @@ def test_every_value_comes_back(value: Any) -> None:
 _OPS = [bytes.fromhex(row["bytes"]) for row in make.make_ops()]
 _SEGMENTS = [segment for segment in (make.first_of_cms(), *make.changeset())]
 _DECODERS = {
-    "op": (_OPS, decode_op, encode_op),
+    "op": (_OPS, decode_op, encoded),
     "header": ([s.header_bytes for s in _SEGMENTS], decode_header, encode_header),
     "frame": ([s.frame for s in _SEGMENTS], decode_frame, lambda segment: segment.frame),
 }

@@ -26,7 +26,7 @@ from nsync.namespace.keys import (
     scope_of,
     to_wire,
 )
-from tests.conformance.make import DATASET, DISK, FILE, KEY_ROWS, PROTOCOL
+from tests.conformance.vocabulary import DATASET, DISK, FILE, KEY_ROWS, PROTOCOL
 
 CLOSED, OPEN_DATA, DOI = (Attribute(DATASET, field) for field in (keys.CLOSED, keys.OPENDATA, keys.DOI))
 PROTOCOLS, ATTRIBUTES = (Attribute(DISK, field) for field in (keys.PROTOCOLS, keys.ATTRIBUTES))
@@ -63,14 +63,14 @@ def test_whose_scope_decides(key: Key, scope: Any) -> None:
 WIRE = {
     "no tuple": (["x"], "is no key"),
     "empty": ((), "is no key"),
-    "unknown tag": ((4, "a", "b", "c", "d"), "is no key"),
+    "unknown tag": ((8, "a", "b", "c", "d"), "is no key"),
     "tag true": ((True, "a"), "is no key"),
     "tag as text": (("1", "a"), "is no key"),
     "a name too few": ((2, "a"), "it needs 2 names"),
     "a name too many": ((2, "a", "b", "c"), "it needs 2 names"),
     "attribute of nothing": ((7, "closed"), "is no key"),
     "attribute of an attribute": ((7, "x", 7, "closed", 2, "a", "b"), "is no key"),
-    "field of 65 characters": ((7, "f" * 65, 1, "a"), "is no field"),
+    "field of 261 characters": ((7, "f" * 261, 1, "a"), "is no field"),
     "empty field": ((7, "", 1, "a"), "is no field"),
     "scope of 256 characters": ((1, "s" * 256), "is no name"),
     "name of 1025 characters": ((2, "a", "n" * 1025), "is no name"),

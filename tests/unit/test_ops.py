@@ -8,7 +8,7 @@ from nsync.errors import RejectedSegment
 from nsync.namespace import codec, keys
 from nsync.namespace.keys import Attribute, Did, Identity, Scope
 from nsync.namespace.ops import OP_BYTES_MAX, STATEMENTS_MAX, Assert, Retract, Statement, decode_op, encode_op
-from tests.conformance.make import OP_ROWS, UNKNOWN_OP
+from tests.conformance.vocabulary import OP_ROWS, UNKNOWN_OP
 
 
 @pytest.mark.parametrize("statements", OP_ROWS.values(), ids=OP_ROWS.keys())

@@ -43,8 +43,8 @@ def test_a_peer_that_is_down_for_an_hour_is_tried_some_hundred_times() -> None:
 
 @given(st.integers(1, 50), st.integers(0, 1 << 40), randoms)
 def test_one_success_ends_it_and_the_next_row_begins_anew(times: int, now_ms: int, rng: random.Random) -> None:
-    healthy = failing(times, rng, now_ms).answered(now_ms + 5, 3).succeeded(now_ms + 5)
-    assert healthy == PeerState("p", last_contact_ms=now_ms + 5, round_trip_ms=3, next_try_ms=now_ms + 5)
+    healthy = failing(times, rng, now_ms).answered(now_ms + 5).succeeded(now_ms + 5)
+    assert healthy == PeerState("p", last_contact_ms=now_ms + 5, next_try_ms=now_ms + 5)
     assert healthy.pause_ms(now_ms + 5) == 0
     again = healthy.failed(now_ms + 9, "down again", rng)
     assert (again.failures, again.since_ms, again.reason, again.last_contact_ms) == (1, now_ms + 9, "down again", now_ms + 5)
@@ -56,7 +56,7 @@ def test_a_reason_is_there_exactly_while_it_fails(events: list[str], rng: random
     state = PeerState("p")
     for now_ms, event in enumerate(events):
         if event == "answered":
-            state = state.answered(now_ms, 1)
+            state = state.answered(now_ms)
         elif event == "succeeded":
             state = state.succeeded(now_ms)
         else:

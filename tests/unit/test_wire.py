@@ -17,14 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nsync.errors import ProtocolError
+from nsync.log.segment import FRAME_BYTES_MAX, SEQ_MAX
+from nsync.log.stored import Head, Receipt
 from nsync.transport import session, wire
-from nsync.transport.ports import Head, Receipt
 
 A, B, C = (bytes([i]) * 16 for i in (1, 2, 3))
 MIB = 1 << 20
 
 ids = st.binary(min_size=16, max_size=16)
-seqs = st.integers(0, wire.SEQ_MAX)
+seqs = st.integers(0, SEQ_MAX)
 heads = st.lists(st.builds(Head, ids, seqs, ids), max_size=20, unique_by=lambda head: head.author)
 frames = st.lists(st.binary(min_size=wire.FRAME_BYTES_MIN, max_size=500), max_size=20)
 
@@ -151,7 +152,7 @@ def test_frames_round_trip_in_pieces_of_any_size(sent: list[bytes], size: int) -
 
 
 def test_frames_of_the_greatest_size_pass() -> None:
-    sent = [bytes(wire.FRAME_BYTES_MAX), bytes(wire.FRAME_BYTES_MIN)]
+    sent = [bytes(FRAME_BYTES_MAX), bytes(wire.FRAME_BYTES_MIN)]
     assert wire.decode_frames(wire.encode_frames(sent), 2 * MIB) == sent
 
 
@@ -190,7 +191,7 @@ def test_a_flipped_bit_is_a_protocol_error_or_other_frames(sent: list[bytes], po
         received = wire.decode_frames(bytes(body), MIB)
     except ProtocolError:
         return
-    assert all(wire.FRAME_BYTES_MIN <= len(frame) <= wire.FRAME_BYTES_MAX for frame in received)
+    assert all(wire.FRAME_BYTES_MIN <= len(frame) <= FRAME_BYTES_MAX for frame in received)
 
 
 @settings(max_examples=50)
@@ -202,7 +203,7 @@ def test_random_content_in_a_good_stream(data: bytes) -> None:
         return
 
 
-@pytest.mark.parametrize("length", [0, wire.FRAME_BYTES_MIN - 1, wire.FRAME_BYTES_MAX + 1, 0xFFFFFFFF])
+@pytest.mark.parametrize("length", [0, wire.FRAME_BYTES_MIN - 1, FRAME_BYTES_MAX + 1, 0xFFFFFFFF])
 def test_a_length_beyond_the_limit_is_refused_before_its_frame(length: int) -> None:
     body = zstandard.compress(struct.pack(">I", length))
     assert peak_bytes(lambda: refuse(lambda: wire.decode_frames(body, wire.PULL_BYTES_MAX), f"a frame of {length} bytes")) < MIB

@@ -12,7 +12,7 @@ from nsync.authority.effective import Authority
 from nsync.crdt import Dot, Slot
 from nsync.log.segment import Segment
 from nsync.namespace.keys import DOI, Attribute, Did, Key
-from nsync.namespace.ops import Retract, decode_op
+from nsync.namespace.ops import Grant, Retract, Revoke, decode_op
 
 
 class Judged(NamedTuple):
@@ -32,6 +32,8 @@ def judge(authority: Authority, segment: Segment) -> Judged:
     for offset, raw in enumerate(segment.ops):
         dot = Dot(header.author, header.first + offset)
         for statement in decode_op(raw):
+            if isinstance(statement, (Grant, Revoke)):
+                continue  # they are about authors, and no reading looks at them yet
             value = None if isinstance(statement, Retract) else statement.value
             slot = Slot(dot, header.stamp, isinstance(statement, Retract), value)
             if not authority.may_write(header.author, statement.key):

@@ -5,7 +5,6 @@ What needs Rucio is imported when a command runs: Rucio reads its configuration 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 
 import click
@@ -19,6 +18,7 @@ from nsync.rucio_bridge import parked
 from nsync.store import migrations
 from nsync.store import status as store
 from nsync.store.log import SqlLog
+from nsync.transport.times import wall_ms
 
 EXIT_BEHIND = 3
 EXIT_ATTENTION = 4
@@ -39,7 +39,7 @@ def status(json_: bool) -> None:
     with get_engine().connect() as connection:
         migrations.require_current(connection)
         found = store.status(connection)
-        waits = SqlLog(connection, Authority(settings.charter)).waits(time.time_ns() // 1_000_000)
+        waits = SqlLog(connection, Authority(settings.charter)).waits(wall_ms())
     names: dict[bytes, str] = {instance.author: instance.name for instance in settings.charter.instances}
     nothing: dict[bytes, store.LogStatus] = {
         instance.author: store.LogStatus(instance.author, 0, 0, None) for instance in settings.charter.instances

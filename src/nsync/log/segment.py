@@ -16,6 +16,7 @@ from nsync.clock import STAMP_MAX, Stamp, next_stamp
 from nsync.errors import RejectedSegment
 from nsync.namespace import codec
 from nsync.namespace.ops import OP_BYTES_MAX
+from nsync.namespace.ops import SEQ_MAX as SEQ_MAX
 
 FORMAT = 1
 OPS_MAX = 4096
@@ -26,7 +27,6 @@ FRAME_BYTES_MAX = OPS_BYTES_MAX + (1 << 16)
 CHANGESET_SEGMENTS_MAX = 256
 DEPS_MAX = 1000
 SIGNATURE_BYTES = 64
-SEQ_MAX = 1 << 62
 NO_HASH = bytes(ID_BYTES)
 """What the first segment of a log names as its predecessor."""
 
@@ -108,7 +108,7 @@ def encode_header(header: Header) -> bytes:
 
 def decode_header(raw: bytes) -> Header:
     """The header in `raw`. Raises RejectedSegment."""
-    parts = codec.decode(raw, "segment header")
+    parts = codec.decode(raw, "segment header", items_max=DEPS_MAX + 1)
     _check(type(parts) is tuple and len(parts) == len(Header._fields), "has another number of fields")
     _check(_is_int(parts[0], 0, 1 << 32), "has no format number")
     _check(parts[0] == FORMAT, f"has format {parts[0]}; this nsync reads format {FORMAT}")
@@ -130,7 +130,7 @@ def decode_frame(frame: bytes) -> Segment:
     """The segment in `frame`, its structure, limits and root checked. Raises RejectedSegment."""
     if len(frame) > FRAME_BYTES_MAX:
         raise RejectedSegment(f"a segment has {len(frame)} bytes; at most {FRAME_BYTES_MAX} are allowed")
-    parts = codec.decode(frame, "segment")
+    parts = codec.split(frame, OPS_MAX) or codec.decode(frame, "segment")
     _check(type(parts) is tuple and len(parts) == 3, "is not (header, signature, ops)")
     header_bytes, signature, ops = parts
     _check(type(header_bytes) is bytes and type(ops) is tuple, "is not (header, signature, ops)")
@@ -145,7 +145,9 @@ def decode_frame(frame: bytes) -> Segment:
 
 def stored_header(frame: bytes) -> Header:
     """The header of a frame that was checked when it was stored; its ops are not looked at."""
-    return decode_header(codec.decode(frame, "segment")[0])
+    parts = codec.split(frame, OPS_MAX)
+    assert parts is not None, "what is stored was checked"
+    return decode_header(parts[0])
 
 
 def check_signature(segment: Segment, key: bytes, verify: Verify) -> None:

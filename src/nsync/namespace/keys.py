@@ -1,108 +1,175 @@
-"""What statements are about: facts and their attributes (R3.1), and the values they may take.
+"""What statements are about: facts, and attributes of them (R3.1).
 
-A key is a frozen dataclass (a named tuple would make the DID cms:DISK equal to the RSE DISK of cms); its canonical bytes begin
-with a tag, so that keys of one kind lie together. Names are checked here
-for what could harm any reader (length, control characters); whether a name fits a given Rucio instance is for its
-bridge to say, which parks what does not fit.
+A key is its own wire form: a tuple of a tag and the names after it, so that keys of one kind are never equal to those of
+another (the DID cms:DISK is not the RSE DISK of cms), and are compared, hashed and encoded as fast as any tuple. A plain
+tuple with the same parts is equal to the key. The bytes begin with the tag, so that keys of one kind lie together.
+Names are checked here for what could harm any reader (length, control characters); whether a name fits a given Rucio instance is
+for its bridge to say, which parks what does not fit. What may be said about a key is told in `fields`.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Callable, NamedTuple, Optional, Union
+from operator import itemgetter
+from typing import Any, Optional, Union
 
 from nsync.errors import RejectedSegment
-from nsync.namespace import codec
+from nsync.namespace import codec, fields
+from nsync.namespace.fields import ADLER32_BYTES as ADLER32_BYTES
+from nsync.namespace.fields import ATTRIBUTES as ATTRIBUTES
+from nsync.namespace.fields import BYTES_MAX as BYTES_MAX
+from nsync.namespace.fields import CLOSED as CLOSED
+from nsync.namespace.fields import CONTAINER as CONTAINER
+from nsync.namespace.fields import DATASET as DATASET
+from nsync.namespace.fields import DOI as DOI
+from nsync.namespace.fields import FILE as FILE
+from nsync.namespace.fields import MD5_BYTES as MD5_BYTES
+from nsync.namespace.fields import NAME_CHARS_MAX as NAME_CHARS_MAX
+from nsync.namespace.fields import OPENDATA as OPENDATA
+from nsync.namespace.fields import PROTOCOLS as PROTOCOLS
+from nsync.namespace.fields import PUBLIC as PUBLIC
+from nsync.namespace.fields import SUSPENDED as SUSPENDED
+from nsync.namespace.fields import Identity as Identity
+from nsync.namespace.fields import Protocol as Protocol
+from nsync.namespace.fields import check_text, show
 
 SCOPE_CHARS_MAX = 255
-NAME_CHARS_MAX = 1024
-PATH_CHARS_MAX = 1024
-FIELD_CHARS_MAX = 64
-DOI_CHARS_MAX = 255
-KEYS_KEPT = 1 << 15
-"""Keys whose bytes are remembered: a changeset looks at each key a dozen times. Some 20 MB at most."""
-PROTOCOLS_MAX = 16
-ATTRIBUTES_MAX = 64
-BYTES_MAX = 1 << 50
-"""1 PiB: no file is larger, and the sizes of thousands still add up within the 63 bits of Rucio's columns."""
+FIELD_CHARS_MAX = 260
+"""The prefix of JSON metadata, and a key of 255 characters."""
 
-ADLER32_BYTES = 4
-MD5_BYTES = 16
-
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-
-FILE, DATASET, CONTAINER = "F", "D", "C"
-"""DID types, by Rucio's letters."""
-
-PUBLIC, SUSPENDED = "PUBLIC", "SUSPENDED"
-"""Open-data states that are shared; a draft is an entry without a state."""
+Wire = tuple[Any, ...]
+"""A key or statement as plain tuples, as the codec gives it."""
 
 
-@dataclass(frozen=True, order=True)
-class Scope:
+class _Key(Wire):
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{self[1:]}"
+
+    def __reduce__(self) -> Any:
+        return key_of, (tuple(self),)
+
+
+def _part(index: int) -> Any:
+    return property(itemgetter(index))
+
+
+class Scope(_Key):
     """A scope exists."""
 
-    scope: str
+    __slots__ = ()
+    scope: str = _part(1)
+
+    def __new__(cls, scope: str) -> Scope:
+        return tuple.__new__(cls, (fields.SCOPE, scope))
 
     def __str__(self) -> str:
         return f"scope {self.scope}"
 
 
-@dataclass(frozen=True, order=True)
-class Did:
+class Did(_Key):
     """A file, dataset or container exists; the value is its Identity."""
 
-    scope: str
-    name: str
+    __slots__ = ()
+    scope: str = _part(1)
+    name: str = _part(2)
+
+    def __new__(cls, scope: str, name: str) -> Did:
+        return tuple.__new__(cls, (fields.DID, scope, name))
 
     def __str__(self) -> str:
         return f"{self.scope}:{self.name}"
 
 
-@dataclass(frozen=True, order=True)
-class Attachment:
+class Attachment(_Key):
     """`child` is in `parent`."""
 
-    parent: Did
-    child: Did
+    __slots__ = ()
+
+    def __new__(cls, parent: Did, child: Did) -> Attachment:
+        return tuple.__new__(cls, (fields.ATTACHMENT, *parent[1:], *child[1:]))
+
+    @property
+    def parent(self) -> Did:
+        return Did(self[1], self[2])
+
+    @property
+    def child(self) -> Did:
+        return Did(self[3], self[4])
 
     def __str__(self) -> str:
         return f"{self.child} in {self.parent}"
 
 
-@dataclass(frozen=True, order=True)
-class Rse:
+class Constituent(_Key):
+    """The file `child` is in the file `archive`. Its sizes and checksums are the child's own."""
+
+    __slots__ = ()
+
+    def __new__(cls, archive: Did, child: Did) -> Constituent:
+        return tuple.__new__(cls, (fields.CONSTITUENT, *archive[1:], *child[1:]))
+
+    @property
+    def archive(self) -> Did:
+        return Did(self[1], self[2])
+
+    @property
+    def child(self) -> Did:
+        return Did(self[3], self[4])
+
+    def __str__(self) -> str:
+        return f"{self.child} in archive {self.archive}"
+
+
+class Rse(_Key):
     """`instance` lends its storage element `rse` for reading."""
 
-    instance: str
-    rse: str
+    __slots__ = ()
+    instance: str = _part(1)
+    rse: str = _part(2)
+
+    def __new__(cls, instance: str, rse: str) -> Rse:
+        return tuple.__new__(cls, (fields.RSE, instance, rse))
 
     def __str__(self) -> str:
         return f"RSE {self.rse} of {self.instance}"
 
 
-@dataclass(frozen=True, order=True)
-class Replica:
+class Replica(_Key):
     """A file is available at an RSE; the value is its path below the prefix of the RSE's protocols."""
 
-    did: Did
-    rse: Rse
+    __slots__ = ()
+
+    def __new__(cls, did: Did, rse: Rse) -> Replica:
+        return tuple.__new__(cls, (fields.REPLICA, *did[1:], *rse[1:]))
+
+    @property
+    def did(self) -> Did:
+        return Did(self[1], self[2])
+
+    @property
+    def rse(self) -> Rse:
+        return Rse(self[3], self[4])
 
     def __str__(self) -> str:
         return f"replica of {self.did} at {self.rse}"
 
 
-Fact = Union[Scope, Did, Attachment, Rse, Replica]
+Fact = Union[Scope, Did, Attachment, Constituent, Rse, Replica]
 
 
-@dataclass(frozen=True, order=True)
-class Attribute:
+class Attribute(_Key):
     """One field of a fact."""
 
-    fact: Fact
-    field: str
+    __slots__ = ()
+    field: str = _part(1)
+
+    def __new__(cls, fact: Fact, field: str) -> Attribute:
+        return tuple.__new__(cls, (fields.ATTRIBUTE, field, *fact))
+
+    @property
+    def fact(self) -> Fact:
+        return key_of(self[2:])  # type: ignore[return-value]  # an attribute of an attribute is no key
 
     def __str__(self) -> str:
         return f"{self.field} of {self.fact}"
@@ -110,53 +177,25 @@ class Attribute:
 
 Key = Union[Fact, Attribute]
 
-CLOSED = "closed"
-"""Did: True closed, False open."""
-OPENDATA = "opendata"
-"""Did: PUBLIC or SUSPENDED."""
-DOI = "doi"
-"""Did: the DOI."""
-PROTOCOLS = "protocols"
-"""Rse: tuple of Protocol."""
-ATTRIBUTES = "attributes"
-"""Rse: tuple of (key, value) pairs, sorted."""
+_KINDS: dict[int, type] = {
+    fields.SCOPE: Scope,
+    fields.DID: Did,
+    fields.ATTACHMENT: Attachment,
+    fields.CONSTITUENT: Constituent,
+    fields.RSE: Rse,
+    fields.REPLICA: Replica,
+    fields.ATTRIBUTE: Attribute,
+}
 
-
-class Identity(NamedTuple):
-    """What a DID name stands for, for ever (R3.6). Checksums are raw bytes, so that there is one form of each."""
-
-    type: str
-    size: Optional[int] = None
-    adler32: Optional[bytes] = None
-    md5: Optional[bytes] = None
-
-    def agrees(self, other: Identity) -> bool:
-        """Whether both can be the same content: equal wherever both say something."""
-        return self.type == other.type and all(a is None or b is None or a == b for a, b in zip(self[1:], other[1:]))
-
-    def __str__(self) -> str:
-        parts = {"F": "file", "D": "dataset", "C": "container"}[self.type]
-        if self.size is not None:
-            parts += f" of {self.size} bytes"
-        if self.adler32 is not None:
-            parts += f", adler32 {self.adler32.hex()}"
-        return parts + (f", md5 {self.md5.hex()}" if self.md5 is not None else "")
-
-
-class Protocol(NamedTuple):
-    """A door for reading. `lan`, `wan` and `tpc` are Rucio's priorities; 0 or None closes it."""
-
-    scheme: str
-    hostname: str
-    port: int
-    prefix: str
-    impl: str
-    lan: Optional[int]
-    wan: Optional[int]
-    tpc: Optional[int]
-
-
-_TAGS: dict[type, int] = {Scope: 1, Did: 2, Attachment: 3, Rse: 5, Replica: 6, Attribute: 7}  # 4: constituents of archives
+_LIMITS: dict[int, tuple[int, ...]] = {
+    fields.SCOPE: (SCOPE_CHARS_MAX,),
+    fields.DID: (SCOPE_CHARS_MAX, NAME_CHARS_MAX),
+    fields.ATTACHMENT: (SCOPE_CHARS_MAX, NAME_CHARS_MAX) * 2,
+    fields.CONSTITUENT: (SCOPE_CHARS_MAX, NAME_CHARS_MAX) * 2,
+    fields.RSE: (NAME_CHARS_MAX,) * 2,
+    fields.REPLICA: (SCOPE_CHARS_MAX, NAME_CHARS_MAX) + (NAME_CHARS_MAX,) * 2,
+}
+"""The names of each kind of fact, by their greatest lengths."""
 
 
 def fact_of(key: Key) -> Fact:
@@ -164,166 +203,72 @@ def fact_of(key: Key) -> Fact:
     return key.fact if isinstance(key, Attribute) else key
 
 
-def scope_of(key: Key) -> Optional[str]:
+def scope_of(key: Wire) -> Optional[str]:
     """The scope whose home decides about `key`; None for RSEs, which only their own instance decides about (R3.1)."""
-    fact = fact_of(key)
-    if isinstance(fact, Scope):
-        return fact.scope
-    if isinstance(fact, Did):
-        return fact.scope
-    if isinstance(fact, Attachment):
-        return fact.parent.scope
-    return fact.did.scope if isinstance(fact, Replica) else None
+    tag, scope = key[2:4] if key[0] == fields.ATTRIBUTE else key[:2]
+    return None if tag == fields.RSE else scope
 
 
 def ends_of(key: Key) -> tuple[Union[Did, Rse], ...]:
-    """The DIDs and RSEs that an attachment or replica hangs on, in Rucio by foreign key; nothing for other keys."""
+    """The DIDs and RSEs that an attachment, constituent or replica hangs on, in Rucio by foreign key; nothing for other keys."""
     if isinstance(key, Attachment):
         return (key.parent, key.child)
+    if isinstance(key, Constituent):
+        return (key.archive, key.child)
     return (key.did, key.rse) if isinstance(key, Replica) else ()
 
 
-def to_wire(key: Key) -> tuple[Any, ...]:
-    """The tuple that stands for `key` in canonical msgpack: tag, then strings."""
-    if isinstance(key, Attribute):
-        return (_TAGS[Attribute], key.field, *to_wire(key.fact))
-    if isinstance(key, Attachment):
-        return (_TAGS[Attachment], key.parent.scope, key.parent.name, key.child.scope, key.child.name)
-    if isinstance(key, Replica):
-        return (_TAGS[Replica], key.did.scope, key.did.name, key.rse.instance, key.rse.rse)
-    if isinstance(key, Did):
-        return (_TAGS[Did], key.scope, key.name)
-    return (_TAGS[Rse], key.instance, key.rse) if isinstance(key, Rse) else (_TAGS[Scope], key.scope)
+def anchor_of(key: Wire) -> Union[Did, Rse, Scope]:
+    """The node that statements about `key` are indexed under: the DID, RSE or scope itself, the child, or the replica's DID."""
+    fact = key[2:] if key[0] == fields.ATTRIBUTE else key
+    if fact[0] in (fields.ATTACHMENT, fields.CONSTITUENT):
+        return Did(fact[3], fact[4])
+    if fact[0] == fields.REPLICA:
+        return Did(fact[1], fact[2])
+    return key_of(fact)  # type: ignore[return-value]
+
+
+def to_wire(key: Key) -> Wire:
+    """The plain tuple that stands for `key` in canonical msgpack: tag, then names."""
+    return tuple(key)
 
 
 def from_wire(wire: Any) -> Key:
     """The key that `to_wire` made `wire` from. Raises RejectedSegment."""
-    if type(wire) is tuple and len(wire) > 2 and type(wire[0]) is int and wire[0] == _TAGS[Attribute]:
-        return Attribute(_fact(wire[2:]), _text(wire[1], "field", FIELD_CHARS_MAX))
-    return _fact(wire)
+    check_key(wire)
+    return key_of(wire)
 
 
-@lru_cache(maxsize=KEYS_KEPT)
-def key_bytes(key: Key) -> bytes:
-    """The canonical bytes of `key`: what it is stored and compared by."""
-    return codec.encode(to_wire(key))
+def key_of(wire: Wire) -> Key:
+    """The key of a wire form that was checked."""
+    return tuple.__new__(_KINDS[wire[0]], wire)
 
 
-@lru_cache(maxsize=KEYS_KEPT)
+def key_bytes(key: Wire) -> bytes:
+    """The canonical bytes of a key or its wire form: what it is stored and compared by."""
+    return codec.pack(key)
+
+
 def from_key_bytes(raw: bytes) -> Key:
     """The key whose canonical bytes are `raw`."""
-    return from_wire(codec.decode(raw, "key"))
+    return from_wire(codec.unpack(raw, "key"))
 
 
-def check_value(key: Key, value: Any) -> Any:
-    """The value of an Assert about `key`, typed, from its wire form. Raises RejectedSegment for what no reader can take.
-
-    Fields that this version does not know are kept as they are: they make no reading yet.
-    """
-    if isinstance(key, Attribute):
-        return _ATTRIBUTE_VALUES.get((type(key.fact), key.field), _as_it_is)(value)
-    if isinstance(key, Did):
-        return _identity(value)
-    if isinstance(key, Replica):
-        return _text(value, "path", PATH_CHARS_MAX)
-    return _require(value is True, value, f"the value of {type(key).__name__}, which is true")
-
-
-def _fact(wire: Any) -> Fact:
-    if type(wire) is not tuple or not wire or type(wire[0]) is not int or wire[0] not in _FACTS:
-        raise RejectedSegment(f"{_show(wire)} is no key")
-    limits, build = _FACTS[wire[0]]
+def check_key(wire: Any) -> None:
+    """Raises RejectedSegment unless `wire` is the wire form of a key, down to the type of every part."""
+    if type(wire) is tuple and len(wire) > 2 and type(wire[0]) is int and wire[0] == fields.ATTRIBUTE:
+        check_text(wire[1], "field", FIELD_CHARS_MAX)
+        wire = wire[2:]
+    if type(wire) is not tuple or not wire or type(wire[0]) is not int or wire[0] not in _LIMITS:
+        raise RejectedSegment(f"{show(wire)} is no key")
+    limits = _LIMITS[wire[0]]
     if len(wire) != len(limits) + 1:
-        raise RejectedSegment(f"{_show(wire)} is no key: it needs {len(limits)} names")
-    return build(*(_text(part, "name", limit) for part, limit in zip(wire[1:], limits)))
+        raise RejectedSegment(f"{show(wire)} is no key: it needs {len(limits)} names")
+    for name, limit in zip(wire[1:], limits):
+        check_text(name, "name", limit)
 
 
-_FACTS: dict[int, tuple[tuple[int, ...], Callable[..., Fact]]] = {
-    _TAGS[Scope]: ((SCOPE_CHARS_MAX,), Scope),
-    _TAGS[Did]: ((SCOPE_CHARS_MAX, NAME_CHARS_MAX), Did),
-    _TAGS[Attachment]: ((SCOPE_CHARS_MAX, NAME_CHARS_MAX) * 2, lambda ps, pn, cs, cn: Attachment(Did(ps, pn), Did(cs, cn))),
-    _TAGS[Rse]: ((NAME_CHARS_MAX,) * 2, Rse),
-    _TAGS[Replica]: ((SCOPE_CHARS_MAX, NAME_CHARS_MAX) + (NAME_CHARS_MAX,) * 2, lambda s, n, i, r: Replica(Did(s, n), Rse(i, r))),
-}
-
-
-def _identity(value: Any) -> Identity:
-    _require(type(value) is tuple and len(value) == 4 and value[0] in (FILE, DATASET, CONTAINER), value, "an identity")
-    kind, size, adler32, md5 = value
-    if kind != FILE:
-        _require((size, adler32, md5) == (None, None, None), value, "an identity: a collection has no bytes or checksums")
-    else:
-        _require(type(size) is int and 0 <= size <= BYTES_MAX, value, "an identity: a file has a size")
-        _require(adler32 is None or (type(adler32) is bytes and len(adler32) == ADLER32_BYTES), value, "an identity: adler32 is 4 bytes")
-        _require(md5 is None or (type(md5) is bytes and len(md5) == MD5_BYTES), value, "an identity: md5 is 16 bytes")
-    return Identity(*value)
-
-
-def _protocols(value: Any) -> tuple[Protocol, ...]:
-    _require(type(value) is tuple and len(value) <= PROTOCOLS_MAX, value, f"at most {PROTOCOLS_MAX} protocols")
-    return tuple(_protocol(item) for item in value)
-
-
-def _protocol(value: Any) -> Protocol:
-    _require(type(value) is tuple and len(value) == len(Protocol._fields), value, "a protocol")
-    protocol = Protocol(*value)
-    for text in (protocol.scheme, protocol.impl):
-        _text(text, "protocol field", NAME_CHARS_MAX)
-    for text in (protocol.hostname, protocol.prefix):
-        _require(type(text) is str and len(text) <= NAME_CHARS_MAX and not _CONTROL.search(text), value, "a protocol")
-    _require(type(protocol.port) is int and 0 <= protocol.port < 1 << 16, value, "a protocol: its port is 0 to 65535")
-    for priority in (protocol.lan, protocol.wan, protocol.tpc):
-        _require(priority is None or (type(priority) is int and 0 <= priority < 1 << 16), value, "a protocol: priorities are small numbers")
-    return protocol
-
-
-def _attributes(value: Any) -> tuple[tuple[str, str], ...]:
-    _require(type(value) is tuple and len(value) <= ATTRIBUTES_MAX, value, f"at most {ATTRIBUTES_MAX} attributes")
-    pairs = []
-    for pair in value:
-        _require(type(pair) is tuple and len(pair) == 2, pair, "a pair of key and value")
-        pairs.append((_text(pair[0], "attribute", 255), _text(pair[1], "attribute value", 255)))
-    _require(pairs == sorted(set(pairs)), value, "sorted attributes")
-    return tuple(pairs)
-
-
-def _doi(value: Any) -> str:
-    text = _text(value, "DOI", DOI_CHARS_MAX)
-    _require(_DOI.fullmatch(text) is not None, value, "a DOI")
-    return text
-
-
-_DOI = re.compile(r"10\.\d{4,9}/[-._;()/:A-Za-z0-9]+", re.ASCII)
-"""As Rucio's core/opendata.py checks it."""
-
-
-def _as_it_is(value: Any) -> Any:
-    return value
-
-
-_ATTRIBUTE_VALUES: dict[tuple[type, str], Callable[[Any], Any]] = {
-    (Did, CLOSED): lambda value: _require(type(value) is bool, value, "true (closed) or false (open)"),
-    (Did, OPENDATA): lambda value: _require(value in (PUBLIC, SUSPENDED), value, "PUBLIC or SUSPENDED"),
-    (Did, DOI): _doi,
-    (Rse, PROTOCOLS): _protocols,
-    (Rse, ATTRIBUTES): _attributes,
-}
-
-
-def _text(value: Any, what: str, chars_max: int) -> str:
-    if type(value) is not str or not 0 < len(value) <= chars_max:
-        raise RejectedSegment(f"{_show(value)} is no {what}: it needs 1 to {chars_max} characters")
-    if _CONTROL.search(value):
-        raise RejectedSegment(f"{what} {_show(value)} has a control character")
-    return value
-
-
-def _require(holds: bool, value: Any, what: str) -> Any:
-    if not holds:
-        raise RejectedSegment(f"{_show(value)} is not {what}")
-    return value
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "..."
+def check_value(key: Wire, value: Any) -> Any:
+    """The value of an Assert about `key`, typed, from its wire form. Raises RejectedSegment for what no reader can take."""
+    fields.check_value(key, value)
+    return fields.typed(key, value)

@@ -48,11 +48,12 @@ STUCK_MS = 2000
 
 
 class Worked(NamedTuple):
-    """What one transaction did: ops published, changesets applied, and how long it held the write lock."""
+    """What was done: ops published, changesets that took effect, how long the write lock was held, batches that are parked no more."""
 
     published: int
     applied: tuple[Applied, ...]
     held_ms: float
+    released: int = 0
 
     @property
     def idle(self) -> bool:
@@ -144,7 +145,7 @@ class Bridge:
         failpoint("work-after-commit")
         if not theirs and not publish_only:
             self._stuck = (newest, now_ms + STUCK_MS)
-        return Worked(sum(one.last - one.first + 1 for one in mine), (*mine, *theirs), (time.monotonic() - began) * 1000)
+        return Worked(_count(mine), (*mine, *theirs), (time.monotonic() - began) * 1000)
 
     def _apply(self, session: Session, now_ms: int, began: float) -> list[Applied]:
         """Apply changesets until there is none, or the lock was held long enough; one in any case, however long publishing took."""
@@ -155,14 +156,15 @@ class Bridge:
                 break
         return applied
 
-    def retry_parked(self, now_ms: int, ms_max: float = math.inf) -> int:
-        """Try again what is parked, batch by batch; returns how many batches could be written.
+    def retry_parked(self, now_ms: int, ms_max: float = math.inf) -> Worked:
+        """Try again what is parked, batch by batch, each after publishing what was captured.
 
         After `ms_max` it stops, and goes on from there the next time.
         """
         with self._sessions() as session:
             names = parked.batches(session)
-        began, written = time.monotonic(), 0
+        began, released = time.monotonic(), 0
+        mine: list[Applied] = []
         for name in [*(n for n in names if n > self._retried), *(n for n in names if n <= self._retried)]:
             if (time.monotonic() - began) * 1000 > ms_max:
                 break
@@ -170,10 +172,10 @@ class Bridge:
             with self._writing() as session:
                 facts = parked.of_batch(session, name)
                 if facts and self._is_known_rucio(session):
-                    self._publish(session, now_ms)
-                    written += self._materialise(session, SqlLog(session.connection(), self.authority), facts, name, now_ms)
+                    mine += self._publish(session, now_ms)
+                    released += self._materialise(session, SqlLog(session.connection(), self.authority), facts, name, now_ms)
                     failpoint("retry-before-commit")
-        return written
+        return Worked(_count(mine), tuple(mine), (time.monotonic() - began) * 1000, released)
 
     def _newest_waiting(self) -> int:
         """The arrival of the newest segment that is not applied, or 0."""
@@ -195,7 +197,7 @@ class Bridge:
         capture.forget(drained.until)
         failpoint("publish-logged")
         for applied in published:
-            self._materialise(session, log, applied.changed, _batch(applied), now_ms)
+            self._materialise(session, log, applied.changed, self._batch(applied), now_ms)
         return published
 
     def _acknowledge(self, session: Session, now_ms: int) -> list[Applied]:
@@ -204,7 +206,7 @@ class Bridge:
         if not log.state.owes_acknowledgement(self.me.author) or not log.is_applied(self.me.author):
             return []
         acknowledged = log.publish([ACKNOWLEDGE], self.me.author, self._sign, now_ms)
-        self._materialise(session, log, acknowledged.changed, _batch(acknowledged), now_ms)
+        self._materialise(session, log, acknowledged.changed, self._batch(acknowledged), now_ms)
         return [acknowledged]
 
     def _apply_one(self, session: Session, now_ms: int) -> Optional[Applied]:
@@ -224,8 +226,8 @@ class Bridge:
             return None
         failpoint("apply-state-moved")
         if applied.void:
-            LOG.warning("%s: %d statements are void: the charter does not let their author make them", _batch(applied), applied.void)
-        self._materialise(session, log, applied.changed, _batch(applied), now_ms)
+            LOG.warning("%s: %d statements are void: the charter does not let their author make them", self._batch(applied), applied.void)
+        self._materialise(session, log, applied.changed, self._batch(applied), now_ms)
         failpoint("apply-rows-written")
         return applied
 
@@ -239,6 +241,10 @@ class Bridge:
     def _rows(self, session: Session) -> Rows:
         return Rows(session, self.me.name, self._rse_expression)
 
+    def _batch(self, applied: Applied) -> str:
+        """How texts and the parked table name a changeset."""
+        return f"{self.authority.name(applied.author)} {applied.first}-{applied.last}"
+
     def _is_known_rucio(self, session: Session) -> bool:
         reason = unknown_schema(session.connection())
         if reason is not None and reason != self._warned:
@@ -247,6 +253,5 @@ class Bridge:
         return reason is None
 
 
-def _batch(applied: Applied) -> str:
-    """How texts and the parked table name a changeset."""
-    return f"{applied.author.hex()[:12]} {applied.first}-{applied.last}"
+def _count(published: Sequence[Applied]) -> int:
+    return sum(one.last - one.first + 1 for one in published)

@@ -21,7 +21,7 @@ from nsync.catalogue.rules import Reader, close_key, doi_key, open_data_key
 from nsync.crdt import Slot
 from nsync.errors import RejectedSegment
 from nsync.namespace import keys
-from nsync.namespace.keys import Attachment, Attribute, Did, Fact, Key, Replica, Rse, Scope, ends_of
+from nsync.namespace.keys import Attachment, Attribute, Constituent, Did, Fact, Key, Replica, Rse, Scope, ends_of
 from nsync.namespace.ops import STATEMENTS_MAX, Assert, Retract, Statement, encode_op
 from nsync.rucio_bridge import parked, triggers
 from nsync.rucio_bridge.rows import Rows
@@ -129,6 +129,8 @@ class Capture:
             return fact in shared
         if isinstance(fact, Attachment):
             return fact.parent in shared and fact.child in shared
+        if isinstance(fact, Constituent):
+            return False  # archives are not captured yet
         return fact in known_rses if isinstance(fact, Rse) else fact.did in shared and fact.rse.instance == self.me.name
 
     # ---- which statements

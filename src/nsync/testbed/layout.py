@@ -120,7 +120,7 @@ class Layout:
 
 def plan(directory: Path, count: int) -> Layout:
     """A new testbed of the first `count` instances with free ports. Nothing is written."""
-    ports = iter(_free_ports(3 * count))
+    ports = iter(free_ports(3 * count))
     instances = (
         Instance(name, directory / name, next(ports), next(ports), next(ports), source_address=f"127.0.0.{number}")
         for number, name in enumerate(NAMES[:count], start=2)
@@ -178,7 +178,7 @@ def _run(entry: Optional[Mapping[str, Any]]) -> Optional[Run]:
     return Run(ProcessId(**entry["supervisor"]), entry["ready"], children)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on; all are held until the last is found, so that they differ."""
     with ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]

@@ -23,8 +23,9 @@ import aiohttp
 
 from nsync.authority.charter import Charter, Instance
 from nsync.errors import NotAuthorised, NsyncError, ProtocolError, TransportError
+from nsync.log.stored import Receipt
 from nsync.transport import wire
-from nsync.transport.ports import Receipt, Take
+from nsync.transport.ports import Take
 from nsync.transport.requests import NONCE_BYTES, Signer, authorization
 from nsync.transport.times import wall_ms
 

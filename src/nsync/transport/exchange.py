@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Optional, Protocol
 
 from nsync.errors import NsyncError, ProtocolError, RejectedSegment
+from nsync.log.stored import Head, Receipt
 from nsync.transport import session, wire
-from nsync.transport.ports import Head, LogDoor, Receipt, Take
-from nsync.transport.times import monotonic_ms
+from nsync.transport.ports import LogDoor, Take
 
 
 class Peer(Protocol):
@@ -37,7 +37,8 @@ class Exchange:
     def __init__(self, client: Peer, log: LogDoor) -> None:
         self._client = client
         self._log = log
-        self.round_trip_ms: Optional[int] = None
+        self.answered = False
+        """Whether the peer spoke to us at all."""
         self.pulled = 0
         """Segments from the peer that were new here."""
         self.pushed = 0
@@ -49,9 +50,8 @@ class Exchange:
     async def run(self) -> None:
         """Raises TransportError, ProtocolError, NotAuthorised, or RejectedSegment when either side refused a segment."""
         mine = await self._log.heads()
-        begun = monotonic_ms()
         reply = await self._client.hello(session.digest(mine))
-        self.round_trip_ms = monotonic_ms() - begun
+        self.answered = True
         if reply.heads is None:
             return
         plan = session.plan(mine, reply.heads)

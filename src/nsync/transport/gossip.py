@@ -6,8 +6,8 @@ A task exchanges with a healthy peer when something wakes it, and with a failing
     others' segments     received()   RELAY_PEERS_MAX random peers, after a random moment (their author tells all anyway)
     anti-entropy         timer        the peer, every `interval_s` or so: repairs whatever was missed
 
-Wake-ups that come during an exchange make one more, however many they were. What happened is in `status()`; a reason is
-logged when it is new, not each time it recurs.
+Wake-ups that come during an exchange make one more, however many they were. What happened is in `status()`; the log tells
+when a row of failures begins and when it ends, since one cut shows in several ways.
 
 Make and use it on one event loop; from another thread, `loop.call_soon_threadsafe(gossip.wake)`.
 """
@@ -20,8 +20,7 @@ import random
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import asdict
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional
 
 from nsync.authority.charter import Charter, Instance
 from nsync.errors import NsyncError
@@ -30,7 +29,7 @@ from nsync.transport.exchange import Exchange, Peer
 from nsync.transport.peers import PeerState
 from nsync.transport.ports import LogDoor, OnReceived, SegmentLog
 from nsync.transport.requests import Signer
-from nsync.transport.times import monotonic_ms, wall_ms
+from nsync.transport.times import monotonic_ms
 
 logger = logging.getLogger("nsync.transport.gossip")
 
@@ -118,10 +117,9 @@ class Gossip:
         if self._relay is None:
             self._relay = asyncio.get_running_loop().call_later(self._rng.uniform(0, RELAY_S_MAX), self._pass_on)
 
-    def status(self) -> list[dict[str, Any]]:
-        """How each peer fares: PeerState as dicts, times in milliseconds since 1970."""
-        offset_ms = wall_ms() - monotonic_ms()
-        return [_with_wall_times(state, offset_ms) for state in self._states.values()]
+    def status(self) -> list[PeerState]:
+        """How each peer fares, by the event loop's clock."""
+        return list(self._states.values())
 
     def _pass_on(self) -> None:
         self._relay = None
@@ -168,21 +166,20 @@ class Gossip:
 
     def _note(self, name: str, exchange: Exchange, error: str) -> None:
         now_ms, before = monotonic_ms(), self._states[name]
-        state = before if exchange.round_trip_ms is None else before.answered(now_ms, exchange.round_trip_ms)
+        state = before.answered(now_ms) if exchange.answered else before
         self._states[name] = state = state.failed(now_ms, error, self._rng) if error else state.succeeded(now_ms)
-        if error and error != before.reason:
-            logger.warning("peer %s: %s (next try in %d ms)", name, error, state.pause_ms(now_ms))
-        elif before.reason and not error:
-            logger.info("peer %s: in order again after %d failures", name, before.failures)
+        if error and not before.failures:
+            logger.warning("peer %s: %s (%s; tried again until it works)", name, error, _last_answer(before, now_ms))
+        elif error:
+            logger.debug("peer %s: %s (next try in %d ms)", name, error, state.pause_ms(now_ms))
+        elif before.since_ms is not None:
+            logger.info("peer %s: in order again after %d failures in %d s", name, before.failures, (now_ms - before.since_ms) // 1000)
         for author in exchange.forked - self._forked:
             logger.error("peer %s has another history of author %s than this instance, up to the same seq: a fork", name, author.hex())
         self._forked |= {author for author in exchange.forked if self._charter.by_author(author) is not None}
 
 
-def _with_wall_times(state: PeerState, offset_ms: int) -> dict[str, Any]:
-    entries = asdict(state)
-    for name in ("last_contact_ms", "since_ms"):
-        if entries[name] is not None:
-            entries[name] += offset_ms
-    entries["next_try_ms"] = entries["next_try_ms"] + offset_ms if state.failures else None
-    return entries
+def _last_answer(state: PeerState, now_ms: int) -> str:
+    if state.last_contact_ms is None:
+        return "no answer since this node started"
+    return f"its last answer came {(now_ms - state.last_contact_ms) // 1000} s ago"

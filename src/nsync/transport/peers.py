@@ -5,7 +5,7 @@ evenly below it (full jitter), so that the peers of one that was down do not all
 ends it at once.
 
     event         failures   since        next try       reason
-    answered      –          –            –              –          (last contact and round trip are noted)
+    answered      –          –            –              –          (last contact is noted)
     succeeded     0          none         now            ""
     failed        + 1        kept or now  now + pause    as given
 
@@ -32,7 +32,6 @@ class PeerState:
 
     name: str
     last_contact_ms: Optional[int] = None
-    round_trip_ms: Optional[int] = None
     failures: int = 0
     """In a row."""
     since_ms: Optional[int] = None
@@ -41,8 +40,8 @@ class PeerState:
     reason: str = ""
     """Of the last failure; empty for a healthy peer."""
 
-    def answered(self, now_ms: int, round_trip_ms: int) -> PeerState:
-        return replace(self, last_contact_ms=now_ms, round_trip_ms=round_trip_ms)
+    def answered(self, now_ms: int) -> PeerState:
+        return replace(self, last_contact_ms=now_ms)
 
     def succeeded(self, now_ms: int) -> PeerState:
         return replace(self, failures=0, since_ms=None, next_try_ms=now_ms, reason="")

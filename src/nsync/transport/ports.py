@@ -30,8 +30,6 @@ class SegmentLog(Protocol):
         """Verify the frames that the instance `sender` passed on, and store what is new; returns after COMMIT."""
 
 
-__all__ = ["Head", "LogDoor", "OnReceived", "Receipt", "SegmentLog", "StoredSegment", "Take"]
-
 OnReceived = Callable[[], None]
 """Called on the event loop after segments from elsewhere became durable. It must not block."""
 

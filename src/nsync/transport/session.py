@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import msgpack
 
-from nsync.transport.ports import Head
-from nsync.transport.wire import ID_BYTES
+from nsync.authority.charter import ID_BYTES
+from nsync.log.stored import Head
 
 
 class Plan(NamedTuple):

@@ -24,20 +24,16 @@ from typing import Any, NamedTuple, Optional
 import msgpack
 import zstandard
 
+from nsync.authority.charter import ID_BYTES
 from nsync.errors import ProtocolError
-from nsync.transport.ports import Head, Receipt
+from nsync.log.segment import FRAME_BYTES_MAX, SEQ_MAX, SIGNATURE_BYTES
+from nsync.log.stored import Head, Receipt
 
 VERSION = 1
 PATH = "/nsync/v1/"
 
-ID_BYTES = 16
-"""Author ids, header hashes and digests."""
-
-FRAME_BYTES_MIN = 64
-"""A segment bears a signature of 64 bytes; so a body of N bytes holds at most N/64 frames."""
-
-FRAME_BYTES_MAX = (1 << 20) + (1 << 16)
-"""A segment has at most 1 MiB of ops; 64 KiB leave room for its header and signature."""
+FRAME_BYTES_MIN = SIGNATURE_BYTES
+"""Every segment bears a signature; so a body of N bytes holds at most N/64 frames."""
 
 BATCH_BYTES_MAX = 4 << 20
 """Frames given to the log at once, and sent in one push: one commit, some tens of milliseconds."""
@@ -68,9 +64,6 @@ TEXT_BYTES_MAX = 512
 TEXTS_MAX = 32
 """Reasons in a receipt: enough to see what is wrong."""
 RECEIPT_BYTES_MAX = TEXTS_MAX * (TEXT_BYTES_MAX + 3) + 16
-
-SEQ_MAX = (1 << 63) - 1
-"""What a database's BIGINT holds."""
 
 WINDOW_BYTES_LOG = 20
 """zstd looks back 1 MiB: about one segment, and all that a receiver must keep."""
