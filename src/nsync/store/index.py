@@ -1,11 +1,11 @@
 """The index from keys to ops: 63-bit numbers in which everything about one DID, RSE or scope lies together.
 
     39 bits  hash of the anchor: the DID, RSE or scope that a statement is indexed under (namespace.keys.anchor_of)
-     2 bits  ITSELF: the fact and its attributes · HANGING: edges whose other end it is · EDGE: edges and replicas that it anchors
-    22 bits  of the whole key; 0 for HANGING, so that what hangs on one node is listed in the order in which it came
+     2 bits  ITSELF: the fact and its attributes · HANGING: edges whose other end it is · EDGE: edges that it anchors
+    22 bits  of the whole key; 0 for HANGING, so that what hangs on a node is listed in the order in which it came
 
-Numbers can collide: whoever finds an op through the index looks whether it speaks of the key. The hash has a key of its own in each database,
-so that no author can choose names that collide.
+Numbers can collide: whoever finds an op through the index looks whether it speaks of the key. The hash has a key of its own in each
+database, so that no author can choose names that collide.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from functools import lru_cache
 from typing import Any
 from zlib import crc32
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection
 
+from nsync.catalogue.opendata import Name, name_of
 from nsync.namespace import fields
-from nsync.namespace.keys import Attribute, Did, anchor_of, key_bytes
-from nsync.store import schema
+from nsync.namespace.keys import anchor_of, key_bytes
+from nsync.store import kept
 
 ITSELF, HANGING, EDGE = 0, 1 << 22, 2 << 22
-_KEY = (1 << 22) - 1
+EDGE_FIRST = 1 << 22
+"""How many numbers each of the three has."""
+_KEY = EDGE_FIRST - 1
 _NODE_SHIFT = 25
 """Of a 64-bit hash, 39 bits are left."""
 NODES_KEPT = 1 << 16
@@ -69,32 +72,22 @@ class Numbers:
             yield self.hanging((fields.DID, key[1], key[2]))
         elif tag == fields.REPLICA:
             yield self.hanging((fields.RSE, key[3], key[4]))
-        elif tag == fields.ATTRIBUTE and key[2] == fields.DID and key[1] in UNIQUE:
-            yield self.hanging(unique_node(key[1], value))
+        elif value is not None and (name := name_of(key, value)) is not None:
+            yield self.hanging(name_node(name))
 
 
-UNIQUE = (fields.DOI, fields.RECORD)
-"""Fields whose values name one DID each (6.6): who asks for one is listed under it."""
-
-
-def unique_node(field: str, value: Any) -> bytes:
-    """What DIDs that ask for one DOI or record hang on."""
-    return f"{field}:{value}".encode()
-
-
-def is_unique(key: Any) -> bool:
-    """Whether `key` is an attribute whose values name one DID each."""
-    return isinstance(key, Attribute) and isinstance(key.fact, Did) and key.field in UNIQUE
+def name_node(name: Name) -> bytes:
+    """What the DIDs hang on that ask for one DOI or record id (6.6)."""
+    return f"{name[0]}:{name[1]}".encode()
 
 
 def numbers(connection: Connection) -> Numbers:
     """The numbers of this database; its hash key is drawn when it is first asked for, in a transaction that may write."""
-    query = select(schema.kept.c.value).where(schema.kept.c.name == "index")
-    secret = connection.execute(query).scalar()
+    secret = kept.read(connection, "index")
     if secret is None:
         secret = secrets.token_bytes(16)
-        connection.execute(insert(schema.kept).values(name="index", value=secret))
-    return _numbers(bytes(secret))
+        kept.write(connection, "index", secret)
+    return _numbers(secret)
 
 
 @lru_cache(maxsize=64)

@@ -18,7 +18,7 @@ from nsync.clock import Stamp
 from nsync.crdt import Dot
 from nsync.log import forks
 from nsync.log.floor import Floor, Vote, floors, place, read_vote
-from nsync.log.forks import OPEN, Branch, Line, Mark, holds, line_to, standing
+from nsync.log.forks import Branch, Line, Mark, holds, line_to, standing
 from nsync.log.segment import Dep
 from nsync.namespace.ops import Grant, decode_op
 from nsync.store import schema
@@ -283,6 +283,3 @@ class SqlLines:
 
     def given(self, author: bytes) -> Sequence[Given]:
         return self._given.get(author, ())
-
-
-__all__ = ["OPEN", "BranchRow", "SqlLines"]

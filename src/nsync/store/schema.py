@@ -68,11 +68,10 @@ op = Table(
     *_dot(),
     Column("stamp_ms", BigInteger, nullable=False),
     Column("stamp_logical", BigInteger, nullable=False),
-    Column("raw", LargeBinary),
-    Column("leaf", ID),
+    Column("raw", LargeBinary, nullable=False),
     sqlite_with_rowid=False,
 )
-"""The ops, each as its author encoded it. One that compaction took has no `raw`, but its hash (R4.7)."""
+"""The ops, each as its author encoded it; in the place of one that compaction took, its hash (log.segment.gone)."""
 
 about = Table(
     "nsync_about",
@@ -83,8 +82,14 @@ about = Table(
 )
 """From a key to the applied ops that speak of it (store.index)."""
 
-guest = Table("nsync_guest", metadata, *_dot(), sqlite_with_rowid=False)
-"""Applied ops with a statement that another author decides about: the only ones that acknowledgements and revocations can move."""
+guest = Table(
+    "nsync_guest",
+    metadata,
+    Column("home", String(32), primary_key=True),
+    *_dot(),
+    sqlite_with_rowid=False,
+)
+"""Applied ops with a statement that another instance, `home`, decides about: all that acknowledgements and revocations can move."""
 
 step = Table(
     "nsync_step",

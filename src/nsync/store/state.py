@@ -1,179 +1,261 @@
-"""Slots, claims, links, entries and conflicts in SQL: what `catalogue.view.derive` asks, and the join (R3.3).
+"""The state in SQL: what a changeset moves, and the catalogue after it (R3.3, DESIGN 6).
 
-Every method works on a batch: one statement per 400 keys to read, one executemany to write.
+A changeset is indexed; the keys that it speaks of are *touched*, and so are those that it moves without speaking of them: guests'
+statements that its home now has in its past, or whose grant it revokes, and whatever stands on a branch that begins or ceases to
+count. `derive` brings the catalogue up to date with the touched keys. So the work grows with the change, not with the state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Union
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple, Optional
 
-from sqlalchemy import Column, Connection, Row, Table, delete, insert, select, text
+from sqlalchemy import Column, Connection, Row, Table, delete, select, text
 
-from nsync.authority.effective import Authority
+from nsync.authority.rulings import VOID, WAITING, Ruling, Rulings
 from nsync.catalogue.entries import Conflict, Entry, entry_from_wire, plain
-from nsync.catalogue.judge import first_claims, is_doi, last_of_each
+from nsync.catalogue.opendata import Name, name_of
 from nsync.catalogue.rules import Reader
-from nsync.catalogue.view import Derived, Node, derive
-from nsync.clock import Stamp
+from nsync.catalogue.state import Derived, Hanging, Node
+from nsync.catalogue.view import derive
 from nsync.crdt import Dot, Slot
-from nsync.namespace import codec
-from nsync.namespace.keys import (
-    Attachment,
-    Attribute,
-    Did,
-    Fact,
-    Key,
-    Replica,
-    Scope,
-    check_value,
-    ends_of,
-    from_key_bytes,
-    key_bytes,
-    to_wire,
-)
+from nsync.log.forks import Line, Mark
+from nsync.log.segment import GONE, Header
+from nsync.namespace import codec, fields
+from nsync.namespace.keys import Attribute, Did, Fact, Key, Scope, fact_of, from_key_bytes, key_bytes, key_of, scope_of
+from nsync.namespace.ops import GRANT_KIND, REVOKE_KIND, STATEMENTS_KIND, wire_op
 from nsync.store import schema
+from nsync.store.bulk import bulk_insert
 from nsync.store.database import chunks
-from nsync.store.pasts import SqlPasts
+from nsync.store.index import numbers
+from nsync.store.lines import BranchRow, SqlLines
+from nsync.store.statements import Op, Statements
 
-_COLUMNS = "key, author, seq, stamp_ms, stamp_logical, retract, value"
-_VALUES = ":key, :author, :seq, :stamp_ms, :stamp_logical, :retract, :value"
-_JOIN = text(
-    f"INSERT INTO nsync_slot ({_COLUMNS}) VALUES ({_VALUES}) "
-    "ON CONFLICT (key, author) DO UPDATE SET seq = excluded.seq, stamp_ms = excluded.stamp_ms, stamp_logical = excluded.stamp_logical, "
-    "retract = excluded.retract, value = excluded.value WHERE excluded.seq > nsync_slot.seq"
-)
-_CLAIM = text(f"INSERT INTO nsync_claim ({_COLUMNS}) VALUES ({_VALUES}) ON CONFLICT (key, author) DO NOTHING")
-_LINK = text("INSERT INTO nsync_link (node, key) VALUES (:node, :key) ON CONFLICT (node, key) DO NOTHING")
-_ENTRY = text(
-    "INSERT INTO nsync_entry (key, kind, scope, name, entry) VALUES (:key, :kind, :scope, :name, :entry) "
-    "ON CONFLICT (key) DO UPDATE SET entry = excluded.entry"
-)
-_RIVALS = text(
-    "SELECT c.key FROM nsync_claim c WHERE c.author = :other AND c.seq > :low AND c.seq <= :high "
-    "AND EXISTS (SELECT 1 FROM nsync_claim r WHERE r.key = c.key AND r.author <> c.author)"
-)
-_DOIS = text(
-    "SELECT s.key FROM nsync_slot s JOIN nsync_link l ON l.key = s.key WHERE s.author = :other AND s.seq > :low AND s.seq <= :high "
-    "AND l.node >= :doi AND l.node < :after"
-)
-_DOI_NODE = b"doi:"
+_GUEST = schema.guest.c
+
+UNSEEN_MAX = 4096
+"""Ops of guests in a home's scopes that it may leave unacknowledged."""
+
+
+class Readings(NamedTuple):
+    """What the readings of many statements hang on at once: the lines of logs that can lose a part, and the floors."""
+
+    lines: Mapping[bytes, Line]
+    floors: int
 
 
 class SqlState:
     """The state as one transaction sees it. Make one per transaction."""
 
-    def __init__(self, connection: Connection, authority: Authority) -> None:
+    def __init__(self, connection: Connection, lines: SqlLines) -> None:
         self.connection = connection
-        self.authority = authority
-        self.pasts = SqlPasts(connection)
+        self.lines = lines
+        self.touched: set[Key] = set()
+        self._taken: list[Mark] = []
+        """Ops of guests that were taken in and not judged yet."""
+
+    @cached_property
+    def rulings(self) -> Rulings:
+        """What statements count for, as things stand."""
+        return Rulings(self.lines.charter, self.lines)
+
+    @cached_property
+    def statements(self) -> Statements:
+        """What was said."""
+        return Statements(self.connection, self.lines, self.rulings, numbers(self.connection))
 
     # ---- what `derive` asks
 
-    def slots(self, wanted: Collection[Key]) -> dict[Key, Sequence[Slot]]:
-        found: dict[Key, list[Slot]] = {}
-        for key, slot in self._statements(schema.slot, wanted):
-            found.setdefault(key, []).append(slot)
-        return {key: sorted(slots) for key, slots in found.items()}
+    def slots(self, wanted: Collection[Key]) -> Mapping[Key, Sequence[Slot]]:
+        return self.statements.slots(wanted)
 
-    def claims(self, dids: Collection[Did]) -> dict[Did, Sequence[Slot]]:
-        found: dict[Did, list[Slot]] = {}
-        for key, slot in self._statements(schema.claim, dids):
-            assert isinstance(key, Did)
-            found.setdefault(key, []).append(slot)
-        return {did: sorted(slots) for did, slots in found.items()}
+    def about(self, dids: Collection[Did]) -> Mapping[Did, Mapping[Key, Sequence[Slot]]]:
+        found: dict[Did, dict[Key, Sequence[Slot]]] = {did: {} for did in dids}
+        for key, slots in self.statements.slots(self.statements.keys_of(dids)).items():
+            did = key.fact if isinstance(key, Attribute) else key
+            found[did][key] = slots  # type: ignore[index]
+        return found
+
+    def claims(self, dids: Collection[Did]) -> Mapping[Did, Sequence[Slot]]:
+        return self.statements.claims(dids)
 
     def entries(self, facts: Collection[Fact]) -> dict[Fact, Entry]:
         rows = self._in(schema.entry, schema.entry.c.key, {key_bytes(fact) for fact in facts})
         return dict(_entry(row.key, row.entry) for row in rows)
 
-    def hanging_on(self, nodes: Collection[Node]) -> Iterable[Union[Attachment, Replica]]:
-        rows = self._in(schema.link, schema.link.c.node, {key_bytes(node) for node in nodes})
-        found = {from_key_bytes(row.key) for row in rows}
-        return {key for key in found if isinstance(key, (Attachment, Replica))}
+    def hanging_on(self, nodes: Collection[Node]) -> Iterable[Hanging]:
+        return self.statements.edges_of(nodes)
 
-    def doi_claimants(self, dois: Collection[str]) -> Iterable[Did]:
-        rows = self._in(schema.link, schema.link.c.node, {_DOI_NODE + doi.encode() for doi in dois})
-        found = {from_key_bytes(row.key) for row in rows}
-        return {key.fact for key in found if isinstance(key, Attribute) and isinstance(key.fact, Did)}
+    def asking(self, names: Collection[Name]) -> Iterable[Did]:
+        return self.statements.asking(names)
 
-    # ---- the join, and the catalogue after it
+    def dids_in(self, scopes: Collection[str]) -> Iterable[Did]:
+        entry = schema.entry.c
+        query = select(entry.scope, entry.name).where(entry.kind == fields.DID, entry.scope.in_(list(scopes)))
+        return [Did(*row) for row in self.connection.execute(query)]
 
-    def join(self, statements: Collection[tuple[Key, Slot]]) -> set[Key]:
-        """Take in effective statements; returns the keys that they are about."""
-        claims = [_row(did, slot) for (did, _), slot in first_claims(statements).items()]
-        self._many(_CLAIM, claims)
-        self._many(_JOIN, [_row(key, slot) for (key, _), slot in last_of_each(statements).items()])
-        links = {(key_bytes(end), key_bytes(key)) for key, _ in statements for end in ends_of(key)}
-        links |= {(_DOI_NODE + slot.value.encode(), key_bytes(key)) for key, slot in statements if is_doi(key) and not slot.retract}
-        self._many(_LINK, [{"node": node, "key": key} for node, key in sorted(links)])
-        return {key for key, _ in statements}
+    # ---- one segment
 
-    def wait(self, statements: Collection[tuple[Key, Slot]]) -> None:
-        """Keep statements until their home acknowledges them."""
-        if statements:
-            self.connection.execute(insert(schema.waiting), [_row(key, slot) for key, slot in statements])
+    def readings(self) -> Readings:
+        """How things stand before a change; `settle` compares."""
+        charter, branches = self.lines.charter, self.lines.branches
+        several = {b.author for b in branches.values() if b.parent is not None or len(self.lines.of(b.author)) > 1}
+        ended = {life.author for instance in charter.instances for life in instance.incarnations if life.final is not None}
+        return Readings({author: self.lines.line(author) for author in sorted(several | ended)}, len(self.lines.usable_floors))
 
-    def owes_acknowledgement(self, home: bytes) -> bool:
-        """Whether statements wait for `home`: guests' destructive and publishing ones, and claims that only its log can put in order."""
-        waits = self.connection.execute(select(schema.waiting.c.key).distinct()).scalars()
-        if any(self.authority.decider(from_key_bytes(key)) == home for key in waits):
-            return True
-        claims = select(schema.claim.c.key, schema.claim.c.author, schema.claim.c.seq).where(schema.claim.c.author != home)
-        rivals = self.connection.execute(claims.join(schema.conflict, schema.conflict.c.key == schema.claim.c.key).distinct())
-        mine = (Dot(r.author, r.seq) for r in rivals if self.authority.decider(from_key_bytes(r.key)) == home)
-        return any(self.pasts.seen_from(home, dot) is None for dot in mine)
+    def see(self, branch: BranchRow, header: Header, grown: Mapping[int, tuple[int, int]]) -> None:
+        """The author of `header` has more in its past: what it decides about and now sees may count, or come in another order."""
+        for other, (before, now) in grown.items():
+            self._touch_guests(other, before, now, branch.author)
 
-    def waiting(self, author: bytes, wanted: Collection[Key]) -> dict[Key, Slot]:
-        """The last statement of `author` about each of `wanted` that its home has not acknowledged."""
-        columns = schema.waiting.c
-        query = select(schema.waiting).where(columns.author == author)
-        found = [
-            _statement(row)
-            for chunk in chunks(sorted(key_bytes(key) for key in wanted))
-            for row in self.connection.execute(query.where(columns.key.in_(chunk)))
-        ]
-        return {key: slot for (key, _), slot in last_of_each(found).items()}
+    def take(self, branch: BranchRow, header: Header, ops: Sequence[bytes]) -> None:
+        """Index the ops of a segment."""
+        about: list[tuple[int, int, int]] = []
+        guests, grants, revocations = [], [], []
+        number = self.statements.numbers
+        instance = self.lines.charter.by_author(branch.author)
+        me = instance.name if instance is not None else ""
+        homes: dict[Optional[str], frozenset[str]] = {}
+        for seq, raw in enumerate(ops, header.first):
+            if raw[:1] == GONE:
+                continue
+            op = wire_op(raw)
+            if op[0] == STATEMENTS_KIND:
+                decide: set[str] = set()
+                for said in op[1:]:
+                    key, value = said[0], said[1] if len(said) == 2 else None
+                    about += [(one, branch.id, seq) for one in number.of_statement(key, value)]
+                    scope = scope_of(key)
+                    if scope not in homes:
+                        homes[scope] = self._homes(scope) - {me}
+                    decide |= homes[scope]
+                    if name_of(key, value if value is not None else "") is not None:
+                        decide |= self._namers(value) - {me}
+                    self.touched.add(key_of(key))
+                guests += [(home, branch.id, seq) for home in decide]
+                self.statements.remember(Mark(branch.id, seq), header.stamp, op)
+            elif op[0] == GRANT_KIND:
+                grants.append((branch.id, seq))
+            elif op[0] == REVOKE_KIND:
+                revocations.append((branch.id, seq, op[1], op[2]))
+        bulk_insert(self.connection, schema.about.name, ("key", "branch", "seq"), sorted(set(about)))
+        bulk_insert(self.connection, schema.guest.name, ("home", "branch", "seq"), guests)
+        bulk_insert(self.connection, schema.grant.name, ("branch", "seq"), grants)
+        bulk_insert(self.connection, schema.revocation.name, ("branch", "seq", "grant_author", "grant_seq"), revocations)
+        self._taken += sorted({Mark(*guest[1:]) for guest in guests})
+        self._revoked += [Mark(branch.id, seq) for _, seq, _, _ in revocations]
 
-    def acknowledge(self, home: bytes, other: bytes, low: int, high: int) -> tuple[list[tuple[Key, Slot]], set[Key]]:
-        """`home` now has `other`'s ops in (low, high] in its past.
+    def _homes(self, scope: Optional[str]) -> frozenset[str]:
+        """The instances that decide, or decided, about `scope`."""
+        return frozenset(era.home.name for era in self.rulings.eras(scope)) if scope is not None else frozenset()
 
-        Returns the statements that this settles, and the keys whose order of claims it moves.
-        """
-        columns = schema.waiting.c
-        rows = self.connection.execute(
-            select(schema.waiting).where(columns.author == other, columns.seq > low, columns.seq <= high).order_by(columns.seq)
-        ).all()
-        mine = [row for row in rows if self.authority.decider(from_key_bytes(row.key)) == home]
-        for chunk in chunks([row.id for row in mine]):
-            self.connection.execute(delete(schema.waiting).where(columns.id.in_(chunk)))
-        reach = {"other": other, "low": low, "high": high}
-        rivals = self.connection.execute(_RIVALS, reach).scalars().all()
-        dois = self.connection.execute(_DOIS, {**reach, "doi": _DOI_NODE, "after": _DOI_NODE[:-1] + b";"}).scalars().all()
-        return [_statement(row) for row in mine], {from_key_bytes(key) for key in [*rivals, *dois]}
+    def _namers(self, value: Any) -> set[str]:
+        """The instance that decides who bears the DOI `value`."""
+        home = self.lines.charter.doi_home(value) if isinstance(value, str) else None
+        return {home.name} if home is not None else set()
+
+    @cached_property
+    def _revoked(self) -> list[Mark]:
+        return []
+
+    # ---- the catalogue after it
+
+    def settle(self, before: Readings) -> set[Fact]:
+        """Bring the catalogue up to date; returns the facts whose entries changed."""
+        self.__dict__.pop("rulings", None)
+        self.statements.ruled_by(self.rulings)
+        for mark in self._revoked:
+            self._touch_revoked(mark)
+        self._touch_moved(before)
+        changed = self.refresh(self.touched)
+        self.touched, self._revoked[:] = set(), []
+        return changed
+
+    def void(self) -> int:
+        """How many of the statements taken in since the last call count for nothing."""
+        count = 0
+        for mark, op in self.statements.ops(self._taken):
+            author = self.lines.branches[mark.branch].author
+            for key, value in op.says.items():
+                slot = self.statements.slot_of(key, mark, op)
+                count += not self.lines.stands(mark) or self.rulings.ruling(key_of(key), slot).standing == VOID
+                assert author == slot.dot.author, value
+        self._taken = []
+        return count
 
     def refresh(self, touched: Collection[Key]) -> set[Fact]:
         """Bring the catalogue up to date with the slots of `touched`; returns the facts whose entries changed."""
-        derived = derive(self, Reader(self.authority, self.pasts), touched)
+        derived = derive(self, Reader(self.rulings), touched)
         before = self.entries(derived.entries.keys())
         changed = {fact for fact, entry in derived.entries.items() if entry != before.get(fact)}
-        self._show(derived, changed)
+        self._show(derived, before, changed)
         self._note(derived)
         return changed
 
-    def _show(self, derived: Derived, changed: set[Fact]) -> None:
-        rows, gone = [], []
+    # ---- what is touched besides
+
+    def _touch_guests(self, branch: int, after: int, until: int, decider: Optional[bytes]) -> None:
+        """Touch what guests say in a stretch of `branch` and `decider` decides about; everybody's, if it is None."""
+        query = select(_GUEST.seq).where(_GUEST.branch == branch, _GUEST.seq > after, _GUEST.seq <= until)
+        if decider is not None:
+            query = query.where(_GUEST.home == self.rulings.name(decider))
+        self._touch([Mark(branch, seq) for seq in self.connection.execute(query).scalars()])
+
+    def _touch(self, marks: Collection[Mark], scope: Optional[str] = None) -> None:
+        """Touch what the ops at `marks` speak of, in `scope` if one is given."""
+        for _, op in self.statements.ops(marks):
+            self.touched |= {key_of(key) for key in op.says if scope is None or scope_of(key) == scope}
+
+    def _touch_revoked(self, revocation: Mark) -> None:
+        """What the grantee said that the revocation had not seen counts no more."""
+        dot = Dot(self.lines.branches[revocation.branch].author, revocation.seq)
+        seen = self.lines.past(revocation)
+        for given in self.lines.given(dot.author) if self.lines.stands(revocation) else ():
+            grantee = self.lines.charter.by_name(given.grant.to)
+            if dot in given.revocations and grantee is not None:
+                for branch in (b for life in grantee.incarnations for b in self.lines.of(life.author)):
+                    query = select(_GUEST.seq).where(_GUEST.branch == branch.id, _GUEST.seq > seen.get(branch.id, 0))
+                    query = query.where(_GUEST.home == self.rulings.name(dot.author))
+                    self._touch([Mark(branch.id, seq) for seq in self.connection.execute(query).scalars()], given.grant.scope)
+
+    def _touch_moved(self, before: Readings) -> None:
+        """What stands on stretches of logs that begin or cease to count, and what hangs on their authors' word."""
+        now = self.readings()
+        for author in sorted({*before.lines, *now.lines}):
+            was, line = before.lines.get(author), now.lines.get(author, self.lines.line(author))
+            if was is None or was == line:
+                continue
+            for branch, low, high in _differences(was, line):
+                query = select(schema.op.c.seq).where(schema.op.c.branch == branch, schema.op.c.seq > low, schema.op.c.seq <= high)
+                query = query.where(schema.op.c.seq <= self.lines.branches[branch].applied)
+                self._touch([Mark(branch, seq) for seq in self.connection.execute(query).scalars()])
+            for branch in self.lines.branches:
+                self._touch_guests(branch, 0, (1 << 62), author)
+        for floor, heads in enumerate(self.lines.floors()):
+            if floor >= before.floors:
+                for author, seq in heads.items():
+                    below = self.lines.floors()[floor - 1].get(author, 0) if floor else 0
+                    for part in self.lines.line(author):
+                        self._touch_guests(part.branch, below, min(seq, part.seq), None)
+
+    # ---- writing
+
+    def _show(self, derived: Derived, before: Mapping[Fact, Entry], changed: set[Fact]) -> None:
+        fresh, moved, gone = [], [], []
         for fact in changed:
             shown = derived.entries[fact]
             if shown is None:
                 gone.append(key_bytes(fact))
+            elif fact in before:
+                moved.append({"at": key_bytes(fact), "now": codec.encode(plain(shown))})
             else:
                 scope = fact.scope if isinstance(fact, (Scope, Did)) else None
                 name = fact.name if isinstance(fact, Did) else None
-                rows.append(
-                    {"key": key_bytes(fact), "kind": to_wire(fact)[0], "scope": scope, "name": name, "entry": codec.encode(plain(shown))}
-                )
-        self._many(_ENTRY, rows)
+                fresh.append((key_bytes(fact), fact[0], scope, name, codec.encode(plain(shown))))
+        bulk_insert(self.connection, schema.entry.name, ("key", "kind", "scope", "name", "entry"), sorted(fresh, key=lambda row: row[0]))
+        if moved:
+            self.connection.execute(text("UPDATE nsync_entry SET entry = :now WHERE key = :at"), moved)
         for chunk in chunks(gone):
             self.connection.execute(delete(schema.entry).where(schema.entry.c.key.in_(chunk)))
 
@@ -181,11 +263,10 @@ class SqlState:
         """Replace the conflicts of every fact that was looked at, where they differ."""
         held = self.conflicts(derived.conflicts.keys())
         moved = {fact for fact, found in derived.conflicts.items() if sorted(found) != held.get(fact, [])}
-        for chunk in chunks([key_bytes(fact) for fact in moved]):
+        for chunk in chunks([key_bytes(fact) for fact in moved if fact in held]):
             self.connection.execute(delete(schema.conflict).where(schema.conflict.c.key.in_(chunk)))
-        rows = [{"key": key_bytes(fact), **found._asdict()} for fact in sorted(moved, key=key_bytes) for found in derived.conflicts[fact]]
-        if rows:
-            self.connection.execute(insert(schema.conflict), rows)
+        rows = [(key_bytes(fact), *found) for fact in sorted(moved, key=key_bytes) for found in derived.conflicts[fact]]
+        bulk_insert(self.connection, schema.conflict.name, ("key", *Conflict._fields), rows)
 
     def conflicts(self, facts: Collection[Fact]) -> dict[Fact, list[Conflict]]:
         """The conflicts noted about each of `facts`, sorted."""
@@ -193,39 +274,57 @@ class SqlState:
         for row in self._in(schema.conflict, schema.conflict.c.key, {key_bytes(fact) for fact in facts}):
             fact = from_key_bytes(row.key)
             assert not isinstance(fact, Attribute)
-            found.setdefault(fact, []).append(Conflict(row.rule, row.winner, row.loser, row.resolve))
+            found.setdefault(fact, []).append(Conflict(*(getattr(row, name) for name in Conflict._fields)))
         return {fact: sorted(conflicts) for fact, conflicts in found.items()}
 
-    # ---- leaves
+    # ---- what the bridge asks besides
 
-    def _statements(self, table: Table, wanted: Collection[Key]) -> Iterable[tuple[Key, Slot]]:
-        return (_statement(row) for row in self._in(table, table.c.key, {key_bytes(key) for key in wanted}))
+    def owes_acknowledgement(self, home: bytes) -> bool:
+        """Whether guests' statements wait for `home`: destructive and publishing ones, and claims that only its log can put in order.
+
+        Very many that do not wait are acknowledged too, so that they are settled, and not looked at again and again.
+        """
+        own = self.lines.of(home)
+        seen = self.lines.past(Mark(own[0].id, own[0].applied)) if own else {}
+        for branch in self.lines.branches.values():
+            query = select(_GUEST.seq).where(
+                _GUEST.home == self.rulings.name(home), _GUEST.branch == branch.id, _GUEST.seq > seen.get(branch.id, 0)
+            )
+            marks = [Mark(branch.id, seq) for seq in self.connection.execute(query.limit(UNSEEN_MAX)).scalars()]
+            if len(marks) == UNSEEN_MAX or any(self._waits_for_order(mark, op) for mark, op in self.statements.ops(marks)):
+                return True
+        return False
+
+    def _waits_for_order(self, mark: Mark, op: Op) -> bool:
+        keys = [key_of(key) for key in op.says]
+        if any(self.rulings.ruling(key, self.statements.slot_of(key, mark, op)).standing == WAITING for key in keys):
+            return True
+        claims = {fact_of(key) for key in keys if isinstance(key, Did) or name_of(key, "") is not None}
+        return bool(claims) and bool(self.conflicts(claims))
+
+    def waiting(self, author: bytes, wanted: Collection[Key]) -> dict[Key, Slot]:
+        """The last statement of `author` about each of `wanted`, where it waits for its home."""
+        words = self.statements.last_words(author, wanted)
+        return {key: slot for key, slot in words.items() if self.rulings.ruling(key, slot).standing == WAITING}
+
+    def history(self, key: Key) -> list[tuple[Slot, Optional[Ruling]]]:
+        """Everything that was said about `key`."""
+        return [(found.slot, ruling) for found, ruling in self.statements.history(key)]
+
+    # ---- leaves
 
     def _in(self, table: Table, column: Column[Any], values: Collection[bytes]) -> Iterable[Row[Any]]:
         for chunk in chunks(sorted(values)):
             yield from self.connection.execute(select(table).where(column.in_(chunk)))
 
-    def _many(self, statement: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-        if rows:
-            self.connection.execute(statement, rows)
 
-
-def _row(key: Key, slot: Slot) -> dict[str, Any]:
-    return {
-        "key": key_bytes(key),
-        "author": slot.dot.author,
-        "seq": slot.dot.seq,
-        "stamp_ms": slot.stamp.ms,
-        "stamp_logical": slot.stamp.logical,
-        "retract": slot.retract,
-        "value": None if slot.retract else codec.encode(plain(slot.value)),
-    }
-
-
-def _statement(row: Row[Any]) -> tuple[Key, Slot]:
-    key = from_key_bytes(row.key)
-    value = None if row.retract else check_value(key, codec.decode(row.value, "value"))
-    return key, Slot(Dot(row.author, row.seq), Stamp(row.stamp_ms, row.stamp_logical), bool(row.retract), value)
+def _differences(one: Line, other: Line) -> Iterator[tuple[int, int, int]]:
+    """The stretches (branch, after, until) that are on one of two lines only."""
+    first, second = {mark.branch: mark.seq for mark in one}, {mark.branch: mark.seq for mark in other}
+    for branch in sorted({*first, *second}):
+        low, high = sorted((first.get(branch, 0), second.get(branch, 0)))
+        if low < high:
+            yield branch, low, high
 
 
 def _entry(key: bytes, entry: bytes) -> tuple[Fact, Entry]:

@@ -13,15 +13,17 @@ from typing import Any, NamedTuple, Optional
 from sqlalchemy import Connection, func, select
 
 from nsync.authority.rulings import Ruling, Rulings
+from nsync.catalogue.opendata import Name, name_of
 from nsync.clock import Stamp
 from nsync.crdt import Dot, Slot
 from nsync.log.forks import Mark
+from nsync.log.segment import GONE
 from nsync.namespace import fields
-from nsync.namespace.keys import Did, Key, key_of
+from nsync.namespace.keys import Did, Key, ends_of, key_of
 from nsync.namespace.ops import STATEMENTS_KIND, wire_op
 from nsync.store import schema
 from nsync.store.database import chunks
-from nsync.store.index import ITSELF, Numbers
+from nsync.store.index import EDGE, EDGE_FIRST, ITSELF, Numbers, name_node
 from nsync.store.lines import SqlLines
 
 _ABOUT, _OP = schema.about.c, schema.op.c
@@ -55,8 +57,12 @@ class Statements:
         self._connection = connection
         self._lines = lines
         self._rulings = rulings
-        self._numbers = numbers
+        self.numbers = numbers
         self._ops: dict[Mark, Op] = {}
+
+    def ruled_by(self, rulings: Rulings) -> None:
+        """Judge by other rulings from here on: the logs have moved."""
+        self._rulings = rulings
 
     # ---- slots and claims
 
@@ -71,7 +77,7 @@ class Statements:
     def _ends(self, wanted: Collection[Key], newest: bool) -> dict[Key, list[Slot]]:
         by_number: dict[int, list[Key]] = {}
         for key in wanted:
-            by_number.setdefault(self._numbers.about(key), []).append(key)
+            by_number.setdefault(self.numbers.about(key), []).append(key)
         candidates: dict[tuple[int, bytes], Mark] = {}
         last = func.max(_ABOUT.seq) if newest else func.min(_ABOUT.seq)
         for chunk in chunks(sorted(by_number)):
@@ -104,7 +110,11 @@ class Statements:
         while True:
             size = min(size * 4, 4096)
             query = select(_ABOUT.branch, _ABOUT.seq).where(_ABOUT.key == number, _ABOUT.branch.in_(branches))
-            query = query.where(_ABOUT.seq <= seq).order_by(_ABOUT.seq.desc()) if newest else query.where(_ABOUT.seq >= seq).order_by(_ABOUT.seq)
+            query = (
+                query.where(_ABOUT.seq <= seq).order_by(_ABOUT.seq.desc())
+                if newest
+                else query.where(_ABOUT.seq >= seq).order_by(_ABOUT.seq)
+            )
             marks = [Mark(*row) for row in self._connection.execute(query.limit(size))]
             self.load(marks)
             yield from (slot for mark in marks if (slot := self._counts(key, mark, newest)) is not None)
@@ -113,42 +123,74 @@ class Statements:
             seq = marks[-1].seq
 
     def _slot(self, key: Key, mark: Mark) -> Optional[Slot]:
-        op = self._ops[mark]
-        if key not in op.says:
-            return None  # another key with the same number
+        if mark not in self._ops:
+            self.load([mark])
+        op = self._ops.get(mark)
+        return self.slot_of(key, mark, op) if op is not None and key in op.says else None  # else another key with the same number
+
+    def slot_of(self, key: Key, mark: Mark, op: Op) -> Slot:
+        """The statement about `key` that `op`, which lies at `mark`, makes."""
         value = op.says[key]
         retract = value is RETRACT
-        return Slot(Dot(self._lines.branches[mark.branch].author, mark.seq), op.stamp, retract, None if retract else fields.typed(key, value))
+        return Slot(
+            Dot(self._lines.branches[mark.branch].author, mark.seq), op.stamp, retract, None if retract else fields.typed(key, value)
+        )
+
+    def newest_below(self, key: Key, author: bytes, until: int) -> Optional[Slot]:
+        """The newest statement of `author` about `key` that counts and lies at or before `until`."""
+        return next(self._others(key, self.numbers.about(key), author, Mark(0, until), newest=True), None)
+
+    def last_words(self, author: bytes, wanted: Collection[Key]) -> dict[Key, Slot]:
+        """The newest statement of `author` about each of `wanted`, whether it counts or not."""
+        branches = [part.branch for part in self._lines.line(author)]
+        by_number: dict[int, list[Key]] = {}
+        for key in wanted:
+            by_number.setdefault(self.numbers.about(key), []).append(key)
+        marks: dict[int, Mark] = {}
+        for chunk in chunks(sorted(by_number)):
+            query = select(_ABOUT.key, _ABOUT.branch, func.max(_ABOUT.seq)).where(_ABOUT.key.in_(chunk), _ABOUT.branch.in_(branches))
+            for number, branch, seq in self._connection.execute(query.group_by(_ABOUT.key, _ABOUT.branch)):
+                if number not in marks or marks[number].seq < seq:
+                    marks[number] = Mark(branch, seq)
+        self.load(marks.values())
+        found = {key: self._slot(key, mark) for number, mark in marks.items() for key in by_number[number]}
+        return {key: slot for key, slot in found.items() if slot is not None}
 
     # ---- everything
 
-    def keys_of(self, anchors: Iterable[Any]) -> set[Key]:
-        """Every key about which something is said that is one of `anchors` or an attribute of it."""
-        return self._keys([(self._numbers.node(anchor) | ITSELF, anchor) for anchor in anchors], fact=True)
+    def keys_of(self, dids: Iterable[Did]) -> set[Key]:
+        """The keys of `dids` and of all their attributes about which something is said."""
+        wanted = set(dids)
+        ops = self._listed((low := self.numbers.node(did) | ITSELF, low + EDGE_FIRST) for did in wanted)
+        return {key_of(key) for op in ops for key in op.says if (key[2:] if key[0] == fields.ATTRIBUTE else key) in wanted}
 
-    def _keys(self, ranges: Sequence[tuple[int, Any]], fact: bool) -> set[Key]:
-        marks: dict[Mark, set[Any]] = {}
-        for low, anchor in ranges:
-            query = select(_ABOUT.branch, _ABOUT.seq).where(_ABOUT.key >= low, _ABOUT.key < low + (1 << 22))
-            for row in self._connection.execute(query.distinct()):
-                marks.setdefault(Mark(*row), set()).add(anchor)
-        return {
-            key_of(key)
-            for mark, op in self.ops(marks)
-            for key in op.says
-            if (key[2:] if key[0] == fields.ATTRIBUTE else key) in marks[mark]
-        }
+    def edges_of(self, nodes: Iterable[Any]) -> set[Any]:
+        """Every attachment, constituent and replica about which something is said, with one of `nodes` at either end."""
+        wanted = set(nodes)
+        anchored = [self.numbers.node(node) | EDGE for node in wanted]
+        hanging = [self.numbers.hanging(node) for node in wanted]
+        ops = self._listed([*((low, low + EDGE_FIRST) for low in anchored), *((low, low + 1) for low in hanging)])
+        facts = {key_of(key[2:] if key[0] == fields.ATTRIBUTE else key) for op in ops for key in op.says}
+        return {fact for fact in facts if not wanted.isdisjoint(ends_of(fact))}
 
-    def hanging_on(self, nodes: Collection[Any]) -> set[Key]:
-        """Every edge or replica about which something is said, that has one of `nodes` at its other end."""
-        marks = set()
-        for chunk in chunks(sorted(self._numbers.hanging(node) for node in nodes)):
-            marks |= {Mark(*row) for row in self._connection.execute(select(_ABOUT.branch, _ABOUT.seq).where(_ABOUT.key.in_(chunk)))}
-        return {key_of(key) for _, op in self.ops(marks) for key in op.says}
+    def asking(self, names: Iterable[Name]) -> set[Did]:
+        """Every DID of which an effective statement says that it bears one of `names`."""
+        wanted = set(names)
+        ops = self._listed((low := self.numbers.hanging(name_node(name)), low + 1) for name in wanted)
+        keys = {key_of(key) for op in ops for key, value in op.says.items() if value is not RETRACT and name_of(key, value) in wanted}
+        return {key.fact for key, slots in self.slots(keys).items() if any(name_of(key, slot.value) in wanted for slot in slots)}  # type: ignore[union-attr,misc]
+
+    def _listed(self, ranges: Iterable[tuple[int, int]]) -> Iterator[Op]:
+        """The ops that are listed under the numbers from the first to before the second of each of `ranges`."""
+        marks: set[Mark] = set()
+        for low, high in ranges:
+            query = select(_ABOUT.branch, _ABOUT.seq).where(_ABOUT.key >= low, _ABOUT.key < high)
+            marks |= {Mark(*row) for row in self._connection.execute(query)}
+        return (op for _, op in self.ops(marks))
 
     def history(self, key: Key) -> list[tuple[Found, Optional[Ruling]]]:
         """Every applied statement about `key`, oldest first, with its ruling; None for one on a branch that does not stand."""
-        query = select(_ABOUT.branch, _ABOUT.seq).where(_ABOUT.key == self._numbers.about(key))
+        query = select(_ABOUT.branch, _ABOUT.seq).where(_ABOUT.key == self.numbers.about(key))
         marks = [Mark(*row) for row in self._connection.execute(query)]
         self.load(marks)
         found = [Found(mark, slot) for mark in marks if (slot := self._slot(key, mark)) is not None]
@@ -165,6 +207,10 @@ class Statements:
             self._ops.clear()
         self._ops[mark] = _op(stamp, wire)
 
+    def forget_ops(self) -> None:
+        """Read ops anew: some are gone."""
+        self._ops.clear()
+
     def load(self, marks: Iterable[Mark]) -> None:
         """Fetch and decode the ops at `marks` that are not remembered."""
         missing = sorted({mark for mark in marks if mark not in self._ops})
@@ -178,7 +224,7 @@ class Statements:
         """The ops at `marks`, decoded, however many they are."""
         for chunk in chunks(sorted(set(marks)), OPS_KEPT // 2):
             self.load(chunk)
-            yield from ((mark, self._ops[mark]) for mark in chunk)
+            yield from ((mark, self._ops[mark]) for mark in chunk if mark in self._ops)
 
     def fetch(self, marks: Collection[Mark]) -> Iterator[tuple[Mark, Stamp, bytes]]:
         """The ops at `marks` as they are stored, without those that compaction took."""
@@ -189,7 +235,7 @@ class Statements:
             for chunk in chunks(seqs):
                 query = select(_OP.seq, _OP.stamp_ms, _OP.stamp_logical, _OP.raw).where(_OP.branch == branch, _OP.seq.in_(chunk))
                 for seq, ms, logical, raw in self._connection.execute(query):
-                    if raw is not None:
+                    if raw[:1] != GONE:
                         yield Mark(branch, seq), Stamp(ms, logical), raw
 
 
