@@ -61,7 +61,8 @@ class _Stretch:
         if newest is None or newest.dot.seq <= mark.seq:
             return False
         if isinstance(key, Did):
-            return all(claim.dot.author != self.author or claim.dot.seq != mark.seq for claim in self.state.claims([key]).get(key, ()))
+            claims = self.state.about([key])[key].claims
+            return all((claim.dot.author, claim.dot.seq) != (self.author, mark.seq) for claim in claims)
         return True
 
     def _ops(self, after: int, until: int) -> Iterator[tuple[Mark, Op]]:
@@ -72,24 +73,21 @@ class _Stretch:
         return self.state.statements.ops(marks)
 
     def _about(self, keys: Collection[Any]) -> set[Mark]:
-        branches = [part.branch for part in self.lines.line(self.author)]
-        found: set[Mark] = set()
-        for chunk in chunks(sorted({self.state.statements.numbers.about(key) for key in keys})):
-            query = select(_ABOUT.branch, _ABOUT.seq).where(_ABOUT.key.in_(chunk), _ABOUT.branch.in_(branches))
-            found |= {Mark(*row) for row in self.connection.execute(query)}
-        return found
+        branches = {part.branch for part in self.lines.line(self.author)}
+        numbers = self.state.statements.numbers
+        return {mark for mark in self.state.statements.at({numbers.about(key) for key in keys}) if mark.branch in branches}
 
     def _take(self, marks: Collection[Mark]) -> None:
         numbers = self.state.statements.numbers
         listed, raws = [], []
         for mark, op in self.state.statements.ops(marks):
-            listed += [
-                {"k": n, "b": mark.branch, "s": mark.seq} for key, value in op.says.items() for n in numbers.of_statement(key, value)
-            ]
+            for key, value in op.says.items():
+                places = numbers.of_statement(key, None if value is RETRACT else value)
+                listed += [{"n": place.node, "k": place.key, "b": mark.branch, "s": mark.seq} for place in places]
         for mark, _, raw in self.state.statements.fetch(marks):
             raws.append({"b": mark.branch, "s": mark.seq, "now": gone(raw)})
             assert leaf_of(gone(raw)) == leaf_of(raw)
-        at = (_ABOUT.key == bindparam("k"), _ABOUT.branch == bindparam("b"), _ABOUT.seq == bindparam("s"))
+        at = (_ABOUT.node == bindparam("n"), _ABOUT.key == bindparam("k"), _ABOUT.branch == bindparam("b"), _ABOUT.seq == bindparam("s"))
         self.connection.execute(delete(schema.about).where(*at), listed)
         self.connection.execute(delete(schema.guest).where(_GUEST.branch == bindparam("b"), _GUEST.seq == bindparam("s")), raws)
         dot = (_OP.branch == bindparam("b"), _OP.seq == bindparam("s"))

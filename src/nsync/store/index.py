@@ -1,11 +1,12 @@
-"""The index from keys to ops: 63-bit numbers in which everything about one DID, RSE or scope lies together.
+"""The index from keys to ops: everything that is said about one DID, RSE or scope, and what is anchored at it, lies together.
 
-    39 bits  hash of the anchor: the DID, RSE or scope that a statement is indexed under (namespace.keys.anchor_of)
-     2 bits  ITSELF: the fact and its attributes · HANGING: edges whose other end it is · EDGE: edges that it anchors
-    22 bits  of the whole key; 0 for HANGING, so that what hangs on a node is listed in the order in which it came
+An op is listed under (node, key) for each of its statements. `node` is a hash of the statement's anchor (namespace.keys.anchor_of), with one
+of three kinds in its last bits: ITSELF for the fact and its attributes, EDGE for attachments, constituents and replicas that are
+anchored there, HANGING for those whose other end it is. `key` tells the statements of one kind apart: nothing for the fact itself and
+for HANGING, so that what hangs on a node is listed in the order in which it came.
 
-Numbers can collide: whoever finds an op through the index looks whether it speaks of the key. The hash has a key of its own in each
-database, so that no author can choose names that collide.
+The hashes have 61 bits and a key of their own in each database, so that nobody can choose names that collide; whoever finds an op looks
+all the same whether it speaks of the key.
 """
 
 from __future__ import annotations
@@ -14,66 +15,71 @@ import hashlib
 import secrets
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
-from zlib import crc32
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
 from nsync.catalogue.opendata import Name, name_of
 from nsync.namespace import fields
-from nsync.namespace.keys import anchor_of, key_bytes
+from nsync.namespace.keys import key_bytes
 from nsync.store import kept
 
-ITSELF, HANGING, EDGE = 0, 1 << 22, 2 << 22
-EDGE_FIRST = 1 << 22
-"""How many numbers each of the three has."""
-_KEY = EDGE_FIRST - 1
-_NODE_SHIFT = 25
-"""Of a 64-bit hash, 39 bits are left."""
-NODES_KEPT = 1 << 16
-"""Anchors whose numbers are remembered: a dataset and an RSE are named by each of their files. Some 10 MB at most."""
+ITSELF, HANGING, EDGE = 0, 1, 2
+_KIND_BITS = 2
 
-EDGES = (fields.ATTACHMENT, fields.CONSTITUENT, fields.REPLICA)
+NODES_KEPT = 1 << 16
+"""Names whose hashes are remembered: a dataset and an RSE are named by each of their files. Some 10 MB at most."""
+
+
+class Listed(NamedTuple):
+    """Where ops are listed."""
+
+    node: int
+    key: int
 
 
 class Numbers:
-    """The numbers of keys, under one database's hash key."""
+    """The hashes of names, under one database's key."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
-        self._nodes: dict[Any, int] = {}
+        self._hashes: dict[Any, int] = {}
 
-    def node(self, anchor: Any) -> int:
-        """The first of the numbers of what is about `anchor`: a wire key, or the bytes of a DOI or record."""
-        found = self._nodes.get(anchor)
+    def node(self, anchor: Any, kind: int = ITSELF) -> int:
+        """What is about `anchor`, a wire key or the bytes of a name."""
+        found = self._hashes.get(anchor)
         if found is None:
-            if len(self._nodes) >= NODES_KEPT:
-                self._nodes.clear()
+            if len(self._hashes) >= NODES_KEPT:
+                self._hashes.clear()
             raw = anchor if type(anchor) is bytes else key_bytes(anchor)
             digest = hashlib.blake2b(raw, digest_size=8, key=self._secret).digest()
-            found = self._nodes[anchor] = int.from_bytes(digest, "big") >> _NODE_SHIFT << 24
-        return found
+            found = self._hashes[anchor] = int.from_bytes(digest, "big") >> 1 + _KIND_BITS << _KIND_BITS
+        return found | kind
 
-    def about(self, key: Any) -> int:
-        """The number under which statements about `key` are found."""
-        fact = key[2:] if key[0] == fields.ATTRIBUTE else key
-        kind = EDGE if fact[0] in EDGES else ITSELF
-        return self.node(anchor_of(key)) | kind | crc32(key_bytes(key)) & _KEY
+    def about(self, key: Any) -> Listed:
+        """Where statements about `key` are listed."""
+        tag = key[0]
+        if tag == fields.ATTACHMENT:
+            return Listed(self.node((fields.DID, key[3], key[4]), EDGE), self.node((fields.DID, key[1], key[2])))
+        if tag == fields.REPLICA:
+            return Listed(self.node((fields.DID, key[1], key[2]), EDGE), self.node((fields.RSE, key[3], key[4])))
+        if tag == fields.CONSTITUENT:
+            return Listed(self.node((fields.DID, key[3], key[4]), EDGE), self.node((fields.DID, key[1], key[2]), EDGE))
+        if tag == fields.ATTRIBUTE:
+            fact = self.about(key[2:])
+            return Listed(fact.node, fact.key ^ self.node(key[1].encode()))
+        return Listed(self.node(key), 0)
 
-    def hanging(self, node: Any) -> int:
-        """The number under which the edges are found that hang on `node` by their other end."""
-        return self.node(node) | HANGING
-
-    def of_statement(self, key: Any, value: Any) -> Iterator[int]:
-        """Every number under which a statement is listed."""
+    def of_statement(self, key: Any, value: Any) -> Iterator[Listed]:
+        """Everywhere a statement is listed; `value` is None for a Retract."""
         yield self.about(key)
         tag = key[0]
         if tag == fields.ATTACHMENT or tag == fields.CONSTITUENT:
-            yield self.hanging((fields.DID, key[1], key[2]))
+            yield Listed(self.node((fields.DID, key[1], key[2]), HANGING), 0)
         elif tag == fields.REPLICA:
-            yield self.hanging((fields.RSE, key[3], key[4]))
+            yield Listed(self.node((fields.RSE, key[3], key[4]), HANGING), 0)
         elif value is not None and (name := name_of(key, value)) is not None:
-            yield self.hanging(name_node(name))
+            yield Listed(self.node(name_node(name), HANGING), 0)
 
 
 def name_node(name: Name) -> bytes:

@@ -76,6 +76,7 @@ op = Table(
 about = Table(
     "nsync_about",
     metadata,
+    Column("node", BigInteger, primary_key=True, autoincrement=False),
     Column("key", BigInteger, primary_key=True, autoincrement=False),
     *_dot(),
     sqlite_with_rowid=False,

@@ -17,7 +17,7 @@ from nsync.authority.rulings import VOID, WAITING, Ruling, Rulings
 from nsync.catalogue.entries import Conflict, Entry, entry_from_wire, plain
 from nsync.catalogue.opendata import Name, name_of
 from nsync.catalogue.rules import Reader
-from nsync.catalogue.state import Derived, Hanging, Node
+from nsync.catalogue.state import About, Derived, Hanging, Node
 from nsync.catalogue.view import derive
 from nsync.crdt import Dot, Slot
 from nsync.log.forks import Line, Mark
@@ -70,22 +70,15 @@ class SqlState:
     def slots(self, wanted: Collection[Key]) -> Mapping[Key, Sequence[Slot]]:
         return self.statements.slots(wanted)
 
-    def about(self, dids: Collection[Did]) -> Mapping[Did, Mapping[Key, Sequence[Slot]]]:
-        found: dict[Did, dict[Key, Sequence[Slot]]] = {did: {} for did in dids}
-        for key, slots in self.statements.slots(self.statements.keys_of(dids)).items():
-            did = key.fact if isinstance(key, Attribute) else key
-            found[did][key] = slots  # type: ignore[index]
-        return found
-
-    def claims(self, dids: Collection[Did]) -> Mapping[Did, Sequence[Slot]]:
-        return self.statements.claims(dids)
+    def about(self, dids: Collection[Did]) -> Mapping[Did, About]:
+        return self.statements.about(dids)
 
     def entries(self, facts: Collection[Fact]) -> dict[Fact, Entry]:
         rows = self._in(schema.entry, schema.entry.c.key, {key_bytes(fact) for fact in facts})
         return dict(_entry(row.key, row.entry) for row in rows)
 
     def hanging_on(self, nodes: Collection[Node]) -> Iterable[Hanging]:
-        return self.statements.edges_of(nodes)
+        return self.statements.hanging_on(nodes)
 
     def asking(self, names: Collection[Name]) -> Iterable[Did]:
         return self.statements.asking(names)
@@ -111,7 +104,7 @@ class SqlState:
 
     def take(self, branch: BranchRow, header: Header, ops: Sequence[bytes]) -> None:
         """Index the ops of a segment."""
-        about: list[tuple[int, int, int]] = []
+        about: list[tuple[int, int, int, int]] = []
         guests, grants, revocations = [], [], []
         number = self.statements.numbers
         instance = self.lines.charter.by_author(branch.author)
@@ -125,7 +118,7 @@ class SqlState:
                 decide: set[str] = set()
                 for said in op[1:]:
                     key, value = said[0], said[1] if len(said) == 2 else None
-                    about += [(one, branch.id, seq) for one in number.of_statement(key, value)]
+                    about += [(*place, branch.id, seq) for place in number.of_statement(key, value)]
                     scope = scope_of(key)
                     if scope not in homes:
                         homes[scope] = self._homes(scope) - {me}
@@ -139,7 +132,7 @@ class SqlState:
                 grants.append((branch.id, seq))
             elif op[0] == REVOKE_KIND:
                 revocations.append((branch.id, seq, op[1], op[2]))
-        bulk_insert(self.connection, schema.about.name, ("key", "branch", "seq"), sorted(set(about)))
+        bulk_insert(self.connection, schema.about.name, ("node", "key", "branch", "seq"), sorted(set(about)))
         bulk_insert(self.connection, schema.guest.name, ("home", "branch", "seq"), guests)
         bulk_insert(self.connection, schema.grant.name, ("branch", "seq"), grants)
         bulk_insert(self.connection, schema.revocation.name, ("branch", "seq", "grant_author", "grant_seq"), revocations)
