@@ -86,3 +86,9 @@ def postgres_url(postgres_server: postgres.Server) -> Iterator[str]:
     """The URL of a new, empty database, dropped after the test."""
     with postgres_server.database() as url:
         yield url
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a new, empty database: the test runs once for each back-end."""
+    return f"sqlite:///{tmp_path / 'nsync.db'}" if request.param == "sqlite" else str(request.getfixturevalue("postgres_url"))

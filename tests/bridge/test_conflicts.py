@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from rucio.common.types import InternalScope
 from rucio.core import did as core_did
 from rucio.core.rse import add_rse
@@ -100,7 +99,6 @@ def test_of_two_types_of_one_name_one_wins_and_the_loser_keeps_its_rows(federati
     assert children(atlas, SHARED, "x") == children(cms, SHARED, "x") == set()
 
 
-@pytest.mark.xfail(strict=True, reason="the catalogue does not decide yet what a mixed container holds (6.1)")
 def test_a_container_holds_datasets_or_containers_and_not_both(federation: list[Instance]) -> None:
     atlas, cms, belle2 = federation
     atlas.add_did(SHARED, "c", DIDType.CONTAINER)

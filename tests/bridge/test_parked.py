@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from nsync.namespace.keys import Did, Rse
 from tests.support.instances import Instance, settle
 
@@ -56,6 +58,59 @@ def test_a_retry_tells_what_it_published_before(instances: list[Instance]) -> No
     worked = cms.bridge.retry_parked(cms.now_ms)
     assert worked.published == 1 and not worked.idle
     assert Did(SHARED, "d2") in cms.catalogue()
+
+
+def test_what_is_parked_at_its_home_and_deleted_there_is_gone_everywhere(instances: list[Instance]) -> None:
+    """Its row was here before something about it did not fit."""
+    park_at_atlas(instances, maker=instances[0])
+    delete_at_atlas(instances)
+
+
+@pytest.mark.xfail(strict=True, reason="nsync_parked does not tell whether the row of what a guest made was here")
+def test_what_a_guest_made_is_gone_too_when_it_is_parked_at_its_home_and_deleted_there(instances: list[Instance]) -> None:
+    park_at_atlas(instances, maker=instances[1])
+    delete_at_atlas(instances)
+
+
+def test_who_makes_room_for_what_is_parked_removes_nothing(instances: list[Instance]) -> None:
+    """The row that goes was another DID of the same name."""
+    atlas, cms, _ = instances
+    atlas.add_scope(SHARED)
+    settle(instances)
+    cms.add_files(SHARED, ["clash"], 7, "00000007")
+    atlas.add_files(SHARED, ["clash"], 1, "00000001")
+    settle(instances)
+    assert "exists here as" in cms.parked()[Did(SHARED, "clash")]
+    assert Did(SHARED, "clash") in atlas.conflicts()
+    cms.delete_replicas(SHARED, ["clash"])
+    settle(instances)
+    cms.bridge.retry_parked(cms.now_ms)
+    assert cms.parked() == {}
+    assert [instance.query("SELECT bytes FROM dids WHERE name = 'clash'") for instance in instances] == [[(1,)]] * 3
+
+
+def park_at_atlas(instances: list[Instance], maker: Instance) -> None:
+    """A dataset that `maker` made gets a DOI which another DID bears at atlas."""
+    atlas, cms, _ = instances
+    atlas.add_scope(SHARED)
+    settle(instances)
+    maker.add_did(SHARED, "d1")
+    settle(instances)
+    atlas.add_scope("atlas.private")
+    atlas.add_did("atlas.private", "bearer")
+    for owner, did in ((atlas, ("atlas.private", "bearer")), (cms, (SHARED, "d1"))):
+        owner.add_open_data(*did)
+        owner.set_open_data(*did, doi="10.5072/ATLAS.1")
+    settle(instances)
+    assert "belongs to atlas.private:bearer here" in atlas.parked()[Did(SHARED, "d1")]
+
+
+def delete_at_atlas(instances: list[Instance]) -> None:
+    atlas = instances[0]
+    atlas.delete_did(SHARED, "d1")
+    settle(instances)
+    assert [Did(SHARED, "d1") in instance.catalogue() for instance in instances] == [False] * 3
+    assert atlas.parked() == {}
 
 
 def remove_what_cms_holds(instances: list[Instance]) -> None:

@@ -14,8 +14,7 @@ import pytest
 from sqlalchemy import text
 
 from nsync.authority.effective import Authority, Silencer
-from nsync.catalogue import cycles, rules, view
-from nsync.catalogue.rules import Reader
+from nsync.catalogue import collections, cycles, opendata, rules, view
 from nsync.crdt import Slot, lwwmap, mvregister, orset, past
 from nsync.namespace import keys
 from nsync.namespace.keys import Attribute
@@ -108,12 +107,9 @@ def _without_closes(original: Callable[..., Any]) -> Callable[..., Any]:
     return context
 
 
-def _reversed(original: Callable[..., Any]) -> Callable[..., Any]:
-    def edge_order(self: Reader, stands: Any) -> Any:
-        stamp, author, seq = original(self, stands)
-        return (-stamp.ms, -stamp.logical), author, seq
-
-    return edge_order
+def _oldest_hides(orders: Any, hidden: Any = cycles.hidden) -> Any:
+    youngest_first = sorted(orders, key=lambda edge: orders[edge], reverse=True)
+    return hidden({edge: (place,) for place, edge in enumerate(youngest_first)})
 
 
 _LAST_CLAIM = text(state._CLAIM.text.replace("DO NOTHING", "DO UPDATE SET seq = excluded.seq, value = excluded.value"))
@@ -189,7 +185,7 @@ FAULTS = (
     # ---- catalogue
     Fault(
         "a close hides nothing",
-        method(Reader, "edge_shown", lambda self, stands, closes: True),
+        function(collections.unsealed, lambda reader, tops, seals: None),
         f"{CONCURRENCY}::test_an_attachment_that_the_close_had_not_seen_is_hidden_and_listed",
     ),
     Fault(
@@ -204,7 +200,7 @@ FAULTS = (
     ),
     Fault(
         "a DOI is whose claim is the oldest",
-        method(Reader, "doi_winner", lambda self, doi, claimants: min(claimants, key=lambda claim: claim.slot.order)),
+        function(opendata.bearer, lambda reader, field, asking: min(asking, key=lambda one: one.slot.order)),
         f"{CONFLICTS}::test_of_two_dids_with_one_doi_the_one_that_its_delegate_saw_first_bears_it",
     ),
     Fault(
@@ -214,22 +210,22 @@ FAULTS = (
     ),
     Fault(
         "of a cycle the older attachment hides",
-        wrapped(Reader, "edge_order", _reversed),
+        function(cycles.hidden, _oldest_hides),
         f"{CONCURRENCY}::test_of_a_cycle_the_younger_attachment_hides_everywhere",
     ),
     Fault(
         "a changed attachment looks at no cycle",
-        function(cycles.affected, lambda changed, below: set()),
+        function(cycles.affected, lambda changed, below, above: set()),
         f"{CONCURRENCY}::test_of_a_cycle_the_younger_attachment_hides_everywhere",
     ),
     Fault(
         "types are not looked at",
-        function(rules.type_conflict, lambda edge, parent, child: None),
+        function(collections.type_conflict, lambda edge, parent, child: None),
         f"{CONFLICTS}::test_of_two_types_of_one_name_one_wins_and_the_loser_keeps_its_rows",
     ),
     Fault(
         "what hangs on a DID that came is not looked at again",
-        method(view._Derivation, "_hold", staticmethod(lambda entry: None)),
+        function(view._hold, lambda entry: None),
         f"{CONCURRENCY}::test_an_attachment_shows_when_its_child_arrives",
     ),
     # ---- capture

@@ -1,105 +1,148 @@
-"""The rules of the catalogue, each a short pure function of slots (DESIGN 6). `view` applies them in order.
+"""Readings of slots under one authority: what the rules of the catalogue ask about statements (R3.3-R3.6).
 
-Slots passed in are effective ones. A reading looks at maximal standing statements only (R3.3).
+Slots passed in are effective ones. A reading looks at maximal standing statements only (R3.3). Whatever depends on homes, on places
+in their logs, on who silences whom and on names of instances is asked of the Reader, and of nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Optional
+from functools import partial
+from typing import Any, Optional, Protocol
 
-from nsync.authority.effective import Authority, position
-from nsync.catalogue.entries import Conflict
-from nsync.crdt import Past, Slot, maximal, newest, standing
+from nsync.authority.charter import Charter
+from nsync.catalogue.entries import Conflict, stamps_of
+from nsync.crdt import Dot, Past, Slot, maximal, newest, standing
 from nsync.crdt.past import contains
-from nsync.namespace import keys
-from nsync.namespace.keys import Attachment, Attribute, Did, Identity, Key
+from nsync.namespace import fields
+from nsync.namespace.keys import Attribute, Did, Key, Scope
 
-CHILD_TYPES = {keys.DATASET: (keys.FILE,), keys.CONTAINER: (keys.DATASET, keys.CONTAINER), keys.FILE: ()}
-"""What a collection of each type may hold."""
+NEWEST_RULE = "of values said at once the newest shows (R3.5)"
+
+
+class Judge(Protocol):
+    """Who decides, and what had been seen: authority.rulings.Rulings, or the obvious way (catalogue.world)."""
+
+    charter: Charter
+
+    @property
+    def past(self) -> Past:
+        """Pasts of dots."""
+        ...
+
+    def silences(self, key: Key, retract: Slot, asserted: Slot) -> bool:
+        """Whether a Retract that has seen an Assert silences it."""
+        ...
+
+    def position(self, key: Key, slot: Slot) -> tuple[Any, ...]:
+        """Where in the home's log a claim stands."""
+        ...
+
+    def doi_position(self, doi: str, dot: Dot) -> tuple[Any, ...]:
+        """The same in the log of the instance that decides about a DOI."""
+        ...
+
+    def name(self, author: bytes) -> str:
+        """The name of an author's instance."""
+        ...
 
 
 class Reader:
     """Readings of slots under one authority and one past."""
 
-    def __init__(self, authority: Authority, past: Past) -> None:
-        self.authority = authority
-        self.past = past
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+        self.past = judge.past
 
-    def standing(self, key: Key, slots: Sequence[Slot]) -> list[Slot]:
+    # ---- what stands
+
+    def standing(self, key: Key, slots: Sequence[Slot]) -> Sequence[Slot]:
         """The Asserts about `key` that stand (R3.4)."""
-        return standing(slots, self.past, self.authority.silences(key))
+        if len(slots) < 2:  # nobody silences the only statement
+            return [slot for slot in slots if not slot.retract]
+        return standing(slots, self.past, partial(self._judge.silences, key))
+
+    def maximal(self, slots: Sequence[Slot]) -> Sequence[Slot]:
+        """The maximal Asserts. A Retract withdraws its author's own statement, whose slot it takes, and answers nobody else's."""
+        if len(slots) < 2:
+            return [slot for slot in slots if not slot.retract]
+        return maximal([slot for slot in slots if not slot.retract], self.past)
 
     def value(self, key: Key, slots: Sequence[Slot]) -> Optional[Slot]:
         """The statement that gives an attribute its value (R3.5)."""
-        return newest(self.standing(key, slots), self.past)
-
-    def maximal(self, slots: Sequence[Slot]) -> list[Slot]:
-        """The maximal Asserts. A Retract withdraws its author's own statement, whose slot it takes, and answers nobody else's."""
-        return maximal([slot for slot in slots if not slot.retract], self.past)
+        stands = self.standing(key, slots)
+        return newest(stands, self.past) if len(stands) > 1 else stands[0] if stands else None
 
     def mine(self, author: bytes, slots: Sequence[Slot]) -> Optional[Slot]:
         """What `author` says about a key, unless somebody answered it since."""
         return next((slot for slot in maximal(slots, self.past) if slot.dot.author == author), None)
 
-    def identity(self, did: Did, claims: Sequence[Slot]) -> tuple[Identity, str, Slot]:
-        """The identity that `did` has for ever, whose it is, and the claim: the first one by the home's log (R3.6)."""
-        home = self.authority.decider(did)
-        first = min(claims, key=lambda claim: position(self.past, home, claim))
-        return first.value, self.authority.name(first.dot.author), first
+    def saw(self, later: Slot, earlier: Slot) -> bool:
+        """Whether `earlier` is in the past of `later`."""
+        return contains(self.past, later.dot, earlier.dot)
 
-    def identity_conflicts(self, did: Did, identity: Identity, claims: Sequence[Slot], stands: Sequence[Slot]) -> list[Conflict]:
-        """A conflict for each author who says that `did` is something else."""
-        winner = f"{self.identity(did, claims)[1]}: {identity}"
-        losers = {f"{self.authority.name(s.dot.author)}: {s.value}" for s in [*claims, *stands] if not identity.agrees(s.value)}
-        resolve = f"the loser renames its {did}, or withdraws it"
-        return [Conflict("identity is for ever (R3.6)", winner, loser, resolve) for loser in sorted(losers)]
+    # ---- who decides
 
-    def closes(self, slots: Sequence[Slot]) -> list[Slot]:
-        """The closes among the maximal statements about open/closed: the collection is closed iff there is one (6.2)."""
-        return [slot for slot in self.maximal(slots) if slot.value is True]
+    def position(self, key: Key, slot: Slot) -> tuple[Any, ...]:
+        """Where in the log of the home of `key` a statement stands: its order among others'. Unacknowledged ones come last (R3.6)."""
+        return self._judge.position(key, slot)
 
-    def open_data(self, slots: Sequence[Slot]) -> Optional[str]:
-        """PUBLIC, SUSPENDED or None: among the maximal statements SUSPENDED wins (6.5)."""
-        return max((slot.value for slot in self.maximal(slots)), default=None)
+    def doi_position(self, doi: str, slot: Slot) -> tuple[Any, ...]:
+        """The same in the log of the instance that the prefix of `doi` is delegated to."""
+        return self._judge.doi_position(doi, slot.dot)
 
-    def edge_shown(self, stands: Sequence[Slot], closes: Sequence[Slot]) -> bool:
-        """Whether an attachment made it before every close (6.2)."""
-        edges = maximal(stands, self.past)
-        return all(any(contains(self.past, close.dot, edge.dot) for edge in edges) for close in closes)
+    def doi_home(self, doi: str) -> Optional[str]:
+        """The name of the instance that the prefix of `doi` is delegated to."""
+        home = self._judge.charter.doi_home(doi)
+        return home.name if home is not None else None
 
-    def edge_order(self, stands: Sequence[Slot]) -> tuple[object, ...]:
-        """The key of an attachment: the least (stamp, author, seq) of its maximal standing Asserts (6.3)."""
-        return min(slot.order for slot in maximal(stands, self.past))
+    def home(self, scope: str) -> Optional[str]:
+        """The name of the instance that `scope` is delegated to."""
+        home = self._judge.charter.home(scope)
+        return home.name if home is not None else None
 
-    def doi_winner(self, doi: str, claimants: Sequence[DoiClaim]) -> DoiClaim:
-        """Who bears `doi`: the first by the log of the instance that its prefix is delegated to (6.6)."""
-        home = self.authority.charter.doi_home(doi)
-        author = home.author if home is not None else None
-        return min(claimants, key=lambda claim: (*position(self.past, author, claim.slot), claim.did))
+    def name(self, author: bytes) -> str:
+        """The name of the instance that `author` speaks for."""
+        return self._judge.name(author)
+
+    # ---- what a rule took away
+
+    def said(self, slot: Slot) -> str:
+        """A statement as a conflict tells it: who, and what."""
+        return f"{self.name(slot.dot.author)}: {shown(slot.value)}"
+
+    def beaten(self, rule: str, winner: Slot, tops: Sequence[Slot], resolve: str) -> list[Conflict]:
+        """A conflict for each of the maximal statements `tops` whose value is not the winner's."""
+        losers = [slot for slot in tops if slot.value != winner.value]
+        return sorted(Conflict(rule, self.said(winner), self.said(slot), resolve, stamps_of(winner, slot)) for slot in losers)
+
+    def attribute(self, key: Attribute, slots: Sequence[Slot]) -> tuple[Optional[Slot], list[Conflict]]:
+        """The statement that gives an attribute its value, and a conflict for each other value that nobody has answered (R3.5)."""
+        stands = self.standing(key, slots)
+        if len(stands) < 2:
+            return (stands[0] if stands else None), []
+        chosen = newest(stands, self.past)
+        assert chosen is not None
+        resolve = f"whoever is right about {key} says it once more, having seen the other"
+        return chosen, self.beaten(NEWEST_RULE, chosen, self.maximal(stands), resolve)
 
 
-class DoiClaim(NamedTuple):
-    """The statement by which a shown DID asks for its DOI."""
-
-    did: Did
-    slot: Slot
+def shown(value: Any) -> str:
+    """A value in a text."""
+    return str(value) if isinstance(value, fields.Identity) else value[:120] if isinstance(value, str) else fields.show(value)
 
 
 def close_key(did: Did) -> Attribute:
-    return Attribute(did, keys.CLOSED)
+    return Attribute(did, fields.CLOSED)
 
 
 def open_data_key(did: Did) -> Attribute:
-    return Attribute(did, keys.OPENDATA)
+    return Attribute(did, fields.OPENDATA)
 
 
 def doi_key(did: Did) -> Attribute:
-    return Attribute(did, keys.DOI)
+    return Attribute(did, fields.DOI)
 
 
-def type_conflict(edge: Attachment, parent: Identity, child: Identity) -> Optional[Conflict]:
-    """A dataset holds files, a container datasets or containers (6.1)."""
-    if child.type in CHILD_TYPES[parent.type]:
-        return None
-    return Conflict("types (6.1)", f"{edge.parent} is a {parent}", f"{edge.child} is a {child}", "its author detaches it")
+def attachable_key(scope: str) -> Attribute:
+    return Attribute(Scope(scope), fields.ATTACHABLE)

@@ -7,7 +7,7 @@ of segments, for examples and for tests.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple, Optional
 
@@ -43,6 +43,17 @@ class Said(NamedTuple):
     node: Node
 
 
+def node_of(segment: Segment, nodes: Mapping[Hash, Node]) -> Node:
+    """The node of a segment; what it continues and names is among `nodes`."""
+    header = segment.header
+    before = nodes[header.prev] if header.prev != NO_HASH else None
+    chain = before.chain if before is not None else frozenset()
+    past = (before.past | chain) if before is not None else frozenset()
+    for dep in header.deps:
+        past |= nodes[dep.hash].past | {dep.hash}
+    return Node(segment.hash, header, segment.ops, chain | {segment.hash}, past)
+
+
 class World:
     """All that segments, in causal order, and votes add up to under one charter."""
 
@@ -50,19 +61,8 @@ class World:
         self.charter = charter
         self.nodes: dict[Hash, Node] = {}
         for segment in segments:
-            node = self._node(segment)
-            self.nodes[node.hash] = node
+            self.nodes[segment.hash] = node_of(segment, self.nodes)
         self._votes = tuple(votes)
-
-    def _node(self, segment: Segment) -> Node:
-        header = segment.header
-        before = self.nodes[header.prev] if header.prev != NO_HASH else None
-        chain = before.chain if before is not None else frozenset()
-        past = (before.past | chain) if before is not None else frozenset()
-        for dep in header.deps:
-            seen = self.nodes[dep.hash]
-            past |= seen.past | {seen.hash}
-        return Node(segment.hash, header, segment.ops, chain | {segment.hash}, past)
 
     # ---- floors, forks and lines
 
@@ -158,6 +158,10 @@ class World:
         for author in sorted({node.header.author for node in self.nodes.values()}):
             for node in self.standing(author):
                 yield from said_by(node)
+
+    def said_in(self, segment: Segment) -> Iterator[Said]:
+        """The statements of one segment, whether they stand or not."""
+        return said_by(self.nodes[segment.hash])
 
     @cached_property
     def rulings(self) -> list[tuple[Said, Ruling]]:
@@ -284,6 +288,11 @@ class World:
         scope = scope_of(key)
         found = self._on_line(self.charter.line(scope), self.node_at(slot.dot), slot.dot) if scope is not None else None
         return (*(found or (1 << 62, 0)), slot.order)
+
+    @property
+    def past(self) -> World:
+        """What readings ask about pasts."""
+        return self
 
     def doi_position(self, doi: str, dot: Dot) -> tuple[int, int]:
         """Where in the log of the instance that decides about `doi` the place `dot` is said or first seen."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Optional
 
-from sqlalchemy import Engine, delete, func, select
+from sqlalchemy import Engine, delete, exists, func, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -102,7 +102,9 @@ class Bridge:
     def segments_after(self, have: Mapping[bytes, int], bytes_max: int) -> list[StoredSegment]:
         """The next stored segments beyond `have`."""
         with self.engine.connect() as connection:
-            return SqlLog(connection, self.authority).segments_after(have, bytes_max)
+            log = SqlLog(connection, self.authority)
+            places = {head.author: log.places_at(head.author, have.get(head.author, 0)) for head in log.stored_heads()}
+            return log.segments_after(places, bytes_max)
 
     def receive(self, frames: Sequence[bytes], sender: str) -> Receipt:
         """Verify `frames` and store what is new; it is durable when this returns."""
@@ -180,7 +182,8 @@ class Bridge:
     def _newest_waiting(self) -> int:
         """The arrival of the newest segment that is not applied, or 0."""
         with self._sessions() as session:
-            query = select(func.max(schema.segment.c.arrival)).where(schema.segment.c.state == schema.WAITING)
+            waits = exists().where(schema.branch.c.applied < schema.branch.c.last, schema.branch.c.refused.is_(None))
+            query = select(func.max(schema.segment.c.arrival)).where(waits)
             return session.execute(query).scalar() or 0
 
     def _publish(self, session: Session, now_ms: int) -> list[Applied]:

@@ -137,7 +137,7 @@ class Capture:
 
     def _unsaid(self, statements: Sequence[Statement]) -> list[Statement]:
         """Without what this instance may not say, and what it says already, though a rule of the catalogue prefers another."""
-        allowed = [s for s in statements if self.authority.may_write(self.me.author, s.key)]
+        allowed = self.state.sayable(self.me, statements)
         if len(allowed) < len(statements):
             LOG.debug(
                 "%d statements are not published: the charter does not let %s make them", len(statements) - len(allowed), self.me.name
@@ -147,7 +147,8 @@ class Capture:
         facts = {keys.fact_of(s.key) for s in allowed}
         unwritten = parked.among(self.session, facts)
         left = unwritten - self.state.entries(facts).keys()  # the namespace has it no more, and a row stays here: nobody shares it (R5.7)
-        reader = Reader(self.authority, self.state.pasts)
+        reader = Reader(self.state.rulings)
+        absent = unwritten - {key for key, about in slots.items() if self._asserts(about)}
         found = []
         for statement in allowed:
             about = slots.get(statement.key, ())
@@ -157,7 +158,7 @@ class Capture:
                 said = True
             elif isinstance(statement, Assert):
                 said = mine is not None and not mine.retract and mine.value == statement.value
-            elif statement.key in unwritten or (held is not None and held.retract):
+            elif keys.fact_of(statement.key) in absent or (held is not None and held.retract):
                 said = True  # its row was never written here, so nobody removed it; or it waits for the home already
             else:
                 is_home = self.authority.decider(statement.key) in (None, self.me.author)
@@ -165,6 +166,10 @@ class Capture:
             if not said:
                 found.append(statement)
         return found
+
+    def _asserts(self, slots: Sequence[Slot]) -> bool:
+        """Whether this instance says so: then the row was here, since it says what its rows say."""
+        return any(slot.dot.author == self.me.author and not slot.retract for slot in slots)
 
     def _taken_back(self, facts: Collection[Fact], rows: Entries) -> list[Statement]:
         """What rows say about keys of which a statement of this instance waits for their home (R5.6). The catalogue does not show that
@@ -212,7 +217,7 @@ class Capture:
             for did, entry in parents.items()
             if isinstance(did, Did) and isinstance(entry, DidEntry) and entry.closed
         ]
-        return [s for s in found if self.authority.may_write(self.me.author, s.key)]
+        return self.state.sayable(self.me, found)
 
 
 def _is_public(entry: Optional[Entry]) -> bool:

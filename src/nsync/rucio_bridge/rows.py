@@ -235,7 +235,7 @@ def matches(entry: Optional[Entry], row: Optional[Entry]) -> bool:
     if entry is None or row is None:
         return entry is row
     if isinstance(entry, DidEntry) and isinstance(row, DidEntry):
-        return row.identity.agrees(entry.identity) and row[2:] == entry[2:]
+        return row.identity.agrees(entry.identity) and row[2:5] == entry[2:5]
     if isinstance(entry, RseEntry) and isinstance(row, RseEntry):
         return entry.protocols == row.protocols and shared_attributes(dict(entry.attributes)) == row.attributes
     return isinstance(entry, ScopeEntry) or entry == row

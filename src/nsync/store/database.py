@@ -1,42 +1,192 @@
-"""Transactions: leaving without an error commits, anything else rolls back.
+"""Databases and transactions: one process writes at a time, leaving without an error commits, anything else rolls back.
 
-On SQLite a transaction that will write says so at its start (BEGIN IMMEDIATE): one that began by reading could not wait for another
-writer, whatever the time-out (docs/adr/0003).
+A transaction that will write takes its turn at its start (R7.3), before it reads anything that it builds on.
+
+- SQLite: BEGIN IMMEDIATE. One that began by reading could not wait for another writer, whatever the time-out (docs/adr/0003).
+- PostgreSQL: an advisory lock of the transaction, one for each schema. It must be READ COMMITTED, and that is enough: all that
+  write are one after the other, and each statement sees what was committed before it began, hence all that the writer before
+  committed, since PostgreSQL shows a commit before it gives up the locks. A stricter level reads from a snapshot as old as the
+  first statement, which is the wait for the lock itself, and would miss it.
+
+What is committed is durable: `open_store` opens SQLite with `synchronous=FULL`; PostgreSQL waits for its log by default.
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
+import sqlite3
+import threading
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TypeVar
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from hashlib import blake2b
+from typing import Any, ClassVar, Optional, TypeVar
+from weakref import WeakValueDictionary
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.pool import StaticPool
 
+from nsync.errors import ConfigError
 from nsync.store import schema
 
 CHUNK = 400
 """Keys asked for in one statement: below every back-end's limit of bound parameters."""
 
+WRITE_LOCK_WAIT_S_MAX = 30.0
+"""How long a transaction waits for its turn: longer than any write, shorter than HTTP time-outs."""
+
+WAL_RESET_BUG = sqlite3.sqlite_version_info < (3, 51, 3)
+"""Before this version two connections that write and checkpoint a file in WAL mode at the same moment can corrupt it."""
+
+PRAGMAS = ("journal_mode=WAL", "synchronous=FULL")
+
+_ADVISORY = text(
+    "SELECT set_config('lock_timeout', :wait_ms, true), pg_advisory_xact_lock(:key), current_setting('transaction_isolation') AS level"
+)
+
 T = TypeVar("T")
+
+
+# ---- transactions
 
 
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
     """A connection in a transaction that may write."""
-    with engine.begin() as connection:
+    with engine.connect() as connection, _turn(connection), connection.begin():
         begin_writing(connection)
         yield connection
 
 
 def begin_writing(connection: Connection) -> None:
-    """Take the write lock now, where the back-end has one for the whole database."""
+    """Wait for the turn to write. Raises OperationalError when it does not come, ConfigError for an unfit isolation level."""
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+    elif connection.dialect.name == "postgresql":
+        wait_ms = str(int(WRITE_LOCK_WAIT_S_MAX * 1000))
+        level = connection.execute(_ADVISORY, {"key": lock_key(connection), "wait_ms": wait_ms}).one().level
+        if level != "read committed":
+            raise ConfigError(
+                f"transactions of this database are {level.upper()}, in which a writer misses what the one before it committed; "
+                "make them READ COMMITTED: default_transaction_isolation of the role or database, or isolation_level of the engine"
+            )
+
+
+def lock_key(connection: Connection) -> int:
+    """The advisory lock of the schema that holds the nsync tables. Locks of another database are others anyway."""
+    name = schema.metadata.schema or connection.dialect.default_schema_name or ""
+    return int.from_bytes(blake2b(name.encode(), digest_size=8, person=b"nsync write lock").digest(), "big", signed=True)
+
+
+def _turn(connection: Connection) -> AbstractContextManager[Any]:
+    """Among the threads of this process, until the checkpoint after the commit, where that matters; see `_OnlyWriter`."""
+    driver = connection.connection.dbapi_connection
+    return driver.lock.turn if isinstance(driver, _OnlyWriter) and driver.lock is not None else nullcontext()
+
+
+# ---- stand-alone databases
+
+
+def open_store(url: str, *, only_writer: bool = WAL_RESET_BUG) -> Engine:
+    """The engine of a stand-alone database; beside Rucio it is Rucio's own (rucio_bridge.engine).
+
+    `sqlite:///FILE`, `sqlite://` in memory, or `postgresql+psycopg://…`. A file of SQLite is opened so that what is committed
+    survives a power cut. `only_writer`: no second process may open it; by default where this SQLite could corrupt it. Write
+    through `writing`. Raises ConfigError.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise ConfigError(f"the URL of the database cannot be read: {error}") from error
+    if parsed.get_backend_name() != "sqlite" and parsed.drivername != "postgresql+psycopg":
+        raise ConfigError(f"the URL of the database begins with {parsed.drivername!r}; nsync works on sqlite and postgresql+psycopg")
+    engine = create_engine(parsed, **_options(parsed, only_writer))
+    try:
+        engine.connect().close()
+    except DBAPIError as error:
+        raise ConfigError(f"the database {parsed} cannot be opened: {error.orig}") from error
+    return engine
+
+
+def _options(url: URL, only_writer: bool) -> dict[str, Any]:
+    if url.get_backend_name() != "sqlite":
+        return {}
+    if url.database in (None, "", ":memory:"):
+        return {"poolclass": StaticPool}
+    return {"connect_args": {"factory": _OnlyWriter if only_writer else _Durable, "timeout": WRITE_LOCK_WAIT_S_MAX}}
 
 
 def create_tables(engine: Engine) -> None:
     """Make the nsync tables in a stand-alone database. Beside Rucio, migrations do (store.migrations)."""
     schema.metadata.create_all(engine)
+
+
+class _Durable(sqlite3.Connection):
+    """A connection whose commits survive a power cut, and with which readers go on while one writes."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.lock = self._lock()
+        for pragma in PRAGMAS:
+            self.execute(f"PRAGMA {pragma}")
+
+    def _lock(self) -> Optional[_FileLock]:
+        return None
+
+
+class _OnlyWriter(_Durable):
+    """The same, and no other process has one to this file: those of this process hold a lock, which ends with the last of them.
+
+    The bug needs a checkpoint beside a commit. A commit makes its checkpoint after it gave up SQLite's own lock, so the threads of
+    this process take turns too.
+    """
+
+    def _lock(self) -> Optional[_FileLock]:
+        ((_, _, path),) = self.execute("PRAGMA database_list")
+        try:
+            return _FileLock.of(path) if path else None
+        except ConfigError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        super().close()
+        self.lock = None
+
+
+class _FileLock:
+    """The lock of this process on one database. It ends with the last reference to it."""
+
+    _held: ClassVar[WeakValueDictionary[str, _FileLock]] = WeakValueDictionary()
+    _guard: ClassVar = threading.Lock()
+
+    def __init__(self, descriptor: int) -> None:
+        self.turn = threading.RLock()
+        self._descriptor = descriptor
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+    @classmethod
+    def of(cls, database: str) -> _FileLock:
+        """The lock on `database`, taken now unless this process has it. Raises ConfigError when another process has it."""
+        with cls._guard:
+            held = cls._held.get(database)
+            if held is None:
+                held = cls(os.open(f"{database}-nsync.lock", os.O_RDONLY | os.O_CREAT, 0o600))
+                held._take(database)
+                cls._held[database] = held
+            return held
+
+    def _take(self, database: str) -> None:
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"another process has {database} open and holds {database}-nsync.lock: SQLite {sqlite3.sqlite_version} can corrupt a "
+                "database that several processes write. End the other process, or use SQLite 3.51.3 or newer, or PostgreSQL"
+            ) from error
 
 
 def chunks(items: Collection[T], size: int = CHUNK) -> Iterator[Sequence[T]]:

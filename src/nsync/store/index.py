@@ -1,7 +1,7 @@
 """The index from keys to ops: everything that is said about one DID, RSE or scope, and what is anchored at it, lies together.
 
-An op is listed under (node, key) for each of its statements. `node` is a hash of the statement's anchor (namespace.keys.anchor_of), with one
-of three kinds in its last bits: ITSELF for the fact and its attributes, EDGE for attachments, constituents and replicas that are
+An op is listed under (node, key) for each of its statements. `node` is a hash of the statement's anchor (namespace.keys.anchor_of), with
+one of three kinds in its last bits: ITSELF for the fact and its attributes, EDGE for attachments, constituents and replicas that are
 anchored there, HANGING for those whose other end it is. `key` tells the statements of one kind apart: nothing for the fact itself and
 for HANGING, so that what hangs on a node is listed in the order in which it came.
 

@@ -162,8 +162,8 @@ conflict = Table(
     Column("rule", String(255), nullable=False),
     Column("winner", Text, nullable=False),
     Column("loser", Text, nullable=False),
-    Column("stamps", Text, nullable=False),
     Column("resolve", Text, nullable=False),
+    Column("stamps", Text, nullable=False),
     Index("nsync_conflict_key", "key"),
 )
 """What a rule of the catalogue took away."""

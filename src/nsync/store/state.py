@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, Optional
 
 from sqlalchemy import Column, Connection, Row, Table, delete, select, text
 
+from nsync.authority.charter import Instance
+from nsync.authority.effective import Authority
 from nsync.authority.rulings import VOID, WAITING, Ruling, Rulings
 from nsync.catalogue.entries import Conflict, Entry, entry_from_wire, plain
 from nsync.catalogue.opendata import Name, name_of
@@ -24,7 +26,7 @@ from nsync.log.forks import Line, Mark
 from nsync.log.segment import GONE, Header
 from nsync.namespace import codec, fields
 from nsync.namespace.keys import Attribute, Did, Fact, Key, Scope, fact_of, from_key_bytes, key_bytes, key_of, scope_of
-from nsync.namespace.ops import GRANT_KIND, REVOKE_KIND, STATEMENTS_KIND, wire_op
+from nsync.namespace.ops import GRANT_KIND, REVOKE_KIND, STATEMENTS_KIND, Retract, Statement, wire_op
 from nsync.store import schema
 from nsync.store.bulk import bulk_insert
 from nsync.store.database import chunks
@@ -51,6 +53,7 @@ class SqlState:
     def __init__(self, connection: Connection, lines: SqlLines) -> None:
         self.connection = connection
         self.lines = lines
+        self.authority = Authority(lines.charter)
         self.touched: set[Key] = set()
         self._taken: list[Mark] = []
         """Ops of guests that were taken in and not judged yet."""
@@ -299,6 +302,13 @@ class SqlState:
         """The last statement of `author` about each of `wanted`, where it waits for its home."""
         words = self.statements.last_words(author, wanted)
         return {key: slot for key, slot in words.items() if self.rulings.ruling(key, slot).standing == WAITING}
+
+    def sayable(self, instance: Instance, statements: Iterable[Statement]) -> list[Statement]:
+        """Those of `statements` that would not be void if `instance` made them now."""
+        rulings = self.rulings
+        return [
+            s for s in statements if rulings.may_say(instance, s.key, isinstance(s, Retract), None if isinstance(s, Retract) else s.value)
+        ]
 
     def history(self, key: Key) -> list[tuple[Slot, Optional[Ruling]]]:
         """Everything that was said about `key`."""

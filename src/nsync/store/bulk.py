@@ -1,0 +1,106 @@
+"""Many rows at once: a fast way in for each back-end, and a place for a batch of keys that statements can join with.
+
+Table and column names become SQL text: pass constants, never what a peer or user says. Values are bound. All of it happens in
+the caller's transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+Row = tuple[Any, ...]
+
+PARAMETERS_MAX = 900
+"""Bound parameters of one statement on SQLite, of which every build takes 999; more of them gain nothing."""
+
+FEW = 1000
+"""Rows for which statement after statement is faster on PostgreSQL than to fill a temporary table first (that costs 4 ms)."""
+
+_TYPES = {"sqlite": {int: "INTEGER", bytes: "BLOB", str: "TEXT"}, "postgresql": {int: "BIGINT", bytes: "BYTEA", str: "TEXT"}}
+
+
+def bulk_insert(connection: Connection, table: str, columns: Sequence[str], rows: Sequence[Row], *, skip_known: bool = False) -> int:
+    """Insert `rows` (tuples in the order of `columns`) and return how many went in.
+
+    `skip_known`: rows that would break a unique key are left out; otherwise they are an IntegrityError. SQLite takes several rows
+    a statement, 1.5 to 2 times as fast as one each (32 768 rows of two integers and 80 bytes: 650 000 rows/s against 370 000);
+    PostgreSQL COPY in binary form (880 000 rows/s; 140 000 with executemany, 320 000 through a temporary table to skip known ones).
+    """
+    if not rows:
+        return 0
+    if connection.dialect.name == "sqlite":
+        return _insert_many(connection, table, columns, rows, skip_known)
+    if not skip_known:
+        return _copy(connection, table, columns, rows)
+    if len(rows) <= FEW:
+        return _executemany(connection, _insert(table, columns, f"({_marks('%s', columns)})", skip_known), rows)
+    names = ", ".join(columns)
+    connection.exec_driver_sql("DROP TABLE IF EXISTS pg_temp.nsync_new")
+    connection.exec_driver_sql(f"CREATE TEMPORARY TABLE nsync_new ON COMMIT DROP AS SELECT {names} FROM {table} LIMIT 0")
+    _copy(connection, "pg_temp.nsync_new", columns, rows)
+    known = connection.exec_driver_sql(f"INSERT INTO {table} ({names}) SELECT {names} FROM pg_temp.nsync_new ON CONFLICT DO NOTHING")
+    return known.rowcount
+
+
+def keyed_temp(connection: Connection, name: str, columns: Mapping[str, type], rows: Sequence[Row]) -> str:
+    """Put `rows` into a temporary table and return its name as SQL text, to join with or to select from.
+
+    `columns` maps each name to int, bytes or str. The next call with `name` on this connection, in this transaction or a later
+    one, replaces the rows. It is for batches that several statements use. To read once, and where nothing may be written, IN lists
+    of 400 keys (`chunks`) do as well on SQLite (30 000 keys among 10⁶: 57 ms against 58 to 70; lists of 4000 or 30 000, and
+    json_each, are no faster), and on PostgreSQL `= ANY` is best (120 ms; temporary table 128; lists of 400 185).
+    """
+    is_sqlite = connection.dialect.name == "sqlite"
+    place = f"temp.{name}" if is_sqlite else f"pg_temp.{name}"
+    types = _TYPES[connection.dialect.name]
+    shape = ", ".join(f"{column} {types[kind]}" for column, kind in columns.items())
+    connection.exec_driver_sql(f"CREATE TEMPORARY TABLE IF NOT EXISTS {name} ({shape})")
+    connection.exec_driver_sql(f"DELETE FROM {place}" if is_sqlite else f"TRUNCATE {place}")
+    bulk_insert(connection, place, list(columns), rows)
+    return place
+
+
+def _insert_many(connection: Connection, table: str, columns: Sequence[str], rows: Sequence[Row], skip_known: bool) -> int:
+    """As many rows to a statement as its parameters allow, and the rest one by one."""
+    at_once = max(1, PARAMETERS_MAX // len(columns))
+    whole = len(rows) - len(rows) % at_once
+    one = f"({_marks('?', columns)})"
+    several = [tuple(chain.from_iterable(rows[i : i + at_once])) for i in range(0, whole, at_once)]
+    inserted = _executemany(connection, _insert(table, columns, ", ".join([one] * at_once), skip_known), several)
+    return inserted + _executemany(connection, _insert(table, columns, one, skip_known), rows[whole:])
+
+
+def _executemany(connection: Connection, statement: str, rows: Sequence[Row]) -> int:
+    return connection.exec_driver_sql(statement, list(rows)).rowcount if rows else 0
+
+
+def _insert(table: str, columns: Sequence[str], values: str, skip_known: bool) -> str:
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES {values}{' ON CONFLICT DO NOTHING' if skip_known else ''}"
+
+
+def _marks(mark: str, columns: Sequence[str]) -> str:
+    return ", ".join([mark] * len(columns))
+
+
+def _copy(connection: Connection, table: str, columns: Sequence[str], rows: Sequence[Row]) -> int:
+    """COPY in binary form, with the table's own types: psycopg would choose the smallest integer that holds a value."""
+    names = ", ".join(columns)
+    types = [column[1] for column in connection.exec_driver_sql(f"SELECT {names} FROM {table} LIMIT 0").cursor.description]
+    statement = f"COPY {table} ({names}) FROM STDIN (FORMAT BINARY)"
+    driver: Any = connection.dialect.dbapi
+    cursor: Any = connection.connection.cursor()
+    try:
+        with cursor.copy(statement) as copy:
+            copy.set_types(types)
+            for row in rows:
+                copy.write_row(row)
+        return int(cursor.rowcount)
+    except driver.Error as error:
+        raise DBAPIError.instance(statement, None, error, driver.Error, dialect=connection.dialect) from error
+    finally:
+        cursor.close()
