@@ -13,17 +13,19 @@ from typing import NamedTuple, Optional
 
 from sqlalchemy import Connection, select, update
 
-from nsync.authority.charter import AuthorId, Place
+from nsync.authority.charter import AuthorId, Charter, Place
 from nsync.authority.effective import Authority
 from nsync.clock import AHEAD_MS_MAX, Stamp, next_stamp
 from nsync.errors import RejectedSegment
 from nsync.failpoints import failpoint
 from nsync.log.admission import check_deps
+from nsync.log.floor import Vote, encode_vote
 from nsync.log.forks import Mark, line_to
-from nsync.log.segment import EMPTY, Dep, Header, Segment, Sign, Tip, build_changeset, decode_header, name_of
+from nsync.log.segment import EMPTY, Dep, Header, Segment, Sign, Tip, build_changeset, decode_header, header_hash, name_of
 from nsync.log.stored import Head, Receipt, StoredSegment
 from nsync.namespace.keys import Fact
 from nsync.store import recovery, schema, serving
+from nsync.store.bulk import bulk_insert
 from nsync.store.intake import Intake, decode_batch
 from nsync.store.lines import BranchRow, SqlLines
 from nsync.store.state import SqlState
@@ -231,6 +233,25 @@ class SqlLog:
         }
         self.connection.execute(update(schema.branch).where(_BRANCH.id == branch.id).values(**end))
         self.lines.forget()
+
+    # ---- floors and charters
+
+    def vote(self, votes: Collection[Vote]) -> frozenset[Fact]:
+        """Keep votes for floors, checked by `decode_vote`; returns the facts whose entries a new floor changed."""
+        before = self.state.readings()
+        for vote in votes:
+            raw = encode_vote(vote)
+            row = {"number": vote.floor.number, "author": vote.author, "hash": header_hash(raw), "raw": raw}
+            bulk_insert(self.connection, schema.vote.name, list(row), [tuple(row.values())], skip_known=True)
+        self.lines.forget()
+        return frozenset(self.state.settle(before))
+
+    def adopt(self, charter: Charter) -> frozenset[Fact]:
+        """Go over to an amended charter; returns the facts whose entries that changed."""
+        before = self.state.readings()
+        changed = self.state.adopt(charter, before)
+        self.authority = Authority(charter)
+        return frozenset(changed)
 
     # ---- publishing
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Optional
 
 from sqlalchemy import Column, Connection, Row, Table, delete, select, text
 
-from nsync.authority.charter import Instance
+from nsync.authority.charter import Charter, Instance, Move
 from nsync.authority.effective import Authority
 from nsync.authority.rulings import VOID, WAITING, Ruling, Rulings
 from nsync.catalogue.entries import Conflict, Entry, entry_from_wire, plain
@@ -35,6 +35,9 @@ from nsync.store.lines import BranchRow, SqlLines
 from nsync.store.statements import Op, Statements
 
 _GUEST = schema.guest.c
+
+STRETCH_OPS = 4096
+"""Ops looked at together where a log is read through."""
 
 UNSEEN_MAX = 4096
 """Ops of guests in a home's scopes that it may leave unacknowledged."""
@@ -112,24 +115,16 @@ class SqlState:
         number = self.statements.numbers
         instance = self.lines.charter.by_author(branch.author)
         me = instance.name if instance is not None else ""
-        homes: dict[Optional[str], frozenset[str]] = {}
         for seq, raw in enumerate(ops, header.first):
             if raw[:1] == GONE:
                 continue
             op = wire_op(raw)
             if op[0] == STATEMENTS_KIND:
-                decide: set[str] = set()
-                for said in op[1:]:
-                    key, value = said[0], said[1] if len(said) == 2 else None
+                says = {said[0]: said[1] if len(said) == 2 else None for said in op[1:]}
+                for key, value in says.items():
                     about += [(*place, branch.id, seq) for place in number.of_statement(key, value)]
-                    scope = scope_of(key)
-                    if scope not in homes:
-                        homes[scope] = self._homes(scope) - {me}
-                    decide |= homes[scope]
-                    if name_of(key, value if value is not None else "") is not None:
-                        decide |= self._namers(value) - {me}
                     self.touched.add(key_of(key))
-                guests += [(home, branch.id, seq) for home in decide]
+                guests += [(home, branch.id, seq) for home in self._who_decides(says, me)]
                 self.statements.remember(Mark(branch.id, seq), header.stamp, op)
             elif op[0] == GRANT_KIND:
                 grants.append((branch.id, seq))
@@ -144,7 +139,13 @@ class SqlState:
 
     def _homes(self, scope: Optional[str]) -> frozenset[str]:
         """The instances that decide, or decided, about `scope`."""
-        return frozenset(era.home.name for era in self.rulings.eras(scope)) if scope is not None else frozenset()
+        if scope not in self._homes_of:
+            self._homes_of[scope] = frozenset(era.home.name for era in self.rulings.eras(scope)) if scope is not None else frozenset()
+        return self._homes_of[scope]
+
+    @cached_property
+    def _homes_of(self) -> dict[Optional[str], frozenset[str]]:
+        return {}
 
     def _namers(self, value: Any) -> set[str]:
         """The instance that decides who bears the DOI `value`."""
@@ -167,6 +168,66 @@ class SqlState:
         changed = self.refresh(self.touched)
         self.touched, self._revoked[:] = set(), []
         return changed
+
+    def adopt(self, charter: Charter, before: Readings) -> set[Fact]:
+        """Judge by an amended charter from here on: what is said in scopes that moved, and on logs that ended, may count or cease to.
+
+        The work grows with what guests said there and the old home since; and, for prefixes that nobody had, with the logs.
+        """
+        old, self.lines.charter = self.lines.charter, charter
+        self.lines.forget()
+        self.authority = Authority(charter)
+        self.__dict__.pop("rulings", None)
+        self.statements.ruled_by(self.rulings)
+        self._homes_of.clear()
+        for move in charter.moves[len(old.moves) :]:
+            self._moved(move)
+        for instance in charter.instances:
+            had = old.by_name(instance.name)
+            fresh = tuple(prefix for prefix in instance.scopes if old.home(prefix) is None)
+            self._rehome([branch.id for life in instance.incarnations for branch in self.lines.of(life.author)] if fresh else [], 0, fresh)
+            if set(instance.dois) - set(had.dois if had is not None else ()):
+                self._rehome(list(self.lines.branches), 0, ("",))
+        return self.settle(before)
+
+    def _moved(self, move: Move) -> None:
+        instance = self.lines.charter.by_name(move.home)
+        assert instance is not None
+        rows = self.connection.execute(select(_GUEST.branch, _GUEST.seq).where(_GUEST.home == move.home)).all()
+        self._list_anew([Mark(*row) for row in rows], (move.prefix,))
+        for author in (life.author for life in instance.incarnations):
+            after = move.finals[author].seq if author in move.finals else 0
+            self._rehome([branch.id for branch in self.lines.of(author)], after, (move.prefix,))
+        scopes = select(schema.entry.c.scope).where(
+            schema.entry.c.kind == fields.SCOPE, schema.entry.c.scope.startswith(move.prefix, autoescape=True)
+        )
+        self.touched |= {Scope(scope) for scope in self.connection.execute(scopes).scalars()}
+
+    def _rehome(self, branches: Iterable[int], after: int, prefixes: tuple[str, ...]) -> None:
+        """List anew what `branches` say after `after` in scopes below `prefixes`."""
+        for branch in branches:
+            until = self.lines.branches[branch].applied
+            for low in range(max(after, self.lines.branches[branch].first - 1), until, STRETCH_OPS):
+                self._list_anew([Mark(branch, seq) for seq in range(low + 1, min(low + STRETCH_OPS, until) + 1)], prefixes)
+
+    def _list_anew(self, marks: Collection[Mark], prefixes: tuple[str, ...]) -> None:
+        guests = []
+        for mark, op in self.statements.ops(marks):
+            concerned = [key for key in op.says if (scope_of(key) or "").startswith(prefixes)]
+            if concerned:
+                self.touched |= {key_of(key) for key in concerned}
+                me = self.authority.name(self.lines.branches[mark.branch].author)
+                guests += [(home, *mark) for home in self._who_decides(op.says, me)]
+        bulk_insert(self.connection, schema.guest.name, ("home", "branch", "seq"), guests, skip_known=True)
+
+    def _who_decides(self, says: Mapping[Any, Any], me: str) -> set[str]:
+        """The instances, but `me`, that decide or decided about what an op says."""
+        found: set[str] = set()
+        for key, value in says.items():
+            found |= self._homes(scope_of(key))
+            if name_of(key, "") is not None:
+                found |= self._namers(value)
+        return found - {me}
 
     def void(self) -> int:
         """How many of the statements taken in since the last call count for nothing."""
