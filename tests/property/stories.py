@@ -1,5 +1,5 @@
 """Stories of a federation of four, as Hypothesis draws them: grants and revocations, clones that sign with one key, floors, new
-incarnations and scopes that move, beside what `histories` says. Everything is signed for real; nothing is delivered yet.
+incarnations and scopes that move. Everything is signed for real; nothing is delivered yet.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from nsync.authority.charter import AuthorId, Charter, Place, author_id, check
 from nsync.catalogue.writer import Writer
 from nsync.log.floor import Floor, Vote, sign_vote
 from nsync.log.segment import Dep, Segment
-from nsync.namespace.ops import VERBS, Grant, Revoke, encode_grant, encode_revoke
-from tests.property.histories import ops
+from nsync.namespace import fields
+from nsync.namespace.fields import Identity
+from nsync.namespace.keys import Attachment, Attribute, Did, Replica, Rse, Scope
+from nsync.namespace.ops import VERBS, Assert, Grant, Retract, Revoke, Statement, encode_grant, encode_op, encode_revoke
 
 NAMES = ("atlas", "belle2", "cms", "ska")
 MOVED = "cms"
@@ -93,6 +95,20 @@ class Teller:
 
     def _fetch(self, index: int, name: str, persona: int, other: str, its: int) -> None:
         self._who(name, persona).hear(self._who(other, its).log)
+
+    def _sync(self, index: int, name: str, persona: int) -> None:
+        for others in self.personas.values():
+            for other in others:
+                self._who(name, persona).hear(other.log)
+
+    def _welcome(self, index: int, everybody: bool) -> None:
+        """The homes grant everything to everybody, who know it."""
+        for scope in SCOPES:
+            for name in NAMES:
+                if name != scope:
+                    self._grant(index, scope, 0, name, scope, "", VERBS if everybody else ("attach", "close", "create", "publish"))
+        for name in NAMES:
+            self._sync(index, name, 0)
 
     def _grant(self, index: int, name: str, persona: int, to: str, scope: str, prefix: str, verbs: tuple[str, ...]) -> None:
         self._sign(self._who(name, persona), index, [encode_grant(Grant(to, scope, prefix, verbs, None))])
@@ -172,34 +188,97 @@ class Teller:
 
 WHO = st.sampled_from(NAMES)
 PERSONA = st.integers(0, 2)
-VERB_SETS = st.lists(st.sampled_from(VERBS), min_size=1, max_size=4, unique=True).map(lambda verbs: tuple(sorted(verbs)))
-GRANTED = st.sampled_from([VERBS, VERBS]) | VERB_SETS
-TO_GRANT = st.sampled_from(["atlas", "atlas.shared", "belle2", MOVED])
+SCOPES = ("atlas", MOVED)
+"""Two homes are enough, so that statements meet; the other two members are their guests."""
+TYPES = {"f1": fields.FILE, "f2": fields.FILE, "d1": fields.DATASET, "d2": fields.DATASET, "c1": fields.CONTAINER, "c2": fields.CONTAINER}
 
-PUBLISH = st.tuples(st.just("publish"), WHO, PERSONA, st.lists(ops(), min_size=1, max_size=3))
-FETCH = st.tuples(st.just("fetch"), WHO, PERSONA, WHO, PERSONA)
-GRANT = TO_GRANT.flatmap(
+
+@st.composite
+def statements(draw: st.DrawFn, who: str) -> Statement:
+    """A statement about one of few keys; about what `who` decides more often than not."""
+    scope = who if who in SCOPES and draw(st.booleans()) else draw(st.sampled_from(SCOPES))
+    kind = draw(
+        st.sampled_from(
+            ["did", "did", "edge", "edge", "close", "opendata", "doi", "record", "meta", "replica", "rse", "scope", "attachable"]
+        )
+    )
+    did = Did(scope, draw(st.sampled_from(sorted(TYPES))))
+    collection = Did(scope, draw(st.sampled_from(["d1", "d2", "c1", "c2"])))
+    rse = Rse(who if draw(st.integers(0, 5)) else draw(WHO), "DISK")
+    key, value = {
+        "did": (did, _identity(TYPES[did.name] if draw(st.integers(0, 7)) else draw(st.sampled_from("FDC")), draw(st.integers(1, 2)))),
+        "edge": (Attachment(collection, did), True),
+        "close": (Attribute(collection, fields.CLOSED), draw(st.sampled_from([True, True, False]))),
+        "opendata": (Attribute(did, fields.OPENDATA), draw(st.sampled_from([fields.PUBLIC, fields.SUSPENDED]))),
+        "doi": (Attribute(did, fields.DOI), draw(st.sampled_from(["10.5072/ATLAS.1", "10.5072/BELLE2.1"]))),
+        "record": (Attribute(did, fields.RECORD), draw(st.integers(1, 2))),
+        "meta": (
+            Attribute(
+                did,
+                draw(st.sampled_from(["datatype", fields.HIDDEN])),
+            ),
+            None,
+        ),
+        "replica": (Replica(Did(scope, "f1"), rse), draw(st.sampled_from(["p/1", "p/2"]))),
+        "rse": (rse, True),
+        "scope": (Scope(scope), True),
+        "attachable": (Attribute(Scope(scope), fields.ATTACHABLE), draw(st.booleans())),
+    }[kind]
+    if kind == "meta":
+        value = draw(st.booleans()) if key.field == fields.HIDDEN else draw(st.sampled_from(["RAW", "AOD"]))
+    return Retract(key) if draw(st.integers(0, 3)) == 0 else Assert(key, value)
+
+
+def _identity(kind: str, n: int) -> Identity:
+    return Identity(kind, n, bytes([n] * 4), None) if kind == fields.FILE else Identity(kind)
+
+
+@st.composite
+def publications(draw: st.DrawFn) -> tuple[Any, ...]:
+    """Ops of one to three statements about different keys."""
+    who = draw(WHO)
+    raws = []
+    for _ in range(draw(st.integers(1, 3))):
+        found = {s.key: s for s in draw(st.lists(statements(who), min_size=1, max_size=3))}
+        raws.append(encode_op(found.values()))
+    return ("publish", who, draw(PERSONA), raws)
+
+
+VERB_SETS = st.lists(st.sampled_from(VERBS), min_size=1, max_size=4, unique=True).map(lambda verbs: tuple(sorted(verbs)))
+GRANT = st.sampled_from(SCOPES).flatmap(
     lambda scope: st.tuples(
         st.just("grant"),
-        WHO if scope == MOVED else st.just(scope.split(".")[0]),
+        st.just(scope) | st.just(scope) | WHO,
         PERSONA,
         WHO,
         st.just(scope),
         st.sampled_from(["", "", "d", "f"]),
-        GRANTED,
+        st.just(VERBS) | VERB_SETS,
     )
 )
-REVOKE = st.tuples(st.just("revoke"), WHO, PERSONA, st.integers(0, 5))
+PUBLISH = publications()
+FETCH = st.tuples(st.just("fetch"), WHO, PERSONA, WHO, PERSONA)
+SYNC = st.tuples(st.just("sync"), WHO, PERSONA)
+WELCOME = st.tuples(st.just("welcome"), st.booleans())
+REVOKE = st.tuples(st.just("revoke"), st.sampled_from(SCOPES) | WHO, PERSONA, st.integers(0, 5))
 CLONE = st.tuples(st.just("clone"), WHO)
 FLOOR = st.tuples(st.just("floor"), WHO, PERSONA, st.lists(WHO, min_size=1, max_size=4, unique=True) | st.just(list(NAMES[:3])))
 INCARNATE = st.tuples(st.just("incarnate"), WHO, PERSONA)
 MOVE = st.tuples(st.just("move"), WHO, WHO, PERSONA)
 
-COMMON = (PUBLISH, PUBLISH, PUBLISH, FETCH, FETCH, FETCH, GRANT)
-STORIES = st.lists(st.one_of(*COMMON, *COMMON, REVOKE, CLONE, FLOOR, INCARNATE, MOVE), min_size=1, max_size=30)
+
+def _stories(*kinds: st.SearchStrategy[tuple[Any, ...]]) -> st.SearchStrategy[list[tuple[Any, ...]]]:
+    common = (PUBLISH, PUBLISH, PUBLISH, PUBLISH, PUBLISH, FETCH, FETCH, SYNC, GRANT)
+    steps = st.lists(st.one_of(*common, *common, *kinds), min_size=8, max_size=30)
+    return st.tuples(st.just([]) | WELCOME.map(lambda step: [step]) | WELCOME.map(lambda step: [step]), steps).map(
+        lambda both: both[0] + both[1]
+    )
+
+
+STORIES = _stories(REVOKE, CLONE, FLOOR, INCARNATE, MOVE)
 """Everything at once."""
-GRANT_STORIES = st.lists(st.one_of(*COMMON, GRANT, REVOKE), min_size=1, max_size=30)
-FORK_STORIES = st.lists(st.one_of(*COMMON, CLONE, FLOOR), min_size=1, max_size=30)
+GRANT_STORIES = _stories(GRANT, REVOKE, REVOKE)
+FORK_STORIES = _stories(CLONE, CLONE, FLOOR)
 
 
 def tell(steps: Sequence[tuple[Any, ...]]) -> Story:
