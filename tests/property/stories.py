@@ -147,7 +147,7 @@ class Teller:
     def _incarnate(self, index: int, name: str, persona: int) -> None:
         """The charter names where this machine's log ended, and a new incarnation goes on from there."""
         writer = self._who(name, persona)
-        if self.lives[name] == 2 or not writer._tip.seq:
+        if self.lives[name] == 2 or not writer._tip.seq or writer.author != self.charters[-1].by_name(name).author:
             return
         entry = self._instance(name)
         life = {"key": entry["key"], "incarnation": entry["incarnation"], "final": [writer._tip.seq, writer._tip.hash.hex()]}

@@ -111,19 +111,17 @@ class World:
         if life is None:
             return []
         tree = self.tree(author)
-        if life.final is not None and life.final.hash in self.nodes and self._allowed(life.final.hash, author):
-            return [node for node in self.nodes.values() if node.hash in self.nodes[life.final.hash].chain]
+        end = place(self.floors[-1], author) if self.floors else None
+        below = self.nodes[end.hash].chain if end is not None else frozenset()
+        if life.final is not None and life.final.hash in self.nodes:
+            chain = self.nodes[life.final.hash].chain
+            return [node for node in self.nodes.values() if node.hash in (chain if below <= chain else below)]
         found = self._trunk(tree)
         if not _is_line(tree):
             views = [self._view(voter, tree) for voter in self.charter.voters().values() if voter.member != self._member(author)]
             found += [n for n in tree if n not in found and 2 * sum(n.hash in view for view in views) > len(self.charter.members)]
         ends = life.final.seq if life.final is not None else None
-        return [node for node in found if ends is None or node.header.last <= ends]
-
-    def _allowed(self, final: Hash, author: bytes) -> bool:
-        """No amendment reaches below the floor."""
-        end = place(self.floors[-1], author) if self.floors else None
-        return end is None or end.hash in self.nodes[final].chain
+        return [node for node in found if ends is None or node.header.last <= ends or node.hash in below]
 
     @staticmethod
     def _trunk(tree: Sequence[Node]) -> list[Node]:

@@ -3,7 +3,7 @@
 An author who signs two histories makes its log a tree. Every branch is stored, forwarded and counts for delivery; which one counts
 in the readings is told here, by a pure function of what is applied:
 
-    the charter named where the log ended    what leads there, and nothing else
+    the charter named where the log ended    what leads there, and nothing else; but what is below the floor in any case
     a branch leaves below the floor          void on sight; it takes nothing from the others
     one branch is left                       all of it
     several                                  up to the fork, and on to the last place that more than half of all member
@@ -97,8 +97,8 @@ def standing(
     author's own, the last place that it had seen while the log was one line to it; `members` is the number of all of them.
     """
     floor_line = line_to(branches, floor) if floor is not None else NOTHING
-    if final is not None and (floor is None or holds(line_to(branches, final), floor)):
-        return line_to(branches, final)
+    if final is not None:
+        return line_to(branches, final) if floor is None or holds(line_to(branches, final), floor) else floor_line
     left = above(branches, floor_line)
     on_floor = {mark.branch for mark in floor_line}
     rivals = [branch for branch in left.values() if branch.parent is None or branch.id not in on_floor]

@@ -107,7 +107,9 @@ class SqlLines:
             found = [self._view(instance.incarnations, tree, mark) for m, instance in self.charter.voters().items() if m != member]
             views = [view for view in found if view is not None]
         line = standing(tree, final=final, floor=mark, acknowledged=views, members=len(self.charter.members))
-        return line if life.final is None or final is not None else forks.cut(line, life.final.seq)
+        return (
+            line if life.final is None or final is not None else forks.cut(line, max(life.final.seq, mark.seq if mark is not None else 0))
+        )
 
     def _member(self, author: bytes) -> Optional[str]:
         instance = self.charter.by_author(author)

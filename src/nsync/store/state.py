@@ -268,7 +268,9 @@ class SqlState:
         """What the grantee said that the revocation had not seen counts no more."""
         dot = Dot(self.lines.branches[revocation.branch].author, revocation.seq)
         seen = self.lines.past(revocation)
-        for given in self.lines.given(dot.author) if self.lines.stands(revocation) else ():
+        home = self.lines.charter.by_author(dot.author)
+        lives = home.incarnations if home is not None and self.lines.stands(revocation) else ()
+        for given in (given for life in lives for given in self.lines.given(life.author)):
             grantee = self.lines.charter.by_name(given.grant.to)
             if dot in given.revocations and grantee is not None:
                 for branch in (b for life in grantee.incarnations for b in self.lines.of(life.author)):
