@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check bench bench-quick clean
 
 demo: .venv/testbed.stamp  ## three Rucio instances that share open data, start to end
 	$(BIN)/nsync demo
@@ -16,6 +16,12 @@ check: .venv/dev.stamp  ## the gates that every commit passes
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+bench-quick: .venv/bench.stamp  ## every measurement at 100 000 entries, in three minutes
+	$(BIN)/python -m benchmarks --quick
+
+bench: .venv/bench.stamp  ## every measurement at ten million entries, and the table in docs/BENCHMARKS.md
+	$(BIN)/python -m benchmarks
+
 clean:  ## what the other targets made; testbeds stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
@@ -28,3 +34,4 @@ clean:  ## what the other targets made; testbeds stay
 
 .venv/testbed.stamp: EXTRAS = testbed
 .venv/dev.stamp: EXTRAS = testbed,dev
+.venv/bench.stamp: EXTRAS = testbed,dev,bench

@@ -39,7 +39,7 @@ except ImportError:
     HAS_RUCIO = False
 
 
-_NO_RUCIO = ("unit", "property", "conformance")
+_NO_RUCIO = ("unit", "property", "conformance", "simulation")
 """The tests that need none. The modules of the others import it when they are collected, so a mark would come too late."""
 
 collect_ignore = (

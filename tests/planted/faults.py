@@ -14,7 +14,9 @@ import pytest
 from sqlalchemy import text
 
 from nsync.authority.effective import Authority, Silencer
-from nsync.catalogue import collections, cycles, opendata, rules, view
+from nsync.catalogue import collections, cycles, dids, edges, identity, opendata, rules, view
+from nsync.catalogue import state as catalogue_state
+from nsync.catalogue.rules import Reader
 from nsync.crdt import Slot, lwwmap, mvregister, orset, past
 from nsync.namespace import keys
 from nsync.namespace.keys import Attribute
@@ -112,12 +114,27 @@ def _oldest_hides(orders: Any, hidden: Any = cycles.hidden) -> Any:
     return hidden({edge: (place,) for place, edge in enumerate(youngest_first)})
 
 
+def _closes_only(reader: Reader, closing: Any, states: Any) -> list[Slot]:
+    return [slot for slot in reader.maximal(closing) if slot.value is True]
+
+
+def _publication_only(reader: Reader, closing: Any, states: Any) -> list[Slot]:
+    return list(reader.maximal(states)) or _closes_only(reader, closing, states)
+
+
+def _youngest_decides(candidates: Any) -> Any:
+    found = sorted(candidates, key=lambda pair: pair[1].said.order, reverse=True)
+    others = {candidate.holds for _, candidate in found}
+    return ("", None) if not found else (found[0][1].holds + "".join(others - {found[0][1].holds}), found[0])
+
+
 _LAST_CLAIM = text(state._CLAIM.text.replace("DO NOTHING", "DO UPDATE SET seq = excluded.seq, value = excluded.value"))
 _LAST_ARRIVAL = text(state._JOIN.text.split(" WHERE excluded")[0])
 
 CONCURRENCY, CONFLICTS, SHARE, HISTORIES = (
     f"bridge.{name}" for name in ("test_concurrency", "test_conflicts", "test_share", "test_histories")
 )
+COLLECTIONS, OPEN_DATA, DIDS = (f"unit.{name}" for name in ("test_collections", "test_opendata", "test_dids"))
 
 FAULTS = (
     # ---- readings
@@ -227,6 +244,96 @@ FAULTS = (
         "what hangs on a DID that came is not looked at again",
         function(view._hold, lambda entry: None),
         f"{CONCURRENCY}::test_an_attachment_shows_when_its_child_arrives",
+    ),
+    Fault(
+        "a change concerns no other attachment of its cycle",
+        function(cycles.affected, lambda changed, below, above: set(changed)),
+        f"{CONCURRENCY}::test_the_hidden_attachment_of_a_cycle_shows_when_the_cycle_is_gone",
+    ),
+    Fault(
+        "a container may be mixed",
+        function(collections.mixed_conflicts, lambda reader, candidates, deciding: {}),
+        f"{COLLECTIONS}::test_a_container_holds_what_its_oldest_attachment_holds",
+    ),
+    Fault(
+        "a container holds what was attached last",
+        function(collections.content, _youngest_decides),
+        f"{COLLECTIONS}::test_a_container_holds_what_its_oldest_attachment_holds",
+    ),
+    Fault(
+        "what else a container holds is never looked at",
+        method(edges._Attachments, "_needs_the_rest", lambda self, parent, its, found: False),
+        f"{COLLECTIONS}::test_a_container_holds_the_others_once_the_oldest_are_gone",
+    ),
+    Fault(
+        "what else a container holds is always looked at",
+        method(edges._Attachments, "_needs_the_rest", lambda self, parent, its, found: True),
+        f"{COLLECTIONS}::test_what_a_container_holds_is_not_read_again_when_it_grows",
+    ),
+    Fault(
+        "a publication closes nothing",
+        function(collections.seals, _closes_only),
+        f"{COLLECTIONS}::test_what_is_attached_after_a_reopening_of_open_data_is_hidden",
+    ),
+    Fault(
+        "a publication takes the place of the close",
+        function(collections.seals, _publication_only),
+        f"{COLLECTIONS}::test_a_publication_does_not_show_what_the_close_had_hidden",
+    ),
+    Fault(
+        "every scope is attachable",
+        function(collections.forbidding, lambda reader, tops, marks: None),
+        f"{COLLECTIONS}::test_who_attaches_knowing_that_the_scope_is_not_attachable_attaches_in_vain",
+    ),
+    Fault(
+        "a mark hides what could not know of it",
+        function(collections.forbidding, lambda reader, tops, marks: next(iter(marks), None)),
+        f"{COLLECTIONS}::test_who_attaches_knowing_that_the_scope_is_not_attachable_attaches_in_vain",
+    ),
+    Fault(
+        "a mark that goes shows nothing again",
+        method(view._Derivation, "_marked", lambda self: []),
+        f"{COLLECTIONS}::test_what_a_mark_hid_shows_once_it_is_taken_back_or_set_anew",
+    ),
+    Fault(
+        "a constituent does not wait for its archive",
+        function(catalogue_state.other_end, lambda key: getattr(key, "parent", None) or getattr(key, "rse", None)),
+        f"{COLLECTIONS}::test_a_constituent_waits_for_its_file_and_its_archive",
+    ),
+    Fault(
+        "whoever is first in its delegate's log bears a DOI",
+        function(opendata._order, lambda reader, field, slot: (reader.doi_position(str(slot.value), slot), slot.order)),
+        f"{OPEN_DATA}::test_a_doi_is_its_delegates_whoever_was_first",
+    ),
+    Fault(
+        "a DOI in small letters is another one",
+        function(opendata.name, lambda field, value: (field, value)),
+        f"{OPEN_DATA}::test_a_doi_is_one_name_in_upper_and_lower_case",
+    ),
+    Fault(
+        "a name is decided among those who changed",
+        function(dids._asking, lambda draft, names, known: set()),
+        f"{OPEN_DATA}::test_a_doi_that_is_given_up_goes_to_the_next",
+    ),
+    Fault(
+        "the newest of states said at once wins",
+        function(opendata.state, lambda reader, did, slots: (max(reader.maximal(slots), key=lambda slot: slot.order).value, [])),
+        f"{OPEN_DATA}::test_of_public_and_suspended_at_once_suspended_wins_and_it_is_told",
+    ),
+    Fault(
+        "what a rule takes away is not told",
+        method(Reader, "beaten", lambda self, rule, key, winner, tops, resolve: []),
+        f"{DIDS}::test_of_values_said_at_once_the_newest_shows_and_the_other_is_told",
+    ),
+    Fault(
+        "the events of a collection are copied",
+        method(dids, "_OF_CONTENT", ()),
+        f"{DIDS}::test_the_events_of_a_collection_are_never_taken_from_a_statement",
+    ),
+    Fault(
+        "replicas of other bytes are shown",
+        function(identity.other_bytes, lambda reader, replica, said, its, words, claims: []),
+        f"{DIDS}::test_a_replica_is_of_what_its_instance_last_said_the_file_is",
     ),
     # ---- capture
     Fault(

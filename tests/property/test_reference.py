@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.property.histories import HISTORIES
+from nsync.catalogue.entries import DidEntry
+from nsync.namespace import fields
+from nsync.namespace.keys import Attachment
+from tests.property.histories import HISTORIES, TANGLES
+from tests.property.obvious import Obvious
 from tests.support.federation import NAMES, Writer
 
 
-def play(history: object) -> dict[str, Writer]:
+def play(history: Any) -> dict[str, Writer]:
     writers = {name: Writer(name) for name in NAMES}
-    for index, (who, what) in enumerate(history):  # type: ignore[arg-type]
+    for index, (who, what) in enumerate(history):
         if isinstance(what, str):
             writers[who].fetch(writers[what])
         else:
@@ -22,11 +27,11 @@ def play(history: object) -> dict[str, Writer]:
     return writers
 
 
-def everything(writers: dict[str, Writer]) -> list:
+def everything(writers: dict[str, Writer]) -> list[Any]:
     return [segment for name in NAMES for segment in writers[name].log if segment.header.author == writers[name].author]
 
 
-def in_order(segments: list, rng: random.Random) -> Writer:
+def in_order(segments: list[Any], rng: random.Random) -> Writer:
     """A writer that got `segments` in a random order, with repetitions, applied as soon as their deps are there."""
     reader, waiting = Writer("atlas"), segments + rng.sample(segments, len(segments) // 2)
     while waiting:
@@ -36,8 +41,8 @@ def in_order(segments: list, rng: random.Random) -> Writer:
 
 
 @settings(max_examples=300)
-@given(HISTORIES, st.randoms(use_true_random=False))
-def test_any_causal_order_gives_one_state(history: object, rng: random.Random) -> None:
+@given(HISTORIES | TANGLES, st.randoms(use_true_random=False))
+def test_any_causal_order_gives_one_state(history: Any, rng: random.Random) -> None:
     segments = everything(play(history))
     one, other = in_order(segments, rng), in_order(segments, rng)
     assert one.state.heads == other.state.heads
@@ -47,9 +52,26 @@ def test_any_causal_order_gives_one_state(history: object, rng: random.Random) -
 
 
 @settings(max_examples=300)
-@given(HISTORIES)
-def test_incremental_catalogue_equals_recomputed(history: object) -> None:
+@given(HISTORIES | TANGLES)
+def test_incremental_catalogue_equals_recomputed(history: Any) -> None:
     for writer in play(history).values():
         catalogue, conflicts = writer.state.recomputed()
         assert writer.state.catalogue == catalogue
         assert writer.state.conflicts == conflicts
+
+
+@settings(max_examples=300)
+@given(TANGLES)
+def test_attachments_show_by_the_text_of_the_rules(history: Any) -> None:
+    for writer in play(history).values():
+        assert {fact for fact in writer.state.catalogue if isinstance(fact, Attachment)} == Obvious(writer.state).attachments()
+
+
+@settings(max_examples=200)
+@given(TANGLES)
+def test_names_are_borne_by_the_text_of_the_rules(history: Any) -> None:
+    for writer in play(history).values():
+        shown = [(fact, entry) for fact, entry in writer.state.catalogue.items() if isinstance(entry, DidEntry)]
+        obvious = Obvious(writer.state)
+        assert {entry.doi.upper(): fact for fact, entry in shown if entry.doi is not None} == obvious.names(fields.DOI)
+        assert {entry.record: fact for fact, entry in shown if entry.record is not None} == obvious.names(fields.RECORD)

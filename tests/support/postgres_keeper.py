@@ -51,7 +51,7 @@ def keep(plan: dict[str, Any]) -> None:
 
 def make_cluster(plan: dict[str, Any]) -> None:
     command = [f"{plan['binaries']}/initdb", "--pgdata", data(plan), "--username", "postgres", "--auth", "trust"]
-    command += ["--encoding", "UTF8", "--locale", "C", "--no-sync", "--no-instructions"]
+    command += ["--encoding", "UTF8", "--locale", "C", "--no-sync", "--no-instructions", "--wal-segsize", "1"]  # see faults.disk_full
     subprocess.run(command, check=True, stdout=log(plan), stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, **as_user(plan))
 
 

@@ -1,28 +1,19 @@
 """Canonical msgpack: one form of each value, and nothing but RejectedSegment for all other bytes (R4.2).
 
-Run twice: with msgpack's C extension, and in a process of its own with the pure Python one, which PyPy and some
-platforms have.
+Run a second time without msgpack's C extension, by test_fuzz.py.
 """
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
-import msgpack
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nsync.errors import RejectedSegment
-from nsync.log.segment import decode_frame, decode_header, encode_header
 from nsync.namespace import codec
-from nsync.namespace.ops import decode_op
-from tests.conformance import make
-from tests.conformance.vocabulary import encoded
 
 PURE = bool(os.environ.get("MSGPACK_PUREPYTHON"))
 
@@ -147,55 +138,3 @@ def test_every_value_comes_back(value: Any) -> None:
     else:
         found = codec.decode(codec.encode(value), "key")
         assert found == value and type(found) is type(value)
-
-
-# ---- the decoders of the wire, over whatever comes
-
-_OPS = [bytes.fromhex(row["bytes"]) for row in make.make_ops()]
-_SEGMENTS = [segment for segment in (make.first_of_cms(), *make.changeset())]
-_DECODERS = {
-    "op": (_OPS, decode_op, encoded),
-    "header": ([s.header_bytes for s in _SEGMENTS], decode_header, encode_header),
-    "frame": ([s.frame for s in _SEGMENTS], decode_frame, lambda segment: segment.frame),
-}
-
-
-@st.composite
-def mangled(draw: st.DrawFn, good: list[bytes]) -> bytes:
-    """Good bytes with one to three small changes."""
-    raw = bytearray(draw(st.sampled_from(good)))
-    for _ in range(draw(st.integers(1, 3))):
-        at = draw(st.integers(0, len(raw)))
-        part = draw(st.binary(max_size=3))
-        raw[at : at + draw(st.integers(0, 3))] = part
-    return bytes(raw)
-
-
-@pytest.mark.parametrize("what", _DECODERS)
-@settings(max_examples=300, deadline=None)
-@given(st.data())
-def test_what_decodes_encodes_to_the_same_bytes_and_the_rest_is_refused(what: str, data: st.DataObject) -> None:
-    good, decode, encode = _DECODERS[what]
-    as_value = VALUES.filter(lambda value: _depth(value) <= codec.DEPTH_MAX).map(codec.encode)
-    raw = data.draw(st.one_of(mangled(good), mangled(good), st.binary(max_size=200), as_value))
-    try:
-        found = decode(raw)
-    except RejectedSegment as error:
-        assert 0 < len(str(error)) < 300
-        return
-    if found == ():  # an op of an unknown kind: stored as it is
-        assert codec.encode(codec.decode(raw, "op")) == raw
-    else:
-        assert encode(found) == raw
-
-
-@pytest.mark.skipif(PURE, reason="this is that process")
-def test_all_of_this_and_the_vectors_without_the_c_extension() -> None:
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "pytest", "--noconftest", "-q", "tests/unit/test_codec.py", "tests/conformance"]
-    run = subprocess.run(command, cwd=root, env={**os.environ, "MSGPACK_PUREPYTHON": "1"}, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout
-
-
-def test_this_is_the_msgpack_that_was_asked_for() -> None:
-    assert (msgpack.Packer.__module__ == "msgpack.fallback") == PURE or not PURE

@@ -85,6 +85,14 @@ def test_a_level_in_which_a_writer_would_miss_another_is_refused(postgres_url: s
 
 
 @pytest.mark.postgres
+def test_commits_that_a_crash_may_lose_are_refused(postgres_url: str) -> None:
+    engine = create_engine(postgres_url, connect_args={"options": "-c synchronous_commit=off"})
+    with pytest.raises(ConfigError, match="synchronous_commit"), writing(engine):
+        pass
+    engine.dispose()
+
+
+@pytest.mark.postgres
 def test_schemas_have_locks_of_their_own(postgres_url: str) -> None:
     one = open_store(postgres_url)
     with one.begin() as connection:
@@ -201,12 +209,19 @@ def test_a_database_in_memory_is_one_for_the_whole_engine() -> None:
     engine.dispose()
 
 
+def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
+    (tmp_path / "nsync.db").write_text("a text, not a database" * 100)
+    with pytest.raises(ConfigError, match=r"nsync\.db cannot be opened.*not a database"):
+        open_store(sqlite_url(tmp_path), only_writer=True)
+
+
 @pytest.mark.parametrize(
     ("url", "text_of_error"),
     [
         ("nonsense", "cannot be read"),
         ("mysql://host/db", "'mysql'"),
         ("postgresql://host/db", r"postgresql\+psycopg"),
+        ("sqlite+nodriver://", "is not installed"),
         ("sqlite:////nowhere/at/all.db", "cannot be opened"),
     ],
 )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
 
 from nsync.errors import RejectedSegment
-from nsync.namespace import keys
+from nsync.namespace import fields, keys
 from nsync.namespace.keys import (
     Attachment,
     Attribute,
+    Constituent,
     Did,
     Identity,
     Key,
@@ -18,11 +21,14 @@ from nsync.namespace.keys import (
     Replica,
     Rse,
     Scope,
+    anchor_of,
     check_value,
+    ends_of,
     fact_of,
     from_key_bytes,
     from_wire,
     key_bytes,
+    key_of,
     scope_of,
     to_wire,
 )
@@ -50,14 +56,75 @@ def test_keys_of_different_kinds_are_never_equal() -> None:
         (Scope("a"), "a"),
         (Did("a", "x"), "a"),
         (Attachment(Did("a", "x"), Did("b", "y")), "a"),  # the parent's: R5.5
+        (Constituent(Did("a", "x"), Did("b", "y")), "a"),  # the archive's, for the same reason
         (Replica(Did("a", "x"), Rse("cms", "DISK")), "a"),
+        (Attribute(Replica(Did("a", "x"), Rse("cms", "DISK")), fields.STATE), "a"),
+        (Attribute(Scope("a"), fields.ATTACHABLE), "a"),
         (Attribute(Did("a", "x"), keys.CLOSED), "a"),
         (Rse("cms", "DISK"), None),
         (Attribute(Rse("cms", "DISK"), keys.PROTOCOLS), None),
     ],
 )
 def test_whose_scope_decides(key: Key, scope: Any) -> None:
-    assert scope_of(key) == scope
+    assert scope_of(key) == scope_of(to_wire(key)) == scope
+
+
+DID, OTHER, RSE = Did("a", "x"), Did("b", "y"), Rse("cms", "DISK")
+
+
+@pytest.mark.parametrize(
+    ("key", "anchor"),
+    [
+        (Scope("a"), Scope("a")),
+        (DID, DID),
+        (Attachment(DID, OTHER), OTHER),
+        (Constituent(DID, OTHER), OTHER),
+        (RSE, RSE),
+        (Replica(DID, RSE), DID),
+        *((Attribute(fact, "x"), anchor_of(fact)) for fact in (Scope("a"), DID, Attachment(DID, OTHER), RSE, Replica(DID, RSE))),
+    ],
+)
+def test_statements_are_indexed_under_one_node(key: Key, anchor: Any) -> None:
+    for found in (anchor_of(key), anchor_of(to_wire(key))):
+        assert found == anchor and type(found) is type(anchor)
+
+
+@pytest.mark.parametrize(
+    ("key", "ends"),
+    [
+        (Attachment(DID, OTHER), (DID, OTHER)),
+        (Constituent(DID, OTHER), (DID, OTHER)),
+        (Replica(DID, RSE), (DID, RSE)),
+        (Attribute(Replica(DID, RSE), fields.STATE), ()),
+        (DID, ()),
+    ],
+)
+def test_what_a_fact_hangs_on(key: Key, ends: tuple[Any, ...]) -> None:
+    assert ends_of(key) == ends
+
+
+@pytest.mark.parametrize("key", KEY_ROWS.values(), ids=KEY_ROWS.keys())
+def test_a_key_is_a_value_among_others(key: Key) -> None:
+    assert hash(key) == hash(to_wire(key)) and key == to_wire(key) and type(to_wire(key)) is tuple
+    for again in (copy.deepcopy(key), pickle.loads(pickle.dumps(key)), key_of(to_wire(key))):
+        assert again == key and type(again) is type(key)
+    assert repr(key).startswith(type(key).__name__)
+    with pytest.raises(AttributeError):
+        key.scope = "other"  # type: ignore[union-attr]
+
+
+def test_keys_are_ordered_by_kind_and_parts() -> None:
+    keys_in_order = [
+        Scope("b"),
+        DID,
+        OTHER,
+        Attachment(DID, OTHER),
+        Attachment(OTHER, DID),
+        Constituent(DID, OTHER),
+        RSE,
+        Replica(DID, RSE),
+    ]
+    assert sorted(reversed(keys_in_order)) == keys_in_order
 
 
 WIRE = {
@@ -86,6 +153,10 @@ def test_what_is_no_key_is_refused(wire: Any, text: str) -> None:
     assert len(str(caught.value)) < 250 and "\n" not in str(caught.value)
 
 
+FLAGS = (fields.MONOTONIC, fields.HIDDEN, fields.OBSOLETE)
+TEXTS = ("project", "datatype", "stream_name", "prod_step", "version", "campaign", "provenance", "phys_group")
+NUMBERS = ("run_number", "task_id", "panda_id", "lumiblocknr")
+
 GOOD: list[tuple[Key, Any]] = [
     (Scope("a"), True),
     (Attachment(DATASET, FILE), True),
@@ -109,6 +180,18 @@ GOOD: list[tuple[Key, Any]] = [
     (ATTRIBUTES, (("a", "1"), ("b", "1"))),
     (Attribute(DATASET, "later"), (1, b"x", None)),
     (Attribute(FILE, keys.PROTOCOLS), 7),  # a field has a meaning for its kind of fact only
+    (Attribute(Scope("a"), fields.JSON_PREFIX + "x"), "{"),
+    (Constituent(DATASET, FILE), True),
+    *((Attribute(DATASET, field), value) for field in (*FLAGS, "transient") for value in (True, False)),
+    *((Attribute(Scope("a"), fields.ATTACHABLE), value) for value in (True, False)),
+    *((Attribute(REPLICA, fields.STATE), state) for state in fields.STATES),
+    *((Attribute(DATASET, fields.RECORD), value) for value in (0, (1 << 63) - 1)),
+    *((Attribute(FILE, "events"), value) for value in (0, fields.EVENTS_MAX)),
+    *((Attribute(FILE, field), value) for field in NUMBERS for value in (-1, 0, (1 << 63) - 1, -(1 << 63) + 1)),
+    *((Attribute(FILE, field), value) for field in TEXTS for value in ("x", "ü" * 255)),
+    (Attribute(FILE, "guid"), bytes(16)),
+    (Attribute(DATASET, fields.OPENDATA_META), "{}"),
+    *((Attribute(FILE, fields.JSON_PREFIX + key), text) for key in ("", "x", "a.b") for text in ("null", "1", '"x"', "[]", '{"a":[]}')),
 ]
 
 
@@ -120,6 +203,7 @@ def test_values_that_may_be_said(key: Key, value: Any) -> None:
 def test_values_are_typed() -> None:
     assert type(check_value(FILE, ("F", 1, None, None))) is Identity
     assert type(check_value(PROTOCOLS, (tuple(PROTOCOL),))[0]) is Protocol
+    assert check_value(to_wire(FILE), ("F", 1, None, None)) == Identity(keys.FILE, 1)
 
 
 def door(**changes: Any) -> Any:
@@ -148,6 +232,18 @@ BAD: list[tuple[Key, Any]] = [
     *((PROTOCOLS, door(port=port)) for port in (-1, 65536, None, "1094", True)),
     *((PROTOCOLS, door(**{field: value})) for field in ("lan", "wan", "tpc") for value in (-1, 65536, "1", True)),
     *((ATTRIBUTES, value) for value in (None, (("b", "1"), ("a", "1")), (("a", "1"), ("a", "1")), (("a",),), (("a", 1),), (("", "x"),))),
+    *((Constituent(DATASET, FILE), value) for value in (False, None, 1, ("F", 1, None, None))),
+    *((Attribute(DATASET, field), value) for field in (*FLAGS, "transient") for value in (0, 1, None, "true", ())),
+    *((Attribute(Scope("a"), fields.ATTACHABLE), value) for value in (0, None, "no")),
+    *((Attribute(REPLICA, fields.STATE), state) for state in ("A", "COPYING", "UNAVAILABLE", "BEING_DELETED", "available", b"BAD", None)),
+    *((Attribute(DATASET, fields.RECORD), value) for value in (-1, 1 << 63, "1", True, None)),
+    *((Attribute(FILE, "events"), value) for value in (-1, fields.EVENTS_MAX + 1, "1", True, None)),
+    *((Attribute(FILE, field), value) for field in NUMBERS for value in (1 << 63, -(1 << 63), "1", True, None, b"1")),
+    *((Attribute(FILE, field), value) for field in TEXTS for value in ("", "x" * 256, "a\nb", b"x", 1, None)),
+    *((Attribute(FILE, "guid"), value) for value in (bytes(15), bytes(17), "0" * 32, "x" * 16, None)),
+    *((Attribute(DATASET, fields.OPENDATA_META), value) for value in ("[]", "null", "1", "", b"{}", {}, None)),
+    *((Attribute(FILE, fields.JSON_PREFIX + "x"), value) for value in ("", " 1", "[", {}, 1, None, b"1")),
+    *((Attribute(DATASET, "later"), value) for value in (1.5, {}, [], (1, (1.5,)))),
     *((ATTRIBUTES, value) for value in (tuple((f"{i:03}", "x") for i in range(65)), (("a", "x" * 256),), (("a", "x\ny"),))),
 ]
 

@@ -60,16 +60,9 @@ def _asking(draft: Draft, names: Collection[Name], known: Collection[Did]) -> se
 def _read(draft: Draft, dids: Collection[Did]) -> set[Name]:
     """Read all statements about `dids`; the names that they ask for."""
     draft.read(dids)
-    names: set[Name] = set()
-    for did in dids:
-        slots = draft.about[did].slots
-        asked = [(key, said) for key in _name_keys(did) for said in slots.get(key, ())] if len(slots) > 1 else []
-        names |= {opendata.name(key.field, said.value) for key, said in asked if not said.retract}
-    return names
-
-
-def _name_keys(did: Did) -> list[Attribute]:
-    return [Attribute(did, field) for field in NAMES]
+    said = ((key, slots) for did in dids for key, slots in draft.about[did].slots.items() if key[0] == fields.ATTRIBUTE)
+    names = (opendata.name_of(key, slot.value) for key, slots in said for slot in slots if not slot.retract)
+    return {name for name in names if name is not None}
 
 
 def _shown_names(entry: Optional[DidEntry]) -> list[Name]:
@@ -85,7 +78,7 @@ def _put(draft: Draft, did: Did, found: _Found, bearers: Mapping[Name, Asking]) 
             if winner.did == did:
                 entry = entry._replace(**{field: slot.value})
             else:
-                conflicts = [*conflicts, opendata.name_conflict(draft.reader, field, winner, Asking(did, slot))]
+                conflicts = sorted([*conflicts, opendata.name_conflict(draft.reader, field, winner, Asking(did, slot))])
         was = draft.was(did)
         if was is not None and was.content and was.identity == entry.identity:
             entry = entry._replace(content=was.content)
@@ -105,7 +98,7 @@ def _did(reader: Reader, did: Did, about: About) -> _Found:
 
 
 def _with_attributes(reader: Reader, did: Did, entry: DidEntry, about: Mapping[Key, Sequence[Slot]], conflicts: list[Conflict]) -> _Found:
-    state, found = opendata.state(reader, about.get(Attribute(did, fields.OPENDATA), ()))
+    state, found = opendata.state(reader, did, about.get(Attribute(did, fields.OPENDATA), ()))
     if entry.closed is not None:
         closed, taken = opendata.closed(reader, did, about.get(Attribute(did, fields.CLOSED), ()), state)
         entry, found = entry._replace(closed=closed), found + taken

@@ -51,73 +51,67 @@ class _Attachments:
 
     def _settle(self, edges: set[Attachment]) -> set[Attachment]:
         """Put `edges` into the draft, and with them the rest of the containers in which they decide what shows; returns all of these."""
-        found = self._judge(edges)
-        by_container: dict[Did, set[Attachment]] = {}
-        for edge in edges:
-            parent = edge.parent
-            entry = self.draft.did(parent)
-            if entry is not None and entry.identity.type == CONTAINER:
-                by_container.setdefault(parent, set()).add(edge)
-        wanted = [parent for parent, its in by_container.items() if self._needs_the_rest(parent, its, found)]
+        by_parent = _by_parent(edges)
+        found = self._judge(by_parent)
+        containers = {parent: its for parent, its in by_parent.items() if _is_container(self.draft.did(parent))}
+        wanted = [parent for parent, its in containers.items() if self._needs_the_rest(parent, its, found)]
         siblings = self._attachments_in(wanted) - edges
-        found.update(self._judge(siblings))
-        for edge in siblings:
-            by_container[edge.parent].add(edge)
+        for parent, its in _by_parent(siblings).items():
+            found.update(self._judge({parent: its}))
+            containers[parent] += its
         self.complete.update(wanted)
         self.edges |= edges | siblings
         self.candidates.update(found)
-        for parent, its in by_container.items():
+        for parent, its in containers.items():
             self._choose_content(parent, {edge: found[edge] for edge in its if edge in found})
         return edges | siblings
 
-    def _judge(self, edges: Collection[Attachment]) -> dict[Attachment, Candidate]:
-        """Those of `edges` that the rules about one attachment show; all of them are put into the draft."""
-        draft, reader = self.draft, self.reader
-        of = [(edge, edge.parent, edge.child) for edge in edges]
-        parents = {parent for _, parent, _ in of}
-        draft.load(parents.union(child for _, _, child in of))
-        slots = draft.state.slots([edge for edge, _, child in of if child not in draft.about])
-        seals = self._seals(parents)
-        marks = self._marks({child.scope for _, _, child in of})
+    def _judge(self, by_parent: Mapping[Did, Collection[Attachment]]) -> dict[Attachment, Candidate]:
+        """Those attachments that the rules about one alone show; all of them are put into the draft."""
+        draft = self.draft
+        of = [(edge, edge.child) for its in by_parent.values() for edge in its]
+        draft.load([*by_parent, *(child for _, child in of)])
+        slots = draft.state.slots([edge for edge, child in of if child not in draft.about])
+        seals = self._seals(by_parent)
+        marks = self._marks({child.scope for _, child in of})
         found: dict[Attachment, Candidate] = {}
-        for edge, parent, child in of:
-            above, below = draft.did(parent), draft.did(child)
-            stands = reader.standing(edge, (draft.about[child].slots if child in draft.about else slots).get(edge, ()))
-            if not stands or above is None or below is None:
-                draft.put(edge, None, [])  # withdrawn, or dangling: it waits, invisible (6.4)
-                continue
-            tops = reader.maximal(stands)
-            said = min(tops, key=lambda slot: slot.order) if len(tops) > 1 else tops[0]
-            taken = collections.type_conflict(edge, above.identity, below.identity) or self._taken(
-                edge, tops, said, marks.get(child.scope, ()), seals.get(parent, ())
-            )
-            if taken is None:
-                found[edge] = Candidate(said, below.identity.type)
-            draft.put(edge, _SHOWN if taken is None else None, [] if taken is None else [taken])
+        for parent, its in by_parent.items():
+            above = draft.did(parent)
+            for edge in its:
+                child = edge.child
+                stands = self.reader.standing(edge, (draft.about[child].slots if child in draft.about else slots).get(edge, ()))
+                below = draft.did(child)
+                if not stands or above is None or below is None:
+                    draft.put(edge, None, [])  # withdrawn, or dangling: it waits, invisible (6.4)
+                    continue
+                tops = self.reader.maximal(stands) if len(stands) > 1 else stands
+                said = min(tops, key=lambda slot: slot.order) if len(tops) > 1 else tops[0]
+                taken = collections.type_conflict(edge, above.identity, below.identity) or self._taken(
+                    edge, tops, said, marks.get(child.scope, ()), seals.get(parent, ())
+                )
+                if taken is None:
+                    found[edge] = Candidate(said, below.identity.type)
+                draft.put(edge, _SHOWN if taken is None else None, [] if taken is None else [taken])
         return found
 
     def _taken(
         self, edge: Attachment, tops: Sequence[Slot], said: Slot, marks: Sequence[Slot], seals: Sequence[Slot]
     ) -> Optional[Conflict]:
-        mark = collections.forbidding(self.reader, tops, marks)
+        mark = collections.forbidding(self.reader, tops, marks) if marks else None
         if mark is not None:
             return collections.mark_conflict(self.reader, edge, mark, said)
-        seal = collections.unsealed(self.reader, tops, seals)
+        seal = collections.unsealed(self.reader, tops, seals) if seals else None
         return collections.closed_conflict(self.reader, edge, seal, said) if seal is not None else None
 
     def _seals(self, parents: Collection[Did]) -> dict[Did, list[Slot]]:
         """What closed each of those collections that are closed."""
-        closed = [parent for parent in parents if self._is_closed(self.draft.did(parent))]
+        closed = [parent for parent in parents if _is_closed(self.draft.did(parent))]
         self.draft.read(closed)
         found = {}
         for parent in closed:
             slots = self.draft.about[parent].slots
             found[parent] = collections.seals(self.reader, slots.get(close_key(parent), ()), slots.get(open_data_key(parent), ()))
         return found
-
-    @staticmethod
-    def _is_closed(entry: Optional[DidEntry]) -> bool:
-        return entry is not None and bool(entry.closed)
 
     def _marks(self, scopes: Collection[str]) -> dict[str, list[Slot]]:
         """What makes those scopes not attachable that are not."""
@@ -164,14 +158,17 @@ class _Attachments:
 
     def _between_containers(self, edges: Collection[Attachment]) -> set[Attachment]:
         """Those of `edges` that are, or were, attachments of containers to containers which hold such."""
-        self.draft.load(end for edge in edges for end in (edge.parent, edge.child))
-        return {edge for edge in edges if self._may_hold_containers(edge.parent) and self._may_be_container(edge.child)}
+        by_parent = _by_parent(edges)
+        self.draft.load(by_parent)
+        of = [(edge, edge.child) for parent, its in by_parent.items() if self._may_hold_containers(parent) for edge in its]
+        self.draft.load(child for _, child in of)
+        return {edge for edge, child in of if self._may_be_container(child)}
 
     def _may_hold_containers(self, did: Did) -> bool:
         return any(entry is not None and CONTAINER in entry.content for entry in (self.draft.did(did), self.draft.was(did)))
 
     def _may_be_container(self, did: Did) -> bool:
-        return any(entry is not None and entry.identity.type == CONTAINER for entry in (self.draft.did(did), self.draft.was(did)))
+        return _is_container(self.draft.did(did)) or _is_container(self.draft.was(did))
 
     def _below(self, dids: Collection[Did]) -> set[Attachment]:
         return self._between_containers(self._attachments_in([did for did in dids if self._may_hold_containers(did)]))
@@ -182,3 +179,18 @@ class _Attachments:
 
     def _attachments_in(self, dids: Collection[Did]) -> set[Attachment]:
         return {fact for fact in self.draft.state.hanging_on(dids) if isinstance(fact, Attachment)} if dids else set()
+
+
+def _by_parent(edges: Collection[Attachment]) -> dict[Did, list[Attachment]]:
+    found: dict[tuple[str, str], list[Attachment]] = {}
+    for edge in edges:
+        found.setdefault(edge[1:3], []).append(edge)  # the parent's scope and name
+    return {Did(*parent): its for parent, its in found.items()}
+
+
+def _is_closed(entry: Optional[DidEntry]) -> bool:
+    return entry is not None and bool(entry.closed)
+
+
+def _is_container(entry: Optional[DidEntry]) -> bool:
+    return entry is not None and entry.identity.type == CONTAINER

@@ -78,12 +78,12 @@ class Conflict(NamedTuple):
 
 def stamps_of(winner: Optional[Slot], loser: Slot) -> str:
     """The stamps of two statements as a conflict tells them."""
-    said = f"loser {_time(loser.stamp)}"
-    return said if winner is None else f"winner {_time(winner.stamp)}, {said}"
+    said = f"loser {time_of(loser.stamp)}"
+    return said if winner is None else f"winner {time_of(winner.stamp)}, {said}"
 
 
-def _time(stamp: Stamp) -> str:
-    """UTC, and the logical part where there is one; milliseconds where the year has no four digits."""
+def time_of(stamp: Stamp) -> str:
+    """A stamp as text: UTC, and the logical part where there is one; milliseconds where the year has no four digits."""
     try:
         text = datetime.fromtimestamp(stamp.ms // 1000, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S") + f".{stamp.ms % 1000:03}Z"
     except (OverflowError, ValueError, OSError):

@@ -26,7 +26,7 @@ def conflicts(reader: Reader, did: Did, first: Slot, stands: Sequence[Slot]) -> 
     """A conflict for each author who says now that `did` is something else."""
     losers = [slot for slot in reader.maximal(stands) if not first.value.agrees(slot.value)]
     resolve = f"the loser renames its {did}, or withdraws it"
-    return sorted(Conflict(RULE, reader.said(first), reader.said(slot), resolve, stamps_of(first, slot)) for slot in losers)
+    return sorted(Conflict(RULE, reader.said(did, first), reader.said(did, slot), resolve, stamps_of(first, slot)) for slot in losers)
 
 
 def other_bytes(
@@ -36,13 +36,15 @@ def other_bytes(
 
     Its word is its last one about the DID (`words`), and its first claim once it has withdrawn it.
     """
+    if len(words) == 1 and words[0].value == identity:
+        return []  # whoever said it
     word = max(_of_same(reader, said, words), key=lambda slot: slot.order, default=None)
     if word is None or word.retract:
         word = min(_of_same(reader, said, claims), key=lambda slot: slot.order, default=None)
     if word is None or identity.agrees(word.value):
         return []
     resolve = f"{reader.name(said.dot.author)} renames its file, or withdraws the replica"
-    return [Conflict(RULE, f"{replica.did} is a {identity}", reader.said(word), resolve, stamps_of(None, word))]
+    return [Conflict(RULE, f"{replica.did} is a {identity}", reader.said(replica.did, word), resolve, stamps_of(None, word))]
 
 
 def _of_same(reader: Reader, said: Slot, slots: Sequence[Slot]) -> list[Slot]:

@@ -18,7 +18,7 @@ from nsync.catalogue.entries import Conflict, stamps_of
 from nsync.catalogue.rules import Reader
 from nsync.crdt import Slot
 from nsync.namespace import fields
-from nsync.namespace.keys import Did, Key
+from nsync.namespace.keys import Attribute, Did, Key
 
 STATE_RULE = "SUSPENDED wins (6.5)"
 REOPEN_RULE = "open data stay closed (6.5)"
@@ -48,13 +48,14 @@ def name(field: str, value: Any) -> Name:
     return (field, value.upper() if field == fields.DOI else value)
 
 
-def state(reader: Reader, slots: Sequence[Slot]) -> tuple[Optional[str], list[Conflict]]:
+def state(reader: Reader, did: Did, slots: Sequence[Slot]) -> tuple[Optional[str], list[Conflict]]:
     """PUBLIC, SUSPENDED or None, and a conflict for each maximal statement that says otherwise."""
     tops = reader.maximal(slots)
     winner = max(tops, key=lambda slot: (slot.value, slot.order), default=None)
     if winner is None:
         return None, []
-    return winner.value, reader.beaten(STATE_RULE, winner, tops, "who may publish says PUBLIC once more, having seen the suspension")
+    key = Attribute(did, fields.OPENDATA)
+    return winner.value, reader.beaten(STATE_RULE, key, winner, tops, "who may publish says PUBLIC once more, having seen the suspension")
 
 
 def closed(reader: Reader, did: Did, slots: Sequence[Slot], state: Optional[str]) -> tuple[bool, list[Conflict]]:

@@ -106,13 +106,16 @@ class Reference:
 
 
 def _touched(before: World, world: World, segment: Segment) -> set[Key]:
-    """What a segment says or moves, and, for the order of their claims may have changed, whatever several authors speak of."""
+    """What a segment says, and what it moves without a word: slots that count now or no more, and claims that come in another order."""
     keys = {*before.slots_by_key, *world.slots_by_key}
     moved = {key for key in keys if before.slots_by_key.get(key) != world.slots_by_key.get(key)}
-    moved |= {did for did in world.claims_by_did if before.claims_by_did.get(did) != world.claims_by_did[did]}
-    moved |= {key for key, slots in world.slots_by_key.items() if len(slots) > 1}
-    moved |= {did for did, claims in world.claims_by_did.items() if len(claims) > 1}
-    moved |= {key for key in keys if name_of(key, "") is not None}
+    for did, claims in world.claims_by_did.items():
+        if before.claims_by_did.get(did) != claims or any(before.position(did, one) != world.position(did, one) for one in claims.values()):
+            moved.add(did)
+    for key in keys - moved:
+        if name_of(key, "") is not None:
+            slots = world.slots_by_key[key].values()
+            moved |= {key for s in slots if not s.retract and before.doi_position(s.value, s.dot) != world.doi_position(s.value, s.dot)}
     return moved | {said.key for said in world.said_in(segment)}
 
 

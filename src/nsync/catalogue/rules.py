@@ -59,13 +59,13 @@ class Reader:
     def standing(self, key: Key, slots: Sequence[Slot]) -> Sequence[Slot]:
         """The Asserts about `key` that stand (R3.4)."""
         if len(slots) < 2:  # nobody silences the only statement
-            return [slot for slot in slots if not slot.retract]
+            return slots if slots and not slots[0].retract else ()
         return standing(slots, self.past, partial(self._judge.silences, key))
 
     def maximal(self, slots: Sequence[Slot]) -> Sequence[Slot]:
         """The maximal Asserts. A Retract withdraws its author's own statement, whose slot it takes, and answers nobody else's."""
         if len(slots) < 2:
-            return [slot for slot in slots if not slot.retract]
+            return slots if slots and not slots[0].retract else ()
         return maximal([slot for slot in slots if not slot.retract], self.past)
 
     def value(self, key: Key, slots: Sequence[Slot]) -> Optional[Slot]:
@@ -107,14 +107,15 @@ class Reader:
 
     # ---- what a rule took away
 
-    def said(self, slot: Slot) -> str:
-        """A statement as a conflict tells it: who, and what."""
-        return f"{self.name(slot.dot.author)}: {shown(slot.value)}"
+    def said(self, key: Key, slot: Slot) -> str:
+        """An Assert as a conflict tells it: who, and what."""
+        what = f"{key.field} " if isinstance(key, Attribute) else ""
+        return f"{self.name(slot.dot.author)}: {what}{shown(slot.value)}"
 
-    def beaten(self, rule: str, winner: Slot, tops: Sequence[Slot], resolve: str) -> list[Conflict]:
+    def beaten(self, rule: str, key: Key, winner: Slot, tops: Sequence[Slot], resolve: str) -> list[Conflict]:
         """A conflict for each of the maximal statements `tops` whose value is not the winner's."""
         losers = [slot for slot in tops if slot.value != winner.value]
-        return sorted(Conflict(rule, self.said(winner), self.said(slot), resolve, stamps_of(winner, slot)) for slot in losers)
+        return sorted(Conflict(rule, self.said(key, winner), self.said(key, slot), resolve, stamps_of(winner, slot)) for slot in losers)
 
     def attribute(self, key: Attribute, slots: Sequence[Slot]) -> tuple[Optional[Slot], list[Conflict]]:
         """The statement that gives an attribute its value, and a conflict for each other value that nobody has answered (R3.5)."""
@@ -124,12 +125,14 @@ class Reader:
         chosen = newest(stands, self.past)
         assert chosen is not None
         resolve = f"whoever is right about {key} says it once more, having seen the other"
-        return chosen, self.beaten(NEWEST_RULE, chosen, self.maximal(stands), resolve)
+        return chosen, self.beaten(NEWEST_RULE, key, chosen, self.maximal(stands), resolve)
 
 
 def shown(value: Any) -> str:
-    """A value in a text."""
-    return str(value) if isinstance(value, fields.Identity) else value[:120] if isinstance(value, str) else fields.show(value)
+    """A value in a text that a terminal can take."""
+    if isinstance(value, fields.Identity):
+        return str(value)
+    return value if isinstance(value, str) and len(value) <= 120 and value.isprintable() else fields.show(value)
 
 
 def close_key(did: Did) -> Attribute:

@@ -8,8 +8,8 @@ anew: the oracle that the incremental use is held against.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Optional
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Optional
 
 from nsync.catalogue import collections, identity
 from nsync.catalogue.dids import derive_dids
@@ -18,10 +18,11 @@ from nsync.catalogue.entries import Conflict, ConstituentEntry, DidEntry, Entry,
 from nsync.catalogue.rules import Reader, attachable_key
 from nsync.catalogue.state import Derived, Draft, Hanging, Node, State
 from nsync.namespace import fields
-from nsync.namespace.keys import Attachment, Attribute, Constituent, Did, Key, Replica, Rse, Scope, fact_of
+from nsync.namespace.keys import Attachment, Attribute, Constituent, Did, Fact, Key, Replica, Rse, Scope, fact_of
 
 MARK_RULE = "of two words about a scope at once the mark wins (R5.5)"
 
+_HANGING = (fields.ATTACHMENT, fields.CONSTITUENT, fields.REPLICA)
 _SEALING = (fields.CLOSED, fields.OPENDATA)
 """What decides which attachments of a collection show."""
 
@@ -31,6 +32,21 @@ def derive(state: State, reader: Reader, touched: Collection[Key]) -> Derived:
     return _Derivation(Draft(state, reader)).run(set(touched))
 
 
+class _Facts:
+    """Facts by their kinds, each once."""
+
+    def __init__(self, facts: Iterable[Fact]) -> None:
+        by_tag: dict[int, list[Any]] = {}
+        for fact in set(facts):
+            by_tag.setdefault(fact[0], []).append(fact)
+        self.scopes: list[Scope] = by_tag.get(fields.SCOPE, [])
+        self.dids: list[Did] = by_tag.get(fields.DID, [])
+        self.attachments: list[Attachment] = by_tag.get(fields.ATTACHMENT, [])
+        self.constituents: list[Constituent] = by_tag.get(fields.CONSTITUENT, [])
+        self.rses: list[Rse] = by_tag.get(fields.RSE, [])
+        self.replicas: list[Replica] = by_tag.get(fields.REPLICA, [])
+
+
 class _Derivation:
     def __init__(self, draft: Draft) -> None:
         self.draft = draft
@@ -38,17 +54,15 @@ class _Derivation:
         self.reader = draft.reader
 
     def run(self, touched: set[Key]) -> Derived:
-        facts = {fact_of(key) for key in touched}
-        self._scopes([fact for fact in facts if isinstance(fact, Scope)])
-        derive_dids(self.draft, {fact for fact in facts if isinstance(fact, Did)})
-        self._rses([fact for fact in facts if isinstance(fact, Rse)])
+        facts = _Facts(fact_of(key) for key in touched)
+        self._scopes(facts.scopes)
+        derive_dids(self.draft, set(facts.dids))
+        self._rses(facts.rses)
         nodes = self._nodes(touched)
-        hanging = self._hanging_on(nodes).union(fact for fact in facts if isinstance(fact, (Attachment, Constituent, Replica)))
-        derive_attachments(
-            self.draft, [fact for fact in hanging if isinstance(fact, Attachment)], {node for node in nodes if isinstance(node, Did)}
-        )
-        self._constituents([fact for fact in hanging if isinstance(fact, Constituent)])
-        self._replicas([fact for fact in hanging if isinstance(fact, Replica)])
+        hanging = _Facts(self._hanging_on(nodes).union(facts.attachments, facts.constituents, facts.replicas))
+        derive_attachments(self.draft, hanging.attachments, {node for node in nodes if isinstance(node, Did)})
+        self._constituents(hanging.constituents)
+        self._replicas(hanging.replicas)
         return Derived(self.draft.entries, self.draft.conflicts)
 
     # ---- what the change concerns
@@ -80,7 +94,7 @@ class _Derivation:
         self.draft.read(dids)
         found = set(self.state.hanging_on(nodes)) if nodes else set()
         for did in dids:
-            found.update(key for key in self.draft.about[did].slots if isinstance(key, (Attachment, Constituent, Replica)))
+            found.update(key for key in self.draft.about[did].slots if key[0] in _HANGING)  # type: ignore[misc]
         return found
 
     # ---- scopes and RSEs
@@ -98,7 +112,9 @@ class _Derivation:
             marks = collections.marks(self.reader, said)
             entry = ScopeEntry(home, tuple(mark.dot for mark in marks))
             resolve = f"the home of {scope} says once more whether it is attachable"
-            taken = self.reader.beaten(MARK_RULE, marks[-1], self.reader.maximal(said), resolve) if marks else []
+            taken = (
+                self.reader.beaten(MARK_RULE, attachable_key(scope.scope), marks[-1], self.reader.maximal(said), resolve) if marks else []
+            )
             self.draft.put(scope, entry, taken)
 
     def _rses(self, rses: Sequence[Rse]) -> None:

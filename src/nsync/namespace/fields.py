@@ -152,7 +152,7 @@ def _bytes(length: int) -> Check:
 
 
 def _one_of(*values: str) -> Check:
-    return lambda value: require(type(value) is str and value in values, value, " or ".join(values))
+    return lambda value: require(value in values, value, " or ".join(values))
 
 
 def _true(of: str) -> Check:

@@ -8,7 +8,7 @@ A transaction that will write takes its turn at its start (R7.3), before it read
   committed, since PostgreSQL shows a commit before it gives up the locks. A stricter level reads from a snapshot as old as the
   first statement, which is the wait for the lock itself, and would miss it.
 
-What is committed is durable: `open_store` opens SQLite with `synchronous=FULL`; PostgreSQL waits for its log by default.
+What is committed is durable: `open_store` opens SQLite with `synchronous=FULL`; on PostgreSQL `synchronous_commit` must not be off.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Optional, TypeVar
 from weakref import WeakValueDictionary
 
 from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.pool import StaticPool
 
 from nsync.errors import ConfigError
@@ -42,7 +42,8 @@ WAL_RESET_BUG = sqlite3.sqlite_version_info < (3, 51, 3)
 PRAGMAS = ("journal_mode=WAL", "synchronous=FULL")
 
 _ADVISORY = text(
-    "SELECT set_config('lock_timeout', :wait_ms, true), pg_advisory_xact_lock(:key), current_setting('transaction_isolation') AS level"
+    "SELECT set_config('lock_timeout', :wait_ms, true), pg_advisory_xact_lock(:key), "
+    "current_setting('transaction_isolation') AS level, current_setting('synchronous_commit') AS syncs"
 )
 
 T = TypeVar("T")
@@ -60,16 +61,21 @@ def writing(engine: Engine) -> Iterator[Connection]:
 
 
 def begin_writing(connection: Connection) -> None:
-    """Wait for the turn to write. Raises OperationalError when it does not come, ConfigError for an unfit isolation level."""
+    """Wait for the turn to write. Raises OperationalError when it does not come, ConfigError where writing would not be safe."""
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     elif connection.dialect.name == "postgresql":
         wait_ms = str(int(WRITE_LOCK_WAIT_S_MAX * 1000))
-        level = connection.execute(_ADVISORY, {"key": lock_key(connection), "wait_ms": wait_ms}).one().level
-        if level != "read committed":
+        found = connection.execute(_ADVISORY, {"key": lock_key(connection), "wait_ms": wait_ms}).one()
+        if found.level != "read committed":
             raise ConfigError(
-                f"transactions of this database are {level.upper()}, in which a writer misses what the one before it committed; "
+                f"transactions of this database are {found.level.upper()}, in which a writer misses what the one before it committed; "
                 "make them READ COMMITTED: default_transaction_isolation of the role or database, or isolation_level of the engine"
+            )
+        if found.syncs == "off":
+            raise ConfigError(
+                "synchronous_commit of this database is off, and a crash would lose what peers were told is stored; "
+                "set it to on (or local) for the role or the database"
             )
 
 
@@ -101,9 +107,11 @@ def open_store(url: str, *, only_writer: bool = WAL_RESET_BUG) -> Engine:
         raise ConfigError(f"the URL of the database cannot be read: {error}") from error
     if parsed.get_backend_name() != "sqlite" and parsed.drivername != "postgresql+psycopg":
         raise ConfigError(f"the URL of the database begins with {parsed.drivername!r}; nsync works on sqlite and postgresql+psycopg")
-    engine = create_engine(parsed, **_options(parsed, only_writer))
     try:
+        engine = create_engine(parsed, **_options(parsed, only_writer))
         engine.connect().close()
+    except (ImportError, NoSuchModuleError) as error:
+        raise ConfigError(f"the driver of {parsed.drivername} is not installed: {error}") from error
     except DBAPIError as error:
         raise ConfigError(f"the database {parsed} cannot be opened: {error.orig}") from error
     return engine
@@ -127,9 +135,13 @@ class _Durable(sqlite3.Connection):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.lock = self._lock()
-        for pragma in PRAGMAS:
-            self.execute(f"PRAGMA {pragma}")
+        try:
+            self.lock = self._lock()
+            for pragma in PRAGMAS:
+                self.execute(f"PRAGMA {pragma}")
+        except BaseException:
+            self.close()
+            raise
 
     def _lock(self) -> Optional[_FileLock]:
         return None
@@ -144,11 +156,7 @@ class _OnlyWriter(_Durable):
 
     def _lock(self) -> Optional[_FileLock]:
         ((_, _, path),) = self.execute("PRAGMA database_list")
-        try:
-            return _FileLock.of(path) if path else None
-        except ConfigError:
-            self.close()
-            raise
+        return _FileLock.of(path) if path else None
 
     def close(self) -> None:
         super().close()

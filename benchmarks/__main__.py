@@ -1,0 +1,72 @@
+"""Measure, print, and keep the numbers.
+
+python -m benchmarks                     # all rows at 10 million entries, and the table in docs/BENCHMARKS.md
+python -m benchmarks --quick             # all rows at 100 000, in three minutes
+python -m benchmarks codec verify_ops    # families or rows whose names begin so
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from benchmarks import codec, ingest, postgres, rivals, rows, wire
+from benchmarks.rows import Row, not_run, say
+
+ENTRIES, QUICK_ENTRIES = 10_000_000, 100_000
+
+FAMILIES: dict[str, tuple[Sequence[str], Callable[[Path, int], Iterator[Row]]]] = {
+    "codec": (codec.NAMES, codec.measure),
+    "wire": (wire.NAMES, wire.measure),
+    "rivals": (rivals.NAMES, rivals.measure),
+    "ingest": (ingest.NAMES, ingest.measure),
+    "postgres": (postgres.NAMES, postgres.measure),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"families ({', '.join(FAMILIES)}) or rows; all when there is none")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ENTRIES:,} entries instead of {ENTRIES:,}")
+    parser.add_argument("--entries", type=int, help="as many entries")
+    parser.add_argument("--document", action="store_true", help="write the table to docs/BENCHMARKS.md; without NAME and --quick it is")
+    parser.add_argument("--directory", type=Path, help="where databases and logs lie while they are measured; must be on a disk")
+    options = parser.parse_args()
+    entries = options.entries or (QUICK_ENTRIES if options.quick else ENTRIES)
+    chosen = [name for name in FAMILIES if not options.names or _wanted(name, options.names)]
+    if not chosen:
+        parser.error(f"no family or row is called {' or '.join(options.names)}")
+    found: list[Row] = []
+    for name in chosen:
+        with tempfile.TemporaryDirectory(dir=options.directory) as directory:
+            found += run(name, Path(directory), entries)
+    whole = not options.names and not options.quick
+    rows.write(found, entries, chosen, "python -m benchmarks " + " ".join(sys.argv[1:]), options.document or whole)
+    print(rows.table(found))
+    return 0 if all(row.value is not None for row in found) else 1
+
+
+def _wanted(family: str, names: Sequence[str]) -> bool:
+    return any(known.startswith(name) for name in names for known in (family, *FAMILIES[family][0]))
+
+
+def run(family: str, directory: Path, entries: int) -> list[Row]:
+    """The rows of a family. One that fails leaves its other rows standing, and says why."""
+    names, measure = FAMILIES[family]
+    found: list[Row] = []
+    try:
+        for row in measure(directory, entries):
+            say(rows.table([row]).splitlines()[-1])
+            found.append(row)
+    except Exception as error:
+        say(f"{family}: {type(error).__name__}: {error}")
+        done = {row.name for row in found}
+        found += not_run([name for name in names if name not in done], f"{type(error).__name__}: {str(error)[:200]}")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

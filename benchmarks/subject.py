@@ -1,0 +1,58 @@
+"""nsync's store as the benchmarks drive it: the few calls that they need, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Optional
+
+from sqlalchemy import MetaData
+
+from benchmarks.streams import AUTHORITY, EPOCH_MS
+from nsync.auth.keys import verify
+from nsync.store import schema
+from nsync.store.database import create_tables, open_store, writing
+from nsync.store.log import SqlLog, decode_batch
+
+NOW_MS = EPOCH_MS + (1 << 40)
+"""Later than any stamp of the streams."""
+
+
+class Store:
+    """A stand-alone database: what it acknowledges is durable."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = open_store(url)
+        create_tables(self.engine)
+
+    def store(self, frames: list[bytes]) -> None:
+        """Verify `frames` and keep them, in one transaction."""
+        segments, rejected = decode_batch(frames, AUTHORITY, verify)
+        assert not rejected, rejected[0]
+        with writing(self.engine) as connection:
+            receipt = SqlLog(connection, AUTHORITY).store(segments)
+        assert not receipt.rejected, receipt.rejected[0]
+
+    def apply_one(self) -> Optional[int]:
+        """Apply the next changeset, in a transaction of its own: how many ops it has, None when nothing waits."""
+        with writing(self.engine) as connection:
+            applied = SqlLog(connection, AUTHORITY).apply_next(NOW_MS)
+        if applied is None:
+            return None
+        assert applied.void == 0
+        return applied.last - applied.first + 1
+
+    def ingest(self, batches: Iterable[list[bytes]]) -> int:
+        """Take in everything, as a node would: returns the ops applied."""
+        done = 0
+        for batch in batches:
+            self.store(batch)
+            while (ops := self.apply_one()) is not None:
+                done += ops
+        return done
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+METADATA: MetaData = schema.metadata
+"""The tables that the store writes, for the floors that write the same rows."""

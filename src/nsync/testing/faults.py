@@ -1,0 +1,83 @@
+"""What can go wrong, and when it strikes.
+
+Each kind that a story has strikes at least once: the dice see to it that the first opportunity after a drawn time is taken, and a
+story in which a kind never came to pass has failed, since it has shown nothing about it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Collection
+from typing import Callable
+
+KINDS = {
+    "loss": "a request or its answer never arrives, or the connection breaks in the middle of an answer",
+    "duplication": "a request arrives twice, the second time whenever it likes",
+    "reordering": "the segments of a batch arrive in another order",
+    "delay": "a request or its answer takes up to 20 s",
+    "partition": "some links are cut, in one direction or both",
+    "crash": "a process ends between any two steps, what is not committed is lost, and it starts again",
+    "restore": "a database is replaced by an older copy of itself",
+    "departure": "an instance is gone for good, its database too",
+    "skew": "a clock jumps by a second to a year, forwards or backwards",
+    "backdating": "an author stamps a segment before what it has seen",
+    "wrong-deps": "an author names deps that no honest author names",
+    "forgery": "an instance passes on segments in another's name",
+    "lying-heads": "an instance announces more or less than it has",
+    "withholding": "an instance leaves out segments of what it passes on",
+    "garbage": "an instance sends bytes that are no segment, or no message",
+}
+"""The faults that everything must survive."""
+
+UNSURVIVED = {
+    "fork": "an author signs two histories, and shows one to some and the other to others",
+    "amnesia": "a restored instance signs before it has heard how far its own log had come",
+}
+"""The faults that today's store does not survive; peer.STORES_FORKS and peer.RESTORED_IS_READ_ONLY say so."""
+
+HOSTILE = ("backdating", "wrong-deps", "forgery", "lying-heads", "withholding", "garbage", "fork")
+"""What only a hostile instance does. It has a valid key, and goes on after the network has healed."""
+
+ATTACKS = ("backdating", "wrong-deps", "forgery", "garbage", "fork")
+"""What a hostile instance does of its own accord; the rest it does when asked."""
+
+RATES = {"loss": 0.04, "duplication": 0.06, "reordering": 0.2, "delay": 0.04, "lying-heads": 0.2, "withholding": 0.3, "garbage": 0.1}
+"""How often a kind strikes for which there are many opportunities."""
+
+KEPT = 0.6
+"""The share of kinds that a story has when none are asked for: what is left out makes room for the others."""
+
+
+def draw(rng: random.Random) -> frozenset[str]:
+    """The kinds of one story, three at least."""
+    kinds = sorted(KINDS)
+    kept = [kind for kind in kinds if rng.random() < KEPT]
+    return frozenset(kept) | frozenset(rng.sample(kinds, 3))
+
+
+class Dice:
+    """Decides when what happens by chance does, and counts all of it."""
+
+    def __init__(self, kinds: Collection[str], rng: random.Random, until_s: float, now_s: Callable[[], float]) -> None:
+        """`until_s`: when honest instances and the network are at peace; hostile ones never are."""
+        self.kinds = frozenset(kinds)
+        self.counts: Counter[str] = Counter()
+        self._rng = rng
+        self._until_s = until_s
+        self._now_s = now_s
+        self._due_s = {kind: rng.uniform(0, until_s / 2) for kind in sorted(kinds)}
+
+    def strike(self, kind: str) -> bool:
+        """Whether `kind` takes this opportunity; then it has happened."""
+        if kind not in self.kinds or (kind not in HOSTILE and self._now_s() >= self._until_s):
+            return False
+        overdue = not self.counts[kind] and self._now_s() >= self._due_s[kind]
+        if overdue or self._rng.random() < RATES[kind]:
+            self.counts[kind] += 1
+            return True
+        return False
+
+    def never_happened(self) -> list[str]:
+        """The kinds that this story should have had."""
+        return sorted(kind for kind in self.kinds if not self.counts[kind])

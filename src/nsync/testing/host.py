@@ -1,0 +1,248 @@
+"""One simulated instance: a database, which lasts, and a process on it, which comes and goes.
+
+The process is what `node` puts together: the real gossip, here on the simulated network, and a loop that applies and acknowledges.
+Every call on the database passes the failpoints, and at each of them the process may end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Callable, TypeVar
+
+from nsync.authority.charter import Instance
+from nsync.failpoints import watched
+from nsync.log.stored import Head, Receipt, StoredSegment
+from nsync.testing import network
+from nsync.testing.network import Answer, Client, Crash
+from nsync.testing.peer import RESTORED_IS_READ_ONLY, Image, Peer, Worked
+from nsync.testing.stage import Stage
+from nsync.transport.exchange import Peer as RemotePeer
+from nsync.transport.gossip import Gossip
+
+BEGINNING_MS = 1_700_000_000_000
+"""The wall time at which every story begins: in November 2023."""
+
+INTERVAL_S = 5.0
+WORK_S = 5.0
+"""How often to look for work when there is no news: what waits for the clock."""
+PAUSE_S = 0.05
+CHANGESETS = (1, 1, 2, 5)
+"""How many changesets of others one transaction applies."""
+ARMED_S_MAX = 10.0
+"""A process that has not come to the step at which it was to end, ends after this time where it then stands."""
+
+T = TypeVar("T")
+
+
+class Host:
+    """An honest instance."""
+
+    def __init__(self, stage: Stage, name: str) -> None:
+        self.name = name
+        self.me: Instance = stage.federation.instance(name)
+        self.peer = Peer(stage.federation.authority, self.me.author, stage.ledger.signer(name))
+        self.up = False
+        self.gone = False
+        self.idle = False
+        """Whether there was nothing to do when it was last looked for."""
+        self.life = 0
+        self.lost_before = 0
+        self.skew_ms = 0
+        self.hasty = False
+        """Whether it signs as soon as it can, also when its own log may have come further than it knows."""
+        self._stage = stage
+        self._rng = stage.rng("host", name)
+        self._armed = 0
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def now_ms(self) -> int:
+        """What its clock shows."""
+        return BEGINNING_MS + int(asyncio.get_running_loop().time() * 1000) + self.skew_ms
+
+    # ---- its process
+
+    def boot(self) -> None:
+        """Start the process on what was committed."""
+        self.life += 1
+        self.up = True
+        if self.life > 1:
+            self._stage.ledger.restarted(self.name, self.peer)
+        self._news = asyncio.Event()
+        self._gossip = Gossip(
+            self._stage.federation.charter,
+            self.me,
+            self._stage.federation.keys[self.name],
+            self,
+            None,
+            self._stage.rng("gossip", self.name, self.life),
+            self._news.set,
+            interval_s=INTERVAL_S,
+            reach=self._reach,
+        )
+        self._tasks = [asyncio.ensure_future(self._gossip.run()), asyncio.ensure_future(self._keep_working())]
+        for task in self._tasks:
+            task.add_done_callback(self._stage.ended)
+
+    def kill(self, place: str) -> None:
+        """End the process: what it had not committed is lost."""
+        self._stage.trace.say(f"{self.name} ends at {place}")
+        if self._armed:
+            self._stage.dice.counts["crash"] += 1
+            self._stage.places[place] += 1
+        self.up = self.idle = False
+        self._armed = 0
+        self.peer.kill()
+        for task in self._tasks:
+            task.cancel()
+
+    def arm(self, steps: int) -> None:
+        """Let the process end at the step after `steps` from now, or when it has done nothing for a while."""
+        self._armed = steps
+        asyncio.get_running_loop().call_later(ARMED_S_MAX, self._overdue, self.life)
+
+    @property
+    def is_armed(self) -> bool:
+        return self._armed > 0
+
+    def again(self, life: int) -> None:
+        """Start the process again, unless that has happened, or it is gone for good."""
+        if not self.up and not self.gone and self.life == life:
+            self._checked(self.boot)
+
+    def depart(self) -> None:
+        """Be gone for good."""
+        self.gone = True
+        self.kill("its departure")
+
+    def heal(self) -> None:
+        """Nothing is wrong with it any more."""
+        self._armed = self.skew_ms = 0
+        self.again(self.life)
+
+    def restore(self, image: Image, others: Sequence[Host]) -> None:
+        """End the process, and put an older database in the place of this one."""
+        self.kill("a restore")
+        self.peer.restore(image)
+        self.lost_before = self.life + 1
+        self._stage.ledger.restored(self.name, self.peer, [other.peer for other in others])
+
+    def publish(self, ops: Sequence[bytes]) -> None:
+        """Its users say something; while it is down, or waits for its own log, they cannot."""
+        if self.up:
+            try:
+                if self._work(ops, 0):
+                    self._gossip.wake()
+            except Crash:
+                self._stage.trace.say(f"{self.name} publishes nothing")
+
+    def settle(self) -> bool:
+        """Do all the work that there is now; tells whether there was any."""
+        worked = False
+        while self._work((), 100):
+            worked = True
+            self._gossip.wake()
+        return worked
+
+    def close(self) -> None:
+        """The story is over."""
+        for task in self._tasks:
+            task.cancel()
+        self.up = False
+        self.peer.close()
+
+    def wake(self) -> None:
+        """Look for work."""
+        self._news.set()
+
+    def client(self, peer: str) -> Client:
+        return Client(self._stage.network, self, peer)
+
+    @asynccontextmanager
+    async def _reach(self) -> AsyncIterator[Callable[[Instance], RemotePeer]]:
+        yield lambda peer: self.client(peer.name)
+
+    async def _keep_working(self) -> None:
+        while True:
+            self._news.clear()
+            worked = self._work((), self._rng.choice(CHANGESETS))
+            if any(applied.author == self.me.author for applied in worked):
+                self._gossip.wake()
+            self.idle = not worked
+            if worked:
+                await asyncio.sleep(PAUSE_S)
+                continue
+            timer = asyncio.get_running_loop().call_later(WORK_S, self._news.set) if self.peer.something_waits() else None
+            await self._news.wait()
+            if timer is not None:
+                timer.cancel()
+
+    def _work(self, ops: Sequence[bytes], changesets_max: int) -> Worked:
+        now_ms, ledger = self.now_ms(), self._stage.ledger
+        may_sign = RESTORED_IS_READ_ONLY or self.hasty or ledger.has_own_log(self.name, self.peer)
+        worked = self._step(lambda: self.peer.work(now_ms, ops, changesets_max, may_sign))
+        for applied in worked:
+            verb = "publishes" if applied.author == self.me.author else "applies"
+            self._stage.trace.say(f"{self.name} {verb} {applied.author.hex()[:8]} {applied.first}-{applied.last}, void {applied.void}")
+        self._checked(lambda: ledger.worked(self.name, self.peer, worked, now_ms))
+        return worked
+
+    # ---- its log, as gossip and peers see it (transport's SegmentLog)
+
+    def heads(self) -> list[Head]:
+        return self._step(self.peer.heads)
+
+    def segments_after(self, have: Mapping[bytes, int], bytes_max: int) -> list[StoredSegment]:
+        return self._step(lambda: self.peer.segments_after(have, min(bytes_max, network.BATCH_BYTES_MAX)))
+
+    def receive(self, frames: Sequence[bytes], sender: str) -> Receipt:
+        receipt = self._step(lambda: self.peer.receive(frames, sender))
+        self.idle = self.idle and not receipt.stored
+        if receipt.stored or receipt.rejected:
+            self._stage.trace.say(f"{self.name} stores {receipt.stored} of {len(frames)} segments, refuses {len(receipt.rejected)}")
+        self._checked(lambda: self._stage.ledger.received(self.name, frames, receipt))
+        return receipt
+
+    def answer(self, verb: str, body: bytes) -> Answer:
+        """What the process answers to a request that has arrived."""
+        return network.answer(self, self._gossip.received, verb, body)
+
+    # ---- steps
+
+    def _step(self, step: Callable[[], T]) -> T:
+        """Call the database. Raises Crash where the process ends in the middle."""
+        if not self.up:
+            raise Crash(self.name)
+        with watched(self._passed):
+            return self._checked(step)
+
+    def _checked(self, step: Callable[[], T]) -> T:
+        """Nothing fails here, or the story has: gossip would only log it and go on."""
+        try:
+            return step()
+        except Exception as error:
+            self._stage.fail(error)
+            raise
+
+    def _passed(self, place: str) -> None:
+        if self._armed:
+            if self._armed == 1:
+                self._crash(place)
+                raise Crash(self.name)
+            self._armed -= 1
+
+    def _overdue(self, life: int) -> None:
+        if self._armed and self.life == life:
+            self._crash("idle")
+
+    def _crash(self, place: str) -> None:
+        self.kill(place)
+        down_s = self._rng.uniform(0.5, 15)
+        asyncio.get_running_loop().call_later(down_s, self.again, self.life)
+
+
+def is_quiet(hosts: Sequence[Host]) -> bool:
+    """Whether all hold the same logs, and nobody finds anything to do."""
+    first = hosts[0].peer.heads()
+    return all(host.up and host.idle and host.peer.heads() == first for host in hosts)

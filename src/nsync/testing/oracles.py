@@ -1,0 +1,74 @@
+"""What must hold once the faults are over: the honest instances agree, and what they agree on is right.
+
+agree        every row of every shared table is the same
+right        catalogue and conflicts are those of the reference fed with the same segments, and the model finds no fault
+kept         whatever any of them acknowledged, all of them have
+released     nothing of an honest author waits any more
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from nsync.authority.effective import Authority
+from nsync.catalogue.reference import Reference
+from nsync.log.segment import Segment, name_of
+from nsync.namespace.keys import Fact
+from nsync.testing import model
+from nsync.testing.host import Host
+from nsync.testing.ledger import Ledger, hold
+from nsync.testing.model import Model
+
+DIFFERENCES_SHOWN = 3
+
+
+def check_agreement(hosts: Sequence[Host]) -> None:
+    """Raises Broken unless all hold the same."""
+    first, *others = hosts
+    mine = first.peer.tables()
+    for other in others:
+        for table, rows in other.peer.tables().items():
+            only = [sorted(map(repr, set(a) - set(b)))[:DIFFERENCES_SHOWN] for a, b in ((mine[table], rows), (rows, mine[table]))]
+            hold(rows == mine[table], f"{table} differs: only {first.name} has {only[0]}; only {other.name} has {only[1]}")
+
+
+def check_catalogue(host: Host) -> None:
+    """Raises Broken unless what `host` shows follows from the segments that it has applied."""
+    segments = host.peer.applied_segments()
+    shown, conflicts = host.peer.catalogue()
+    reference = replayed(host.peer.authority, segments)
+    _compare(f"the catalogue of {host.name}", shown, reference.catalogue)
+    _compare(f"the conflicts of {host.name}", conflicts, {fact: sorted(found) for fact, found in reference.conflicts.items()})
+    model.check(Model(host.peer.authority, segments), shown, conflicts)
+
+
+def replayed(authority: Authority, segments: Iterable[Segment]) -> Reference:
+    """The reference after `segments`, in the order of their stamps: a causal one."""
+    reference = Reference(authority)
+    for segment in sorted(segments, key=lambda s: (s.header.stamp, s.header.author)):
+        reference.apply(segment)
+    return reference
+
+
+def check_kept(ledger: Ledger, hosts: Sequence[Host]) -> None:
+    """Raises Broken unless every one of `hosts` has what any of them acknowledged."""
+    acknowledged = {hash_: host.name for host in hosts for hash_ in ledger.acknowledged[host.name]}
+    for host in hosts:
+        lost = sorted(set(acknowledged) - {row.hash for row in host.peer.rows()})
+        for hash_ in lost[:1]:
+            header = ledger.headers[hash_]
+            hold(False, f"{acknowledged[hash_]} had {name_of(header.author, header.first, header.last)}, and {host.name} never got it")
+
+
+def check_released(hosts: Sequence[Host]) -> None:
+    """Raises Broken while anything of one of `hosts` waits at another."""
+    authors: dict[bytes, str] = {host.me.author: host.name for host in hosts}
+    for host in hosts:
+        for row in host.peer.rows():
+            what = f"{name_of(row.author, row.first, row.last)} of {authors.get(row.author)}"
+            hold(row.is_applied or row.author not in authors, f"{what} is not applied at {host.name} (state {row.state})")
+
+
+def _compare(what: str, found: Mapping[Fact, object], wanted: Mapping[Fact, object]) -> None:
+    for key in sorted({*found, *wanted}, key=str):
+        hold(found.get(key) == wanted.get(key), f"{what}: {key} is {found.get(key)}, and the reference says {wanted.get(key)}")
