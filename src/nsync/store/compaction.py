@@ -18,7 +18,7 @@ from nsync.store import kept, schema
 from nsync.store.database import chunks
 from nsync.store.lines import SqlLines
 from nsync.store.state import SqlState
-from nsync.store.statements import RETRACT, Op
+from nsync.store.statements import Op
 
 _ABOUT, _OP, _GUEST = schema.about.c, schema.op.c, schema.guest.c
 
@@ -82,7 +82,7 @@ class _Stretch:
         listed, raws = [], []
         for mark, op in self.state.statements.ops(marks):
             for key, value in op.says.items():
-                places = numbers.of_statement(key, None if value is RETRACT else value)
+                places = numbers.of_statement(key, value)
                 listed += [{"n": place.node, "k": place.key, "b": mark.branch, "s": mark.seq} for place in places]
         for mark, _, raw in self.state.statements.fetch(marks):
             raws.append({"b": mark.branch, "s": mark.seq, "now": gone(raw)})

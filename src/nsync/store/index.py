@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -80,6 +80,37 @@ class Numbers:
             yield Listed(self.node((fields.RSE, key[3], key[4]), HANGING), 0)
         elif value is not None and (name := name_of(key, value)) is not None:
             yield Listed(self.node(name_node(name), HANGING), 0)
+
+
+class Listing:
+    """The rows of the index for ops of one branch: `Numbers.of_statement`, for many at once."""
+
+    def __init__(self, numbers: Numbers, branch: int) -> None:
+        self._numbers = numbers
+        self._branch = branch
+        self.rows: list[tuple[int, int, int, int]] = []
+
+    def add(self, seq: int, says: Mapping[Any, Any]) -> None:
+        """List an op; `says` is wire key → value, None for a Retract."""
+        rows, branch, node = self.rows, self._branch, self._numbers.node
+        hanging = set()
+        for key, value in says.items():
+            tag = key[0]
+            if tag == fields.DID:
+                rows.append((node(key), 0, branch, seq))
+            elif tag == fields.ATTACHMENT:
+                parent = node((fields.DID, key[1], key[2]))
+                rows.append((node((fields.DID, key[3], key[4])) | EDGE, parent, branch, seq))
+                hanging.add(parent)
+            elif tag == fields.REPLICA:
+                rse = node((fields.RSE, key[3], key[4]))
+                rows.append((node((fields.DID, key[1], key[2])) | EDGE, rse, branch, seq))
+                hanging.add(rse)
+            else:
+                about, *others = self._numbers.of_statement(key, value)
+                rows.append((*about, branch, seq))
+                hanging.update(other.node & ~HANGING for other in others)
+        rows += [(end | HANGING, 0, branch, seq) for end in hanging]
 
 
 def name_node(name: Name) -> bytes:

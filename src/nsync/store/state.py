@@ -26,13 +26,13 @@ from nsync.log.forks import Line, Mark
 from nsync.log.segment import GONE, Header
 from nsync.namespace import codec, fields
 from nsync.namespace.keys import Attribute, Did, Fact, Key, Scope, fact_of, from_key_bytes, key_bytes, key_of, scope_of
-from nsync.namespace.ops import GRANT_KIND, REVOKE_KIND, STATEMENTS_KIND, Retract, Statement, wire_op
+from nsync.namespace.ops import GRANT_KIND, REVOKE_KIND, STATEMENTS_KIND, Retract, Statement, stored_op
 from nsync.store import schema
 from nsync.store.bulk import bulk_insert
 from nsync.store.database import chunks
-from nsync.store.index import numbers
+from nsync.store.index import Listing, numbers
 from nsync.store.lines import BranchRow, SqlLines
-from nsync.store.statements import Op, Statements
+from nsync.store.statements import Op, Statements, read_op
 
 _GUEST = schema.guest.c
 
@@ -57,7 +57,8 @@ class SqlState:
         self.connection = connection
         self.lines = lines
         self.authority = Authority(lines.charter)
-        self.touched: set[Key] = set()
+        self.touched: set[Any] = set()
+        """Keys, in their wire form."""
         self._taken: list[Mark] = []
         """Ops of guests that were taken in and not judged yet."""
 
@@ -110,27 +111,24 @@ class SqlState:
 
     def take(self, branch: BranchRow, header: Header, ops: Sequence[bytes]) -> None:
         """Index the ops of a segment."""
-        about: list[tuple[int, int, int, int]] = []
+        listing = Listing(self.statements.numbers, branch.id)
         guests, grants, revocations = [], [], []
-        number = self.statements.numbers
-        instance = self.lines.charter.by_author(branch.author)
-        me = instance.name if instance is not None else ""
+        me = self.authority.name(branch.author)
         for seq, raw in enumerate(ops, header.first):
             if raw[:1] == GONE:
                 continue
-            op = wire_op(raw)
-            if op[0] == STATEMENTS_KIND:
-                says = {said[0]: said[1] if len(said) == 2 else None for said in op[1:]}
-                for key, value in says.items():
-                    about += [(*place, branch.id, seq) for place in number.of_statement(key, value)]
-                    self.touched.add(key_of(key))
-                guests += [(home, branch.id, seq) for home in self._who_decides(says, me)]
-                self.statements.remember(Mark(branch.id, seq), header.stamp, op)
-            elif op[0] == GRANT_KIND:
+            wire = stored_op(raw)
+            if wire[0] == STATEMENTS_KIND:
+                mark, op = Mark(branch.id, seq), read_op(header.stamp, wire)
+                listing.add(seq, op.says)
+                guests += [(home, *mark) for home in self._who_decides(op.says, me)]
+                self.touched.update(op.says)
+                self.statements.remember(mark, op)
+            elif wire[0] == GRANT_KIND:
                 grants.append((branch.id, seq))
-            elif op[0] == REVOKE_KIND:
-                revocations.append((branch.id, seq, op[1], op[2]))
-        bulk_insert(self.connection, schema.about.name, ("node", "key", "branch", "seq"), sorted(set(about)))
+            elif wire[0] == REVOKE_KIND:
+                revocations.append((branch.id, seq, wire[1], wire[2]))
+        bulk_insert(self.connection, schema.about.name, ("node", "key", "branch", "seq"), sorted(listing.rows))
         bulk_insert(self.connection, schema.guest.name, ("home", "branch", "seq"), guests)
         bulk_insert(self.connection, schema.grant.name, ("branch", "seq"), grants)
         bulk_insert(self.connection, schema.revocation.name, ("branch", "seq", "grant_author", "grant_seq"), revocations)
@@ -215,7 +213,7 @@ class SqlState:
         for mark, op in self.statements.ops(marks):
             concerned = [key for key in op.says if (scope_of(key) or "").startswith(prefixes)]
             if concerned:
-                self.touched |= {key_of(key) for key in concerned}
+                self.touched |= set(concerned)
                 me = self.authority.name(self.lines.branches[mark.branch].author)
                 guests += [(home, *mark) for home in self._who_decides(op.says, me)]
         bulk_insert(self.connection, schema.guest.name, ("home", "branch", "seq"), guests, skip_known=True)
@@ -225,9 +223,10 @@ class SqlState:
         found: set[str] = set()
         for key, value in says.items():
             found |= self._homes(scope_of(key))
-            if name_of(key, "") is not None:
+            if key[0] == fields.ATTRIBUTE and name_of(key, "") is not None:
                 found |= self._namers(value)
-        return found - {me}
+        found.discard(me)
+        return found
 
     def void(self) -> int:
         """How many of the statements taken in since the last call count for nothing."""
@@ -243,7 +242,7 @@ class SqlState:
 
     def refresh(self, touched: Collection[Key]) -> set[Fact]:
         """Bring the catalogue up to date with the slots of `touched`; returns the facts whose entries changed."""
-        derived = derive(self, Reader(self.rulings), touched)
+        derived = derive(self, Reader(self.rulings), {key_of(key) for key in touched})
         before = self.entries(derived.entries.keys())
         changed = {fact for fact, entry in derived.entries.items() if entry != before.get(fact)}
         self._show(derived, before, changed)
@@ -262,7 +261,7 @@ class SqlState:
     def _touch(self, marks: Collection[Mark], scope: Optional[str] = None) -> None:
         """Touch what the ops at `marks` speak of, in `scope` if one is given."""
         for _, op in self.statements.ops(marks):
-            self.touched |= {key_of(key) for key in op.says if scope is None or scope_of(key) == scope}
+            self.touched |= {key for key in op.says if scope is None or scope_of(key) == scope}
 
     def _touch_revoked(self, revocation: Mark) -> None:
         """What the grantee said that the revocation had not seen counts no more."""

@@ -21,7 +21,7 @@ from nsync.log.forks import Mark
 from nsync.log.segment import GONE
 from nsync.namespace import fields
 from nsync.namespace.keys import Did, Key, anchor_of, ends_of, key_of
-from nsync.namespace.ops import STATEMENTS_KIND, wire_op
+from nsync.namespace.ops import STATEMENTS_KIND, stored_op
 from nsync.store import schema
 from nsync.store.database import chunks
 from nsync.store.index import EDGE, HANGING, ITSELF, Listed, Numbers, name_node
@@ -32,8 +32,8 @@ _ABOUT, _OP = schema.about.c, schema.op.c
 OPS_KEPT = 1 << 15
 """Ops of one transaction that are remembered decoded: one op often speaks of several keys that are asked for. Some 30 MB at most."""
 
-RETRACT = object()
-"""In the place of a value."""
+RETRACT = None
+"""In the place of a value, which is never None."""
 
 
 class Op(NamedTuple):
@@ -41,7 +41,7 @@ class Op(NamedTuple):
 
     stamp: Stamp
     says: Mapping[Any, Any]
-    """Wire key → value, or RETRACT."""
+    """Wire key → value, RETRACT where there is none."""
 
 
 class Said(NamedTuple):
@@ -221,11 +221,11 @@ class Statements:
 
     # ---- ops
 
-    def remember(self, mark: Mark, stamp: Stamp, wire: Sequence[Any]) -> None:
+    def remember(self, mark: Mark, op: Op) -> None:
         """Keep an op that was decoded already."""
         if len(self._ops) >= OPS_KEPT:
             self._ops.clear()
-        self._ops[mark] = _op(stamp, wire)
+        self._ops[mark] = op
 
     def forget_ops(self) -> None:
         """Read ops anew: some are gone."""
@@ -243,7 +243,7 @@ class Statements:
             self._ops.clear()
             missing = sorted(set(marks))
         for mark, stamp, raw in self.fetch(missing):
-            self._ops[mark] = _op(stamp, wire_op(raw))
+            self._ops[mark] = read_op(stamp, stored_op(raw))
 
     def ops(self, marks: Iterable[Mark]) -> Iterator[tuple[Mark, Op]]:
         """The ops at `marks`, decoded, however many they are; those that compaction took are left out."""
@@ -267,7 +267,8 @@ class Statements:
 _EDGES = (fields.ATTACHMENT, fields.CONSTITUENT, fields.REPLICA)
 
 
-def _op(stamp: Stamp, wire: Sequence[Any]) -> Op:
+def read_op(stamp: Stamp, wire: Sequence[Any]) -> Op:
+    """An op as it is asked about; one of another kind says nothing."""
     if wire[0] != STATEMENTS_KIND:
         return Op(stamp, {})
     return Op(stamp, {said[0]: said[1] if len(said) == 2 else RETRACT for said in wire[1:]})
