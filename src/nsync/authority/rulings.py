@@ -88,7 +88,7 @@ class Rulings:
         instance = self.charter.by_author(slot.dot.author)
         if instance is None:
             return Ruling(VOID, "the charter names no such author")
-        owner = _owner(key)
+        owner = owner_of(key)
         if owner is not None and owner != instance.name:
             return Ruling(VOID, f"only {owner} speaks for its RSEs")
         scope = scope_of(key)
@@ -109,7 +109,7 @@ class Rulings:
 
     def may_say(self, instance: Instance, key: Key, retract: bool, value: Any) -> bool:
         """Whether a statement would count, or wait for the home, if `instance` made it now, having seen everything that is here."""
-        owner, scope = _owner(key), scope_of(key)
+        owner, scope = owner_of(key), scope_of(key)
         if owner is not None and owner != instance.name:
             return False
         home = self.charter.home(scope) if scope is not None else None
@@ -236,7 +236,7 @@ class Rulings:
         )
 
 
-def _owner(key: Key) -> Optional[str]:
+def owner_of(key: Key) -> Optional[str]:
     """The one instance that may speak about `key`, for RSEs and replicas (R3.1)."""
     fact = fact_of(key)
     rse = fact.rse if isinstance(fact, Replica) else fact if isinstance(fact, Rse) else None

@@ -15,7 +15,7 @@ from sqlalchemy import Column, Connection, Row, Table, delete, select, text
 
 from nsync.authority.charter import Charter, Instance, Move
 from nsync.authority.effective import Authority
-from nsync.authority.rulings import VOID, WAITING, Ruling, Rulings
+from nsync.authority.rulings import VOID, WAITING, Ruling, Rulings, owner_of
 from nsync.catalogue.entries import Conflict, Entry, entry_from_wire, plain
 from nsync.catalogue.opendata import Name, name_of
 from nsync.catalogue.rules import Reader
@@ -60,7 +60,7 @@ class SqlState:
         self.touched: set[Any] = set()
         """Keys, in their wire form."""
         self._taken: list[Mark] = []
-        """Ops of guests that were taken in and not judged yet."""
+        """Ops that were taken in, may count for nothing, and are not judged yet."""
 
     @cached_property
     def rulings(self) -> Rulings:
@@ -121,7 +121,10 @@ class SqlState:
             if wire[0] == STATEMENTS_KIND:
                 mark, op = Mark(branch.id, seq), read_op(header.stamp, wire)
                 listing.add(seq, op.says)
-                guests += [(home, *mark) for home in self._who_decides(op.says, me)]
+                deciders = self._who_decides(op.says, me)
+                guests += [(home, *mark) for home in deciders]
+                if deciders or any(self._is_nobodys(key, me) for key in op.says):
+                    self._taken.append(mark)
                 self.touched.update(op.says)
                 self.statements.remember(mark, op)
             elif wire[0] == GRANT_KIND:
@@ -132,8 +135,12 @@ class SqlState:
         bulk_insert(self.connection, schema.guest.name, ("home", "branch", "seq"), guests)
         bulk_insert(self.connection, schema.grant.name, ("branch", "seq"), grants)
         bulk_insert(self.connection, schema.revocation.name, ("branch", "seq", "grant_author", "grant_seq"), revocations)
-        self._taken += sorted({Mark(*guest[1:]) for guest in guests})
         self._revoked += [Mark(branch.id, seq) for _, seq, _, _ in revocations]
+
+    def _is_nobodys(self, key: Any, me: str) -> bool:
+        """Whether `me` cannot say anything about `key` that counts, and nobody decides about it."""
+        scope = scope_of(key)
+        return (scope is not None and not self._homes(scope)) or owner_of(key_of(key)) not in (None, me)
 
     def _homes(self, scope: Optional[str]) -> frozenset[str]:
         """The instances that decide, or decided, about `scope`."""
@@ -232,11 +239,9 @@ class SqlState:
         """How many of the statements taken in since the last call count for nothing."""
         count = 0
         for mark, op in self.statements.ops(self._taken):
-            author = self.lines.branches[mark.branch].author
-            for key, value in op.says.items():
+            for key in op.says:
                 slot = self.statements.slot_of(key, mark, op)
                 count += not self.lines.stands(mark) or self.rulings.ruling(key_of(key), slot).standing == VOID
-                assert author == slot.dot.author, value
         self._taken = []
         return count
 
