@@ -98,9 +98,14 @@ class Instance:
 
     def fetch(self, other: Instance) -> tuple[str, ...]:
         """Store everything that `other` has and this one lacks; returns what was refused."""
-        have = {head.author: head.seq for head in self.bridge.heads()}
-        frames = [segment.frame for segment in other.bridge.segments_after(have, 1 << 30)]
-        return self.bridge.receive(frames, other.name).rejected if frames else ()
+        rejected: tuple[str, ...] = ()
+        while True:
+            have = {head.author: head.seq for head in self.bridge.heads()}
+            frames = [segment.frame for segment in other.bridge.segments_after(have, 1 << 30)]
+            receipt = self.bridge.receive(frames, other.name)
+            rejected += receipt.rejected
+            if not receipt.stored:
+                return rejected
 
     def rows(self) -> dict[str, frozenset[tuple[object, ...]]]:
         with self.engine.connect() as connection:
@@ -110,12 +115,26 @@ class Instance:
         with self.engine.connect() as connection:
             return [tuple(row) for row in connection.execute(text(sql), values)]
 
+    def segments(self, author: bytes) -> int:
+        """How many segments of `author` are stored here."""
+        count = "SELECT count(*) FROM nsync_segment s JOIN nsync_branch b ON b.id = s.branch WHERE b.author = :author"
+        return int(self.query(count, author=author)[0][0])
+
+    def frames(self) -> list[bytes]:
+        """All that is stored here, in the order in which it came."""
+        have: dict[bytes, int] = {}
+        found: list[bytes] = []
+        while batch := self.bridge.segments_after(have, 1 << 30):
+            have.update((segment.author, segment.last) for segment in batch)
+            found += [segment.frame for segment in batch]
+        return found
+
     def publish(self, *statements: Statement) -> None:
         """Sign statements that no row of Rucio makes."""
         with self.sessions.begin() as session:
             begin_writing(session.connection())
             me = self.bridge.me
-            SqlLog(session.connection(), AUTHORITY).publish([encode_op(statements)], me.author, KEYS[self.name].sign, self.now_ms)
+            SqlLog(session.connection(), self.bridge.authority).publish([encode_op(statements)], me.author, KEYS[self.name].sign, self.now_ms)
 
     # ---- what it shows
 
@@ -130,7 +149,7 @@ class Instance:
         """What `ask` finds out about every key in `table`."""
         with self.engine.connect() as connection:
             raw = connection.execute(select(table.c.key)).scalars()
-            return ask(SqlState(connection, AUTHORITY), {from_key_bytes(key) for key in raw})
+            return ask(SqlLog(connection, self.bridge.authority).state, {from_key_bytes(key) for key in raw})
 
     def parked(self) -> dict[Fact, str]:
         """What waits for the operator, with the reasons."""
