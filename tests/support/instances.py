@@ -134,7 +134,9 @@ class Instance:
         with self.sessions.begin() as session:
             begin_writing(session.connection())
             me = self.bridge.me
-            SqlLog(session.connection(), self.bridge.authority).publish([encode_op(statements)], me.author, KEYS[self.name].sign, self.now_ms)
+            SqlLog(session.connection(), self.bridge.authority).publish(
+                [encode_op(statements)], me.author, KEYS[self.name].sign, self.now_ms
+            )
 
     # ---- what it shows
 

@@ -148,7 +148,7 @@ class Capture:
         unwritten = parked.among(self.session, facts)
         left = unwritten - self.state.entries(facts).keys()  # the namespace has it no more, and a row stays here: nobody shares it (R5.7)
         reader = Reader(self.state.rulings)
-        absent = unwritten - {key for key, about in slots.items() if self._asserts(about)}
+        absent = parked.among(self.session, facts, had_row=(False,))
         found = []
         for statement in allowed:
             about = slots.get(statement.key, ())
@@ -166,10 +166,6 @@ class Capture:
             if not said:
                 found.append(statement)
         return found
-
-    def _asserts(self, slots: Sequence[Slot]) -> bool:
-        """Whether this instance says so: then the row was here, since it says what its rows say."""
-        return any(slot.dot.author == self.me.author and not slot.retract for slot in slots)
 
     def _taken_back(self, facts: Collection[Fact], rows: Entries) -> list[Statement]:
         """What rows say about keys of which a statement of this instance waits for their home (R5.6). The catalogue does not show that

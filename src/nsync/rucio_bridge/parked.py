@@ -27,11 +27,14 @@ class ParkedFact(NamedTuple):
     since_ms: int
 
 
-def among(session: Session, wanted: Collection[Key]) -> set[Key]:
-    """Those of `wanted` that wait."""
+def among(session: Session, wanted: Collection[Key], had_row: tuple[bool, ...] = (True, False)) -> set[Key]:
+    """Those of `wanted` that wait; `had_row`: only those whose row was here, or was not, when they were parked."""
     found: set[Key] = set()
     for chunk in chunks([key_bytes(key) for key in wanted]):
-        found |= {from_key_bytes(raw) for raw in session.execute(select(_PARKED.key).where(_PARKED.key.in_(chunk))).scalars()}
+        found |= {
+            from_key_bytes(raw)
+            for raw in session.execute(select(_PARKED.key).where(_PARKED.key.in_(chunk), _PARKED.had_row.in_(had_row))).scalars()
+        }
     return found
 
 
@@ -62,7 +65,9 @@ def listing(session: Session) -> list[ParkedFact]:
     return [ParkedFact(_fact(row.key), row.batch, row.reason, row.since_ms) for row in rows]
 
 
-def park(session: Session, batch: str, facts: Collection[Fact], reasons: Mapping[Fact, str], now_ms: int) -> bool:
+def park(
+    session: Session, batch: str, facts: Collection[Fact], reasons: Mapping[Fact, str], now_ms: int, had_row: Collection[Fact] = ()
+) -> bool:
     """Let `facts` wait together; tells whether that says anything new. Those without a reason wait for the first that has one."""
     first = min(reasons, key=key_bytes)
     rows = {key_bytes(fact): reasons.get(fact, f"waits for {first}, which came with it") for fact in facts}
@@ -72,8 +77,10 @@ def park(session: Session, batch: str, facts: Collection[Fact], reasons: Mapping
     if rows == held:
         return False
     release(session, facts)
+    had = {key_bytes(fact) for fact in had_row}
     session.execute(
-        insert(schema.parked), [{"key": key, "batch": batch, "reason": reason, "since_ms": now_ms} for key, reason in sorted(rows.items())]
+        insert(schema.parked),
+        [{"key": key, "batch": batch, "reason": reason, "since_ms": now_ms, "had_row": key in had} for key, reason in sorted(rows.items())],
     )
     return True
 

@@ -190,9 +190,10 @@ parked = Table(
     Column("batch", String(64), nullable=False),
     Column("reason", Text, nullable=False),
     Column("since_ms", BigInteger, nullable=False),
+    Column("had_row", Boolean, nullable=False),
     Index("nsync_parked_batch", "batch"),
     sqlite_with_rowid=False,
 )
-"""Facts whose entries cannot be materialised here; those of one batch wait together (R7.6)."""
+"""Facts whose entries cannot be materialised here; those of one batch wait together (R7.6). `had_row`: what they show had its row."""
 
 TABLES = tuple(metadata.tables)

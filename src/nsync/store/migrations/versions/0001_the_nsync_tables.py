@@ -120,6 +120,7 @@ def upgrade() -> None:
         sa.Column("batch", sa.String(length=64), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("since_ms", sa.BigInteger(), nullable=False),
+        sa.Column("had_row", sa.Boolean(), nullable=False),
         sa.PrimaryKeyConstraint("key"),
         sqlite_with_rowid=False,
     )
