@@ -140,7 +140,7 @@ def refused_segments() -> dict[str, tuple[bytes, str]]:
         "no ops announced": ({"n": 0}, "a segment announces no op or more than 4096"),
         "4097 ops announced": ({"n": 4097}, "a segment announces no op or more than 4096"),
         "a negative stamp": ({"stamp": Stamp(-1, 0)}, "a segment has no stamp"),
-        "a dep twice": ({"deps": (dep, dep)}, "a segment has deps that are unsorted or name an author twice"),
+        "a dep twice": ({"deps": (dep, dep)}, "a segment has deps that are unsorted or named twice"),
         "deps unsorted": (
             {"deps": tuple(sorted((dep, Dep(AUTHOR["belle2"], 1, bytes(16))), reverse=True))},
             "a segment has deps that are unsorted",

@@ -20,7 +20,7 @@ class Obvious:
 
     def __init__(self, state: Reference) -> None:
         self.state = state
-        self.reader = Reader(state.authority, state.pasts)
+        self.reader = Reader(state.world)
         self.dids = {fact: entry for fact, entry in state.catalogue.items() if isinstance(entry, DidEntry)}
 
     def slots(self, key: Key) -> list[Slot]:

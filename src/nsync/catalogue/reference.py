@@ -19,6 +19,7 @@ from nsync.catalogue.world import World
 from nsync.crdt import Slot
 from nsync.log.floor import Vote
 from nsync.log.segment import Dep, Segment
+from nsync.namespace import fields
 from nsync.namespace.keys import Attribute, Did, Fact, Key, anchor_of
 
 Catalogue = dict[Fact, Entry]
@@ -33,7 +34,7 @@ class Reference:
         self._votes = tuple(votes)
         self._segments: list[Segment] = []
         self._world: Optional[World] = None
-        self._seen = _Known(World(charter, ()), {}, {})
+        self._seen = Known(World(charter, ()), {}, {})
         self._derived = 0
         """Of how many segments the catalogue tells."""
 
@@ -69,7 +70,7 @@ class Reference:
 
     def recomputed(self) -> tuple[Catalogue, Conflicts]:
         """Catalogue and conflicts, derived from nothing but what counts."""
-        known = _Known(self.world, {}, {})
+        known = Known(self.world, {}, {})
         known.derive(set(self.world.slots_by_key))
         return known.catalogue, known.conflicts
 
@@ -79,11 +80,11 @@ class Reference:
 
     def slots(self, wanted: Collection[Key]) -> Mapping[Key, Sequence[Slot]]:
         """The effective slots of each key that has any."""
-        return _Known(self.world, {}, {}).slots(wanted)
+        return Known(self.world, {}, {}).slots(wanted)
 
     def about(self, dids: Collection[Did]) -> Mapping[Did, About]:
         """All that counts about each of `dids` and what is anchored at it."""
-        return _Known(self.world, {}, {}).about(dids)
+        return Known(self.world, {}, {}).about(dids)
 
     def said_keys(self) -> set[Key]:
         """Every key about which something is said, whether it counts or not."""
@@ -95,12 +96,12 @@ class Reference:
         ends = [n for n in nodes if n.header.commit and not any(m.header.commit and m != n and n.hash in m.chain for m in nodes)]
         return [Dep(node.header.author, node.header.last, node.hash) for node in ends]
 
-    def _caught_up(self) -> _Known:
+    def _caught_up(self) -> Known:
         while self._derived < len(self._segments):
             self._derived += 1
             before, segments = self._seen.world, self._segments[: self._derived]
             world = self.world if self._derived == len(self._segments) else World(self.charter, segments, self._votes)
-            self._seen = _Known(world, self._seen.catalogue, self._seen.conflicts)
+            self._seen = Known(world, self._seen.catalogue, self._seen.conflicts)
             self._seen.derive(_touched(before, world, segments[-1]))
         return self._seen
 
@@ -113,13 +114,13 @@ def _touched(before: World, world: World, segment: Segment) -> set[Key]:
         if before.claims_by_did.get(did) != claims or any(before.position(did, one) != world.position(did, one) for one in claims.values()):
             moved.add(did)
     for key in keys - moved:
-        if name_of(key, "") is not None:
+        if isinstance(key, Attribute) and key.field == fields.DOI:
             slots = world.slots_by_key[key].values()
             moved |= {key for s in slots if not s.retract and before.doi_position(s.value, s.dot) != world.doi_position(s.value, s.dot)}
     return moved | {said.key for said in world.said_in(segment)}
 
 
-class _Known:
+class Known:
     """What counts, and the catalogue so far: what `derive` asks."""
 
     def __init__(self, world: World, catalogue: Catalogue, conflicts: Conflicts) -> None:
