@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from nsync.authority.effective import Authority
 from nsync.catalogue.reference import Reference
+from nsync.catalogue.world import World
 from nsync.log.segment import Segment
 from nsync.store.database import writing
 from nsync.store.log import SqlLog
@@ -64,6 +65,30 @@ def deliver(story: Story, rng: random.Random) -> dict[str, Any]:
     return found
 
 
+def compacted(story: Story, rng: random.Random) -> tuple[dict[str, Any], dict[bytes, list[tuple[int, bytes]]]]:
+    """What a store holds that collects at every floor, and the ops below the last one that it kept."""
+    engine, authority = memory_engine(), Authority(story.charters[-1])
+    frames, votes = [segment.frame for segment in in_causal_order(story.segments, rng)], list(story.votes)
+    while frames or votes:
+        count = rng.randint(1, 4)
+        receive(engine, frames[:count], authority)
+        apply_all(engine, authority=authority)
+        frames = frames[count:]
+        with writing(engine) as connection:
+            log = SqlLog(connection, authority)
+            log.vote(votes[: (some := rng.randint(0, 4))])
+            votes = votes[some:]
+            log.compact()
+    with writing(engine) as connection:
+        log = SqlLog(connection, authority)
+        heads = log.lines.floors()[-1] if log.lines.floors() else {}
+        kept = {author: [one for one in log.stored_ops(author, seq) if not one[2]] for author, seq in heads.items()}
+        live = {author: [(seq, leaf) for seq, leaf, _ in ops] for author, ops in kept.items() if ops}
+    found = contents(engine, authority)
+    engine.dispose()
+    return found, live
+
+
 def expected(story: Story, rng: random.Random) -> dict[str, Any]:
     reference = Reference(story.charters[-1], story.votes)
     for segment in in_causal_order(story.segments, rng):
@@ -94,3 +119,17 @@ def test_clones_and_floors(steps: Sequence[tuple[Any, ...]], rng: random.Random)
 @given(STORIES, st.randoms(use_true_random=False))
 def test_everything_at_once(steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
     check(steps, rng)
+
+
+def check_compacted(steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
+    story = tell(steps)
+    (found, live), wanted = compacted(story, rng), expected(story, rng)
+    for part in set(wanted) - {"effective"}:
+        assert found[part] == wanted[part], part
+    assert live == World(story.charters[-1], in_causal_order(story.segments, rng), story.votes).live()
+
+
+@settings(max_examples=150, deadline=None)
+@given(STORIES, st.randoms(use_true_random=False))
+def test_compaction_changes_no_reading_and_keeps_what_is_live(steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
+    check_compacted(steps, rng)

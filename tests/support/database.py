@@ -12,6 +12,7 @@ from nsync.authority.effective import Authority
 from nsync.authority.rulings import EFFECTIVE
 from nsync.catalogue.reference import Reference
 from nsync.log.forks import Mark
+from nsync.log.segment import GONE
 from nsync.log.stored import Receipt
 from nsync.namespace.keys import Attribute, Did, from_key_bytes, key_of
 from nsync.namespace.ops import STATEMENTS_KIND, wire_op
@@ -49,7 +50,8 @@ def contents(engine: Engine, authority: Authority = AUTHORITY) -> dict[str, Any]
     with writing(engine) as connection:
         log = SqlLog(connection, authority)
         rows = connection.execute(select(schema.op.c.branch, schema.op.c.seq, schema.op.c.raw)).all()
-        ops = [(Mark(row.branch, row.seq), wire_op(row.raw)) for row in rows if row.seq <= log.lines.branches[row.branch].applied]
+        kept = [row for row in rows if row.raw[:1] != GONE and row.seq <= log.lines.branches[row.branch].applied]
+        ops = [(Mark(row.branch, row.seq), wire_op(row.raw)) for row in kept]
         keys = {key_of(said[0]) for _, op in ops if op[0] == STATEMENTS_KIND for said in op[1:]}
         facts = {from_key_bytes(key) for key in connection.execute(select(schema.entry.c.key)).scalars()}
         clashing = {from_key_bytes(key) for key in connection.execute(select(schema.conflict.c.key)).scalars()}
@@ -60,7 +62,10 @@ def contents(engine: Engine, authority: Authority = AUTHORITY) -> dict[str, Any]
             "about": {did: {key: list(slots) for key, slots in found.slots.items()} for did, found in about.items() if found.slots},
             "heads": sorted(branch.head for branch in log.heads().values()),
             "effective": {
-                (key, said.slot) for key in keys for said, ruling in log.state.statements.history(key) if ruling and ruling.standing == EFFECTIVE
+                (key, said.slot)
+                for key in keys
+                for said, ruling in log.state.statements.history(key)
+                if ruling and ruling.standing == EFFECTIVE
             },
             "catalogue": log.state.entries({fact for fact in facts if not isinstance(fact, Attribute)}),
             "conflicts": log.state.conflicts({fact for fact in clashing if not isinstance(fact, Attribute)}),

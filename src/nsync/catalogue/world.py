@@ -16,7 +16,7 @@ from nsync.authority.rulings import EFFECTIVE, VOID, WAITING, Ruling
 from nsync.authority.verbs import REMOVE, destroys_or_publishes, place_of, verbs_for
 from nsync.crdt import Dot, Slot
 from nsync.log.floor import Floor, Vote, floors, place
-from nsync.log.segment import NO_HASH, Header, Segment
+from nsync.log.segment import NO_HASH, Header, Segment, leaf_of
 from nsync.namespace.keys import Did, Key, Replica, Rse, fact_of, scope_of
 from nsync.namespace.ops import Grant, Retract, Revoke, decode_op
 
@@ -248,6 +248,26 @@ class World:
                 return (index, min(found))
         return None
 
+    # ---- what is live
+
+    def live(self) -> dict[bytes, list[tuple[int, bytes]]]:
+        """Of each log the ops below the newest floor that compaction keeps, by seq and hash (R3.8, log.compaction)."""
+        if not self.floors:
+            return {}
+        below = {name for head in self.floors[-1].heads for name in self._chain_of(self.floors[-1], head.author)}
+        world = World(self.charter, (), self._votes)
+        world.nodes = {name: node for name, node in self.nodes.items() if name in below}
+        counts = {(said.key, said.slot.dot) for said, ruling in world.rulings if ruling.effective}
+        first = {(did, claim.dot) for did, claims in world.claims_by_did.items() for claim in claims.values()}
+        found: dict[bytes, list[tuple[int, bytes]]] = {}
+        for node in sorted(world.nodes.values(), key=lambda node: node.header.first):
+            said = [one for one in said_by(node)]
+            for seq, raw in enumerate(node.ops, node.header.first):
+                mine = [one for one in said if one.slot.dot.seq == seq]
+                if not mine or not all(_superseded(one, counts, first) for one in mine):
+                    found.setdefault(node.header.author, []).append((seq, leaf_of(raw)))
+        return found
+
     # ---- slots, claims and what readings ask
 
     @cached_property
@@ -318,6 +338,13 @@ class World:
         """The name of `author`'s instance."""
         instance = self.charter.by_author(author)
         return instance.name if instance is not None else author.hex()[:12]
+
+
+def _superseded(said: Said, counts: Collection[tuple[Key, Dot]], first: Collection[tuple[Did, Dot]]) -> bool:
+    """Whether the author said something later about the key, which counts; a first claim never is."""
+    dot = said.slot.dot
+    later = any(key == said.key and other.author == dot.author and other.seq > dot.seq for key, other in counts)
+    return later and (said.key, dot) not in first
 
 
 def said_by(node: Node) -> Iterator[Said]:

@@ -19,7 +19,7 @@ from nsync.errors import RejectedSegment
 from nsync.log.admission import admit, check_segment
 from nsync.log.forks import BRANCHES_MAX, prove
 from nsync.log.segment import EMPTY, GONE, NO_HASH, Segment, Tip, decode_frame, decode_header
-from nsync.log.stored import Receipt
+from nsync.log.stored import GAP, Receipt
 from nsync.namespace import codec
 from nsync.store import schema
 from nsync.store.bulk import bulk_insert
@@ -141,7 +141,7 @@ class Intake:
         place = self._find(branches, header.first - 1, header.prev)
         if place is None:
             ends = max((branch.tip.seq for branch in branches), default=0)
-            raise RejectedSegment(f"{segment}: a gap: it continues a segment that is not here; the log here ends at {ends}")
+            raise RejectedSegment(f"{segment}{GAP}it continues a segment that is not here; the log here ends at {ends}")
         return self._fork(segment, branches, place)
 
     def _check_gone(self, segment: Segment) -> None:

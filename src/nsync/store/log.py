@@ -21,11 +21,12 @@ from nsync.failpoints import failpoint
 from nsync.log.admission import check_deps
 from nsync.log.floor import Vote, encode_vote
 from nsync.log.forks import Mark, line_to
-from nsync.log.segment import EMPTY, Dep, Header, Segment, Sign, Tip, build_changeset, decode_header, header_hash, name_of
+from nsync.log.segment import EMPTY, GONE, Dep, Header, Segment, Sign, Tip, build_changeset, decode_header, header_hash, leaf_of, name_of
 from nsync.log.stored import Head, Receipt, StoredSegment
 from nsync.namespace.keys import Fact
 from nsync.store import recovery, schema, serving
 from nsync.store.bulk import bulk_insert
+from nsync.store.compaction import compact
 from nsync.store.intake import Intake, decode_batch
 from nsync.store.lines import BranchRow, SqlLines
 from nsync.store.state import SqlState
@@ -245,6 +246,19 @@ class SqlLog:
             bulk_insert(self.connection, schema.vote.name, list(row), [tuple(row.values())], skip_known=True)
         self.lines.forget()
         return frozenset(self.state.settle(before))
+
+    def compact(self) -> int:
+        """Collect below the newest floor what it lets go (R4.7); returns how many ops went."""
+        return compact(self.connection, self.lines, self.state)
+
+    def stored_ops(self, author: bytes, until: int) -> list[tuple[int, bytes, bool]]:
+        """The ops of `author`'s line up to `until`: seq, hash, and whether compaction took it."""
+        found, after = [], 0
+        for part in self.lines.line(author):
+            raws = serving.ops_of(self.connection, part.branch, after + 1, min(part.seq, until))
+            found += [(seq, leaf_of(raw), raw[:1] == GONE) for seq, raw in enumerate(raws, after + 1)]
+            after = min(part.seq, until)
+        return found
 
     def adopt(self, charter: Charter) -> frozenset[Fact]:
         """Go over to an amended charter; returns the facts whose entries that changed."""

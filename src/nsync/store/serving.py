@@ -2,19 +2,21 @@
 
 A head is the end of a branch, so an author who forked has several. Whoever asks for segments says what they have as places
 in each log, the newest first; one that lies on a branch here is where their copy and this one are still the same. `locator` gives
-places ever further apart, so that a fork far back is found within one question.
+places ever further apart, so that a fork far back is found within one question; it ends with the log's beginning, so that two who
+share nothing find each other too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple, Optional
+from typing import Any, Optional
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Row, select
 
 from nsync.authority.charter import Place
 from nsync.log.forks import Line, Mark, line_to
-from nsync.log.stored import Head, StoredSegment
+from nsync.log.segment import decode_header
+from nsync.log.stored import BEGINNING, Head, StoredSegment
 from nsync.namespace import codec
 from nsync.store import schema
 from nsync.store.lines import BranchRow, SqlLines
@@ -22,7 +24,7 @@ from nsync.store.lines import BranchRow, SqlLines
 _SEGMENT, _OP = schema.segment.c, schema.op.c
 
 LOOK_AHEAD = 64
-"""Segments of one branch looked at for one answer: the next question gets the next ones."""
+"""Segments of one line looked at for one answer: the next question gets the next ones."""
 
 
 def heads(lines: SqlLines) -> list[Head]:
@@ -33,20 +35,20 @@ def heads(lines: SqlLines) -> list[Head]:
 
 def unknown(connection: Connection, lines: SqlLines, theirs: Collection[Head]) -> list[Head]:
     """Those of `theirs` whose segments are not stored here."""
-    return [head for head in theirs if _find(connection, lines.of(head.author), Place(head.seq, head.hash)) is None]
+    return [head for head in theirs if not any(_marks(connection, lines.of(head.author), Place(head.seq, head.hash)))]
 
 
 def locator(connection: Connection, lines: SqlLines, author: bytes) -> list[Place]:
-    """Places of `author`'s log here, from the end of each branch back in steps that double."""
-    found: list[Place] = []
+    """Places of `author`'s log here, from the end of each branch back in steps that double, and its beginning; [] for no log."""
+    found: set[Place] = set()
     for branch in lines.of(author):
-        found.append(Place(branch.last, branch.hash))
+        found |= {BEGINNING, Place(branch.last, branch.hash)}
         step = 1
         while branch.last - step >= branch.first:
             place = _segment_before(connection, branch.id, branch.last - step)
-            if place is not None and place not in found:
-                found.append(place)
-            step *= 4
+            assert place is not None, "a branch has no holes"
+            found.add(place)
+            step *= 2
     return sorted(found, reverse=True)
 
 
@@ -58,21 +60,17 @@ def places_at(connection: Connection, lines: SqlLines, author: bytes, seq: int) 
 
 def segments_after(connection: Connection, lines: SqlLines, have: Mapping[bytes, Sequence[Place]], bytes_max: int) -> list[StoredSegment]:
     """The next segments of the authors in `have` beyond the places given; at least one if there is any, then up to `bytes_max`."""
-    wanted = {part for author, places in have.items() for part in _parts(connection, lines, author, places)}
-    rows = []
-    for part in wanted:
-        query = select(_SEGMENT.arrival, _SEGMENT.branch, _SEGMENT.first, _SEGMENT.last, _SEGMENT.size, _SEGMENT.header, _SEGMENT.signature)
-        query = query.where(_SEGMENT.branch == part.branch, _SEGMENT.first > part.after, _SEGMENT.last <= part.until)
-        rows += list(connection.execute(query.order_by(_SEGMENT.first).limit(LOOK_AHEAD)))
+    rows = {row.arrival: row for author, places in have.items() for row in _rows(connection, lines, author, places)}
     found: list[StoredSegment] = []
     size = 0
-    for row in sorted(rows, key=lambda row: int(row.arrival)):
+    for _, row in sorted(rows.items()):
         if found and size + row.size > bytes_max:
             break
         size += row.size
         ops = ops_of(connection, row.branch, row.first, row.last)
         frame = codec.pack((row.header, row.signature, ops))
-        found.append(StoredSegment(lines.branches[row.branch].author, row.first, row.last, frame))
+        author = lines.branches[row.branch].author
+        found.append(StoredSegment(author, row.first, row.last, frame, decode_header(row.header).prev, row.hash))
     return found
 
 
@@ -82,38 +80,48 @@ def ops_of(connection: Connection, branch: int, first: int, last: int) -> tuple[
     return tuple(connection.execute(query.order_by(_OP.seq)).scalars())
 
 
-class _Part(NamedTuple):
-    branch: int
-    after: int
-    until: int
-
-
-def _parts(connection: Connection, lines: SqlLines, author: bytes, places: Sequence[Place]) -> Iterator[_Part]:
-    """The stretches of `author`'s branches that lie beyond the newest of `places` on each."""
-    branches = lines.of(author)
-    known = [mark for place in places if (mark := _find(connection, branches, place)) is not None]
-    if places and not known:
-        return  # they have another branch, and did not say far enough back what they have: they ask again, or we ask them
+def _rows(connection: Connection, lines: SqlLines, author: bytes, places: Sequence[Place]) -> Iterator[Row[Any]]:
+    """The next rows of each line of `author`'s log, none before those that it continues."""
+    branches, tree = lines.of(author), lines.branches_tree
+    marks: dict[Place, list[Mark]] = {}
     for branch in branches:
-        line = line_to(lines.branches_tree, Mark(branch.id, branch.last))
-        yield from _beyond(line, known, lines)
+        line = line_to(tree, Mark(branch.id, branch.last))
+        base = 0 if not places else None
+        for place in sorted(places, reverse=True):
+            if base is not None and place.seq <= base:
+                break
+            if place not in marks:
+                marks[place] = list(_marks(connection, branches, place))
+            shared = [_shared(line, line_to(tree, mark)) for mark in marks[place]] + [0] * (place == BEGINNING)
+            base = max(shared, default=base)
+        if base is not None:  # else they have something else, and did not say far enough back what
+            yield from _line_after(connection, lines, line, base)
 
 
-def _beyond(line: Line, known: Sequence[Mark], lines: SqlLines) -> Iterator[_Part]:
-    base = max((mark.seq for mark in known if any(mark.branch == part.branch and mark.seq <= part.seq for part in line)), default=0)
+def _line_after(connection: Connection, lines: SqlLines, line: Line, base: int) -> Iterator[Row[Any]]:
+    """The next LOOK_AHEAD rows of `line`."""
+    left = LOOK_AHEAD
     for part in line:
         after = max(base, lines.branches[part.branch].first - 1)
-        if after < part.seq:
-            yield _Part(part.branch, after, part.seq)
+        if after < part.seq and left:
+            query = select(schema.segment).where(_SEGMENT.branch == part.branch, _SEGMENT.first > after, _SEGMENT.last <= part.seq)
+            rows = connection.execute(query.order_by(_SEGMENT.first).limit(left)).all()
+            left -= len(rows)
+            yield from rows
 
 
-def _find(connection: Connection, branches: Sequence[BranchRow], place: Place) -> Optional[Mark]:
+def _shared(line: Line, other: Line) -> int:
+    """How far two lines are one."""
+    return max((min(part.seq, there.seq) for part in line for there in other if part.branch == there.branch), default=0)
+
+
+def _marks(connection: Connection, branches: Sequence[BranchRow], place: Place) -> Iterator[Mark]:
+    """Where `place` is: on several branches where a fork copied an unfinished changeset (store.intake)."""
     for branch in branches:
         if (branch.last, branch.hash) == place or (
             branch.first <= place.seq < branch.last and _segment_before(connection, branch.id, place.seq) == place
         ):
-            return Mark(branch.id, place.seq)
-    return None
+            yield Mark(branch.id, place.seq)
 
 
 def _segment_before(connection: Connection, branch: int, seq: int) -> Optional[Place]:
