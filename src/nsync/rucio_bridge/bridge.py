@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Optional
 
@@ -18,7 +18,7 @@ from sqlalchemy import Engine, delete, exists, func, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
-from nsync.authority.charter import Instance, Verify
+from nsync.authority.charter import Instance, Place, Verify
 from nsync.authority.effective import Authority
 from nsync.failpoints import failpoint
 from nsync.log.segment import Sign, changesets
@@ -73,6 +73,8 @@ class Bridge:
         self._rse_expression = rse_expression
         self._sessions = sessionmaker(bind=engine)
         self._warned: Optional[str] = None
+        self._read_only: Optional[str] = None
+        """Why nothing is signed here, as it was told last."""
         self._retried = ""
         """The parked batch that was tried last."""
         self._passed_over: dict[bytes, int] = {}
@@ -99,12 +101,20 @@ class Bridge:
         with self.engine.connect() as connection:
             return SqlLog(connection, self.authority).stored_heads()
 
-    def segments_after(self, have: Mapping[bytes, int], bytes_max: int) -> list[StoredSegment]:
-        """The next stored segments beyond `have`."""
+    def unknown(self, theirs: Collection[Head]) -> list[Head]:
+        """Those of a peer's heads that are not stored here."""
         with self.engine.connect() as connection:
-            log = SqlLog(connection, self.authority)
-            places = {head.author: log.places_at(head.author, have.get(head.author, 0)) for head in log.stored_heads()}
-            return log.segments_after(places, bytes_max)
+            return SqlLog(connection, self.authority).unknown(theirs)
+
+    def locator(self, author: bytes) -> list[Place]:
+        """Places of `author`'s log here, to ask peers from."""
+        with self.engine.connect() as connection:
+            return SqlLog(connection, self.authority).locator(author)
+
+    def segments_after(self, have: Mapping[bytes, Sequence[Place]], bytes_max: int) -> list[StoredSegment]:
+        """The next stored segments of the authors in `have` beyond the places given."""
+        with self.engine.connect() as connection:
+            return SqlLog(connection, self.authority).segments_after(have, bytes_max)
 
     def receive(self, frames: Sequence[bytes], sender: str) -> Receipt:
         """Verify `frames` and store what is new; it is durable when this returns."""
@@ -113,7 +123,9 @@ class Bridge:
         received = Receipt(0, ())
         if segments:
             with self._writing() as session:
-                received = SqlLog(session.connection(), self.authority).store(segments)
+                log = SqlLog(session.connection(), self.authority)
+                log.heard(self.me.author, [Head(s.header.author, s.header.last, s.hash) for s in segments])
+                received = log.store(segments)
                 failpoint("receive-before-commit")
             failpoint("receive-after-commit")
         rejected += received.rejected
@@ -189,8 +201,8 @@ class Bridge:
     def _publish(self, session: Session, now_ms: int) -> list[Applied]:
         """Drain the outbox into a changeset of this instance's log, which has seen what was applied before this transaction (R7.1)."""
         log = SqlLog(session.connection(), self.authority)
-        if not log.is_applied(self.me.author):
-            return []  # a restored database gets its own log back from its peers: first that, then what is new
+        if not self._may_sign(log):
+            return []
         capture = Capture(session, log.state, self._rows(session), self.me)
         drained = capture.drain()
         failpoint("publish-drained")
@@ -203,10 +215,18 @@ class Bridge:
             self._materialise(session, log, applied.changed, self._batch(applied), now_ms)
         return published
 
+    def _may_sign(self, log: SqlLog) -> bool:
+        """Whether this instance's log goes on here; not once it was found further, or other, elsewhere (R4.6)."""
+        reason = log.read_only(self.me.author)
+        if reason is not None and reason != self._read_only:
+            LOG.error("nothing more is published here: %s", reason)
+        self._read_only = reason
+        return reason is None and log.is_applied(self.me.author)
+
     def _acknowledge(self, session: Session, now_ms: int) -> list[Applied]:
         """Let guests' statements that wait for this home take effect: a segment that has them in its past (R5.6)."""
         log = SqlLog(session.connection(), self.authority)
-        if not log.state.owes_acknowledgement(self.me.author) or not log.is_applied(self.me.author):
+        if not log.state.owes_acknowledgement(self.me.author) or not self._may_sign(log):
             return []
         acknowledged = log.publish([ACKNOWLEDGE], self.me.author, self._sign, now_ms)
         self._materialise(session, log, acknowledged.changed, self._batch(acknowledged), now_ms)
