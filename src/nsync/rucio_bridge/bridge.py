@@ -20,13 +20,14 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from nsync.authority.charter import Instance, Place, Verify
 from nsync.authority.effective import Authority
+from nsync.errors import ConfigError
 from nsync.failpoints import failpoint
 from nsync.log.segment import Sign, changesets
 from nsync.log.stored import Head, Receipt, StoredSegment
 from nsync.metrics import REFUSED_SEGMENTS
 from nsync.namespace.keys import Fact
 from nsync.namespace.ops import ACKNOWLEDGE
-from nsync.rucio_bridge import parked, triggers
+from nsync.rucio_bridge import charters, parked, triggers
 from nsync.rucio_bridge.capture import Capture, outbox_is_empty
 from nsync.rucio_bridge.guard import unknown_schema
 from nsync.rucio_bridge.materialise import Materialise
@@ -93,6 +94,31 @@ class Bridge:
         """Share exactly `shared_scopes` and public open data. Tables and triggers come from 'nsync bridge install'."""
         with self._writing() as session:
             triggers.share(session.connection(), set(shared_scopes))
+
+    def adopt(self, text: str, now_ms: int) -> None:
+        """Go over to the charter of the file `text` and keep it (R5.1). Raises ConfigError unless it goes on from the one in force."""
+        with self._writing() as session:
+            connection = session.connection()
+            held, charter = charters.in_force(connection, self._verify), charters.following(connection, text, self._verify)
+            if held is not None and held.hash != charter.hash:
+                reason = unknown_schema(connection)
+                if reason is not None:
+                    raise ConfigError(f"version {charter.version} of the charter cannot be adopted yet: {reason}")
+                log = SqlLog(connection, Authority(held))
+                self._materialise(session, log, log.adopt(charter), f"charter version {charter.version}", now_ms)
+                LOG.info("version %d of the charter is in force", charter.version)
+            charters.keep(connection, text)
+        me = charter.by_name(self.me.name)
+        assert me is not None, "an instance stays listed"
+        self.authority, self.me = Authority(charter), me
+
+    def heard(self, theirs: Collection[Head]) -> Optional[str]:
+        """Compare what a peer says that it has of this instance's own log; why nothing is signed here from now on, or None (R4.6)."""
+        own = [head for head in theirs if head.author == self.me.author]
+        if not own or not self.unknown(own):
+            return None
+        with self._writing() as session:
+            return SqlLog(session.connection(), self.authority).heard(self.me.author, own)
 
     # ---- what peers ask (transport's SegmentLog)
 
@@ -192,7 +218,7 @@ class Bridge:
         return Worked(_count(mine), tuple(mine), (time.monotonic() - began) * 1000, released)
 
     def _newest_waiting(self) -> int:
-        """The arrival of the newest segment that is not applied, or 0."""
+        """The arrival of the newest segment if there are any that are not applied, or 0."""
         with self._sessions() as session:
             waits = exists().where(schema.branch.c.applied < schema.branch.c.last, schema.branch.c.refused.is_(None))
             query = select(func.max(schema.segment.c.arrival)).where(waits)

@@ -19,25 +19,29 @@ from nsync.store.lines import SqlLines
 
 def read_only(connection: Connection, lines: SqlLines, author: bytes) -> Optional[str]:
     """Why `author` signs nothing more, or None."""
-    reason = kept.read(connection, _name(author))
-    if reason is not None:
-        return reason.decode()
+    found = kept.read(connection, _name(author))
+    return found.decode() if found is not None else _not_now(lines, author)
+
+
+def _not_now(lines: SqlLines, author: bytes) -> Optional[str]:
     life = lines.charter.life(author)
     if life is None or life.final is not None:
         return "the charter has ended this incarnation; put the present one's key into the configuration"
     if len(lines.of(author)) > 1:
         return "this log has two branches: another machine signs with the same key; ask for a new incarnation in the charter"
+    instance = lines.charter.by_author(author)
+    before = instance.past[-1] if instance is not None and instance.past else None
+    if before is not None and before.final is not None and before.final.seq and lines.mark(before.author, before.final) is None:
+        return f"this incarnation begins once the log of the one before it is applied here up to {before.final.seq}; peers have it"
     return None
 
 
 def heard(connection: Connection, lines: SqlLines, author: bytes, theirs: Collection[Head]) -> Optional[str]:
     """Compare the own log with a peer's heads of it; what is not here makes `author` read-only. Returns why, or None."""
-    known = read_only(connection, lines, author)
-    if known is not None:
-        return known
     strange = serving.unknown(connection, lines, [head for head in theirs if head.author == author])
-    if not strange:
-        return None
+    known = read_only(connection, lines, author)
+    if not strange or kept.read(connection, _name(author)) is not None:
+        return known
     here = max((branch.last for branch in lines.of(author)), default=0)
     place = f"{strange[0].seq} ({strange[0].hash.hex()})"
     reason = (
