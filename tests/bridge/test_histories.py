@@ -240,7 +240,7 @@ def fetch(reader: Instance, source: Instance, seed: int) -> None:
         reader.fetch(source)
         return
     rng = random.Random(seed)
-    frames = [segment.frame for segment in source.bridge.segments_after({}, 1 << 30)]
+    frames = source.frames()
     frames += rng.sample(frames, len(frames) // 2)
     rng.shuffle(frames)
     while frames:

@@ -21,8 +21,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
 from nsync.auth.keys import verify
+from nsync.authority.charter import Place
 from nsync.catalogue.entries import Conflict, Entry
-from nsync.namespace.keys import Fact, from_key_bytes
+from nsync.namespace.keys import Fact
 from nsync.namespace.ops import Statement, encode_op
 from nsync.rucio_bridge import parked
 from nsync.rucio_bridge.bridge import Bridge
@@ -100,7 +101,7 @@ class Instance:
         """Store everything that `other` has and this one lacks; returns what was refused."""
         rejected: tuple[str, ...] = ()
         while True:
-            have = {head.author: head.seq for head in self.bridge.heads()}
+            have = {head.author: self.bridge.locator(head.author) for head in other.bridge.heads()}
             frames = [segment.frame for segment in other.bridge.segments_after(have, 1 << 30)]
             receipt = self.bridge.receive(frames, other.name)
             rejected += receipt.rejected
@@ -122,10 +123,11 @@ class Instance:
 
     def frames(self) -> list[bytes]:
         """All that is stored here, in the order in which it came."""
-        have: dict[bytes, int] = {}
+        have: dict[bytes, list[Place]] = {head.author: [] for head in self.bridge.heads()}
         found: list[bytes] = []
         while batch := self.bridge.segments_after(have, 1 << 30):
-            have.update((segment.author, segment.last) for segment in batch)
+            for segment in batch:
+                have[segment.author].append(Place(segment.last, segment.hash))
             found += [segment.frame for segment in batch]
         return found
 
@@ -150,8 +152,7 @@ class Instance:
     def state(self, ask: Callable[[SqlState, set[Any]], Any], table: Table) -> Any:
         """What `ask` finds out about every key in `table`."""
         with self.engine.connect() as connection:
-            raw = connection.execute(select(table.c.key)).scalars()
-            return ask(SqlLog(connection, self.bridge.authority).state, {from_key_bytes(key) for key in raw})
+            return ask(SqlLog(connection, self.bridge.authority).state, keys_in(connection, table))
 
     def parked(self) -> dict[Fact, str]:
         """What waits for the operator, with the reasons."""
