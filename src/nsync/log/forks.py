@@ -76,11 +76,21 @@ def cut(line: Line, seq: int) -> Line:
     return tuple(found) if seq else NOTHING
 
 
-def end_of(branches: Mapping[int, Branch], seen: Mapping[int, int]) -> Optional[Mark]:
-    """The end of what is seen of a log, if that is one line of it."""
-    marks = [Mark(branch, seq) for branch, seq in seen.items() if branch in branches]
-    end = max(marks, key=lambda mark: mark.seq)
-    return end if all(holds(line_to(branches, end), mark) for mark in marks) else None
+class View(NamedTuple):
+    """What somebody has seen of a log."""
+
+    line: bool
+    """Whether it is one line."""
+    end: Optional[Mark]
+    """Where that ends; None where nothing is seen."""
+
+
+def view_of(branches: Mapping[int, Branch], seen: Mapping[int, int], floor_line: Line) -> View:
+    """What `seen` (branch → seq) amounts to, without what leaves the floor's line below its head."""
+    left, ends = above(branches, floor_line), {mark.branch: mark.seq for mark in floor_line[:-1]}
+    marks = [Mark(branch, min(seq, ends.get(branch, seq))) for branch, seq in seen.items() if branch in left]
+    end = max(marks, key=lambda mark: mark.seq, default=None)
+    return View(end is None or all(holds(line_to(branches, end), mark) for mark in marks), end)
 
 
 def standing(
@@ -120,17 +130,17 @@ def above(branches: Mapping[int, Branch], floor_line: Line) -> dict[int, Branch]
     """The branches without those that leave the floor's line below its head."""
     if not floor_line:
         return dict(branches)
-    on_floor = {mark.branch for mark in floor_line}
-    found: dict[int, Branch] = {}
+    end = floor_line[-1]
+    found: dict[int, Branch] = {mark.branch: branches[mark.branch] for mark in floor_line}
     for branch in sorted(branches.values(), key=lambda branch: branch.first):
-        if branch.id in on_floor or (branch.parent in found and not _below(floor_line, Mark(branch.parent, branch.first - 1))):
+        after = branch.first - 1
+        if branch.parent == end.branch:
+            beyond = after >= end.seq
+        else:
+            beyond = branch.parent in found and branch.parent not in {mark.branch for mark in floor_line}
+        if beyond:
             found[branch.id] = branch
     return found
-
-
-def _below(line: Line, mark: Mark) -> bool:
-    """Whether to leave at `mark` is to leave `line` before its end."""
-    return any(mark.branch == part.branch and mark.seq < part.seq for part in line)
 
 
 class ForkProof(NamedTuple):

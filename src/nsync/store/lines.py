@@ -119,22 +119,22 @@ class SqlLines:
         """What a voter had seen of a forked log when it last was one line to it."""
         seen: dict[int, int] = {}
         view: Optional[Mark] = None
-        left = forks.above(tree, line_to(tree, floor) if floor is not None else forks.NOTHING)
+        floor_line = line_to(tree, floor) if floor is not None else forks.NOTHING
         for life in lives:
             own = standing(self._tree(life.author), floor=self._floor_mark(life.author))
             for mark in own if life.final is None else forks.cut(own, life.final.seq):
                 query = select(_STEP.other, _STEP.seq).where(
-                    _STEP.branch == mark.branch, _STEP.other.in_(list(left)), _STEP.position <= mark.seq
+                    _STEP.branch == mark.branch, _STEP.other.in_(list(tree)), _STEP.position <= mark.seq
                 )
                 by_position: dict[int, list[tuple[int, int]]] = {}
                 for other, seq, position in self._connection.execute(query.add_columns(_STEP.position).order_by(_STEP.position)):
                     by_position.setdefault(position, []).append((other, seq))
                 for steps in by_position.values():
                     seen.update(steps)
-                    end = forks.end_of(left, seen)
-                    if end is None:
+                    found = forks.view_of(tree, seen, floor_line)
+                    if not found.line:
                         return view
-                    view = end
+                    view = found.end or view
         return view
 
     def _floor_mark(self, author: bytes) -> Optional[Mark]:
