@@ -14,10 +14,11 @@ from nsync.catalogue.reference import Reference
 from nsync.log.forks import Mark
 from nsync.log.segment import GONE
 from nsync.log.stored import Receipt
-from nsync.namespace.keys import Attribute, Did, from_key_bytes, key_of
+from nsync.namespace.keys import Attribute, Did, key_of
 from nsync.namespace.ops import STATEMENTS_KIND, wire_op
 from nsync.store import schema
 from nsync.store.database import create_tables, writing
+from nsync.store.keyed import keys_in
 from nsync.store.log import Applied, SqlLog, decode_batch
 from tests.support.federation import AUTHORITY
 
@@ -53,8 +54,8 @@ def contents(engine: Engine, authority: Authority = AUTHORITY) -> dict[str, Any]
         kept = [row for row in rows if row.raw[:1] != GONE and row.seq <= log.lines.branches[row.branch].applied]
         ops = [(Mark(row.branch, row.seq), wire_op(row.raw)) for row in kept]
         keys = {key_of(said[0]) for _, op in ops if op[0] == STATEMENTS_KIND for said in op[1:]}
-        facts = {from_key_bytes(key) for key in connection.execute(select(schema.entry.c.key)).scalars()}
-        clashing = {from_key_bytes(key) for key in connection.execute(select(schema.conflict.c.key)).scalars()}
+        facts = keys_in(connection, schema.entry)
+        clashing = keys_in(connection, schema.conflict)
         about = log.state.about({key for key in keys if isinstance(key, Did)})
         return {
             "slots": {key: list(slots) for key, slots in log.state.slots(keys).items()},

@@ -16,7 +16,7 @@ from rucio.core.rse import get_rse_id
 from rucio.core.rule import add_rule
 from rucio.core.scope import add_scope
 from rucio.db.sqla.constants import DIDType, OpenDataDIDState
-from sqlalchemy import Engine, Table, create_engine, event, select, text
+from sqlalchemy import Engine, Table, create_engine, event, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -31,6 +31,7 @@ from nsync.rucio_bridge.rows import Rows
 from nsync.rucio_bridge.snapshot import shared_rows
 from nsync.store import migrations, schema
 from nsync.store.database import begin_writing
+from nsync.store.keyed import keys_in
 from nsync.store.log import SqlLog
 from nsync.store.state import SqlState
 from tests.support.federation import AUTHORITY, CHARTER, KEYS

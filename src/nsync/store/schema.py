@@ -145,6 +145,7 @@ entry = Table(
     "nsync_entry",
     metadata,
     Column("key", LargeBinary, primary_key=True),
+    Column("whole", LargeBinary),
     Column("kind", Integer, nullable=False),
     Column("scope", String(255)),
     Column("name", String(1024)),
@@ -152,13 +153,14 @@ entry = Table(
     Index("nsync_entry_did", "kind", "scope", "name"),
     sqlite_with_rowid=False,
 )
-"""The catalogue: what is shown. `scope` and `name` are those of scopes and DIDs, for joins with Rucio's tables."""
+"""The catalogue: what is shown, by key (store.keyed). `scope` and `name` are those of scopes and DIDs, for joins with Rucio's tables."""
 
 conflict = Table(
     "nsync_conflict",
     metadata,
     Column("id", SERIAL, primary_key=True),
     Column("key", LargeBinary, nullable=False),
+    Column("whole", LargeBinary),
     Column("rule", String(255), nullable=False),
     Column("winner", Text, nullable=False),
     Column("loser", Text, nullable=False),
@@ -187,6 +189,7 @@ parked = Table(
     "nsync_parked",
     metadata,
     Column("key", LargeBinary, primary_key=True),
+    Column("whole", LargeBinary),
     Column("batch", String(64), nullable=False),
     Column("reason", Text, nullable=False),
     Column("since_ms", BigInteger, nullable=False),

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Optional
 
-from sqlalchemy import Column, Connection, Row, Table, delete, select, text
+from sqlalchemy import Connection, Row, Table, delete, select, text
 
 from nsync.authority.charter import Charter, Instance, Move
 from nsync.authority.effective import Authority
@@ -25,9 +25,9 @@ from nsync.crdt import Dot, Slot
 from nsync.log.forks import Line, Mark
 from nsync.log.segment import GONE, Header
 from nsync.namespace import codec, fields
-from nsync.namespace.keys import Attribute, Did, Fact, Key, Scope, fact_of, from_key_bytes, key_bytes, key_of, scope_of
+from nsync.namespace.keys import Did, Fact, Key, Scope, fact_of, key_bytes, key_of, scope_of
 from nsync.namespace.ops import GRANT_KIND, REVOKE_KIND, STATEMENTS_KIND, Retract, Statement, stored_op
-from nsync.store import schema
+from nsync.store import keyed, schema
 from nsync.store.bulk import bulk_insert
 from nsync.store.database import chunks
 from nsync.store.index import Listing, numbers
@@ -81,8 +81,7 @@ class SqlState:
         return self.statements.about(dids)
 
     def entries(self, facts: Collection[Fact]) -> dict[Fact, Entry]:
-        rows = self._in(schema.entry, schema.entry.c.key, {key_bytes(fact) for fact in facts})
-        return dict(_entry(row.key, row.entry) for row in rows)
+        return {fact: entry_from_wire(fact, codec.decode(row.entry, "entry")) for fact, row in self._in(schema.entry, facts)}
 
     def hanging_on(self, nodes: Collection[Node]) -> Iterable[Hanging]:
         return self.statements.hanging_on(nodes)
@@ -92,8 +91,8 @@ class SqlState:
 
     def dids_in(self, scopes: Collection[str]) -> Iterable[Did]:
         entry = schema.entry.c
-        query = select(entry.scope, entry.name).where(entry.kind == fields.DID, entry.scope.in_(list(scopes)))
-        return [Did(*row) for row in self.connection.execute(query)]
+        query = select(entry.key, entry.whole).where(entry.kind == fields.DID, entry.scope.in_(list(scopes)))
+        return [key for row in self.connection.execute(query) if isinstance(key := keyed.key_in(row), Did)]
 
     # ---- one segment
 
@@ -309,14 +308,15 @@ class SqlState:
         for fact in changed:
             shown = derived.entries[fact]
             if shown is None:
-                gone.append(key_bytes(fact))
+                gone.append(keyed.indexed(fact))
             elif fact in before:
-                moved.append({"at": key_bytes(fact), "now": codec.encode(plain(shown))})
+                moved.append({"at": keyed.indexed(fact), "now": codec.encode(plain(shown))})
             else:
                 scope = fact.scope if isinstance(fact, (Scope, Did)) else None
-                name = fact.name if isinstance(fact, Did) else None
-                fresh.append((key_bytes(fact), fact[0], scope, name, codec.encode(plain(shown))))
-        bulk_insert(self.connection, schema.entry.name, ("key", "kind", "scope", "name", "entry"), sorted(fresh, key=lambda row: row[0]))
+                name = keyed.name(fact.name) if isinstance(fact, Did) else None
+                fresh.append((*keyed.columns(fact), fact[0], scope, name, codec.encode(plain(shown))))
+        columns = ("key", "whole", "kind", "scope", "name", "entry")
+        bulk_insert(self.connection, schema.entry.name, columns, sorted(fresh, key=lambda row: row[0]))
         if moved:
             self.connection.execute(text("UPDATE nsync_entry SET entry = :now WHERE key = :at"), moved)
         for chunk in chunks(gone):
@@ -326,17 +326,15 @@ class SqlState:
         """Replace the conflicts of every fact that was looked at, where they differ."""
         held = self.conflicts(derived.conflicts.keys())
         moved = {fact for fact, found in derived.conflicts.items() if sorted(found) != held.get(fact, [])}
-        for chunk in chunks([key_bytes(fact) for fact in moved if fact in held]):
+        for chunk in chunks([keyed.indexed(fact) for fact in moved if fact in held]):
             self.connection.execute(delete(schema.conflict).where(schema.conflict.c.key.in_(chunk)))
-        rows = [(key_bytes(fact), *found) for fact in sorted(moved, key=key_bytes) for found in derived.conflicts[fact]]
-        bulk_insert(self.connection, schema.conflict.name, ("key", *Conflict._fields), rows)
+        rows = [(*keyed.columns(fact), *found) for fact in sorted(moved, key=key_bytes) for found in derived.conflicts[fact]]
+        bulk_insert(self.connection, schema.conflict.name, ("key", "whole", *Conflict._fields), rows)
 
     def conflicts(self, facts: Collection[Fact]) -> dict[Fact, list[Conflict]]:
         """The conflicts noted about each of `facts`, sorted."""
         found: dict[Fact, list[Conflict]] = {}
-        for row in self._in(schema.conflict, schema.conflict.c.key, {key_bytes(fact) for fact in facts}):
-            fact = from_key_bytes(row.key)
-            assert not isinstance(fact, Attribute)
+        for fact, row in self._in(schema.conflict, facts):
             found.setdefault(fact, []).append(Conflict(*(getattr(row, name) for name in Conflict._fields)))
         return {fact: sorted(conflicts) for fact, conflicts in found.items()}
 
@@ -383,9 +381,11 @@ class SqlState:
 
     # ---- leaves
 
-    def _in(self, table: Table, column: Column[Any], values: Collection[bytes]) -> Iterable[Row[Any]]:
-        for chunk in chunks(sorted(values)):
-            yield from self.connection.execute(select(table).where(column.in_(chunk)))
+    def _in(self, table: Table, facts: Iterable[Fact]) -> Iterator[tuple[Fact, Row[Any]]]:
+        known = {keyed.indexed(fact): fact for fact in facts}
+        for chunk in chunks(sorted(known)):
+            for row in self.connection.execute(select(table).where(table.c.key.in_(chunk))):
+                yield known[row.key], row
 
 
 def _differences(one: Line, other: Line) -> Iterator[tuple[int, int, int]]:
@@ -395,9 +395,3 @@ def _differences(one: Line, other: Line) -> Iterator[tuple[int, int, int]]:
         low, high = sorted((first.get(branch, 0), second.get(branch, 0)))
         if low < high:
             yield branch, low, high
-
-
-def _entry(key: bytes, entry: bytes) -> tuple[Fact, Entry]:
-    fact = from_key_bytes(key)
-    assert not isinstance(fact, Attribute)
-    return fact, entry_from_wire(fact, codec.decode(entry, "entry"))

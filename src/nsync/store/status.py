@@ -7,8 +7,9 @@ from typing import NamedTuple, Optional
 from sqlalchemy import Connection, func, select
 
 from nsync.catalogue.entries import Conflict
-from nsync.namespace.keys import Key, from_key_bytes
+from nsync.namespace.keys import Key
 from nsync.store import schema
+from nsync.store.keyed import key_in
 
 _BRANCH = schema.branch.c
 
@@ -59,4 +60,4 @@ def status(connection: Connection) -> Status:
 def conflicts(connection: Connection) -> list[tuple[Key, Conflict]]:
     """Every conflict that the rules of the catalogue left behind, with what it is about."""
     rows = connection.execute(select(schema.conflict).order_by(schema.conflict.c.key, schema.conflict.c.loser))
-    return [(from_key_bytes(row.key), Conflict(*(getattr(row, name) for name in Conflict._fields))) for row in rows]
+    return [(key_in(row), Conflict(*(getattr(row, name) for name in Conflict._fields))) for row in rows]

@@ -46,6 +46,7 @@ def upgrade() -> None:
         "nsync_conflict",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("key", sa.LargeBinary(), nullable=False),
+        sa.Column("whole", sa.LargeBinary(), nullable=True),
         sa.Column("rule", sa.String(length=255), nullable=False),
         sa.Column("winner", sa.Text(), nullable=False),
         sa.Column("loser", sa.Text(), nullable=False),
@@ -57,6 +58,7 @@ def upgrade() -> None:
     op.create_table(
         "nsync_entry",
         sa.Column("key", sa.LargeBinary(), nullable=False),
+        sa.Column("whole", sa.LargeBinary(), nullable=True),
         sa.Column("kind", sa.Integer(), nullable=False),
         sa.Column("scope", sa.String(length=255), nullable=True),
         sa.Column("name", sa.String(length=1024), nullable=True),
@@ -117,6 +119,7 @@ def upgrade() -> None:
     op.create_table(
         "nsync_parked",
         sa.Column("key", sa.LargeBinary(), nullable=False),
+        sa.Column("whole", sa.LargeBinary(), nullable=True),
         sa.Column("batch", sa.String(length=64), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("since_ms", sa.BigInteger(), nullable=False),
