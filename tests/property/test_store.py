@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, create_engine, make_url
-from sqlalchemy.pool import NullPool
+from sqlalchemy import Engine
 
 from nsync.namespace import fields, keys
 from nsync.namespace.keys import Attachment, Attribute, Did, Identity, Replica, Rse, Scope
@@ -20,9 +17,8 @@ from nsync.store.database import create_tables, open_store
 from nsync.store.status import conflicts
 from tests.property.histories import HISTORIES
 from tests.property.test_reference import everything, in_order, play
-from tests.support.database import apply_all, contents, memory_engine, receive, reference_contents
+from tests.support.database import apply_all, contents, disposed, empty, memory_engine, receive, reference_contents
 from tests.support.federation import Writer
-from tests.support.postgres import Server
 
 
 def check(engine: Engine, history: object, rng: random.Random) -> None:
@@ -45,15 +41,6 @@ def check(engine: Engine, history: object, rng: random.Random) -> None:
     assert contents(engine) == expected
 
 
-@contextmanager
-def disposed(engine: Engine) -> Iterator[Engine]:
-    """`engine`, closed at the end: also when Hypothesis breaks an example off."""
-    try:
-        yield engine
-    finally:
-        engine.dispose()
-
-
 @settings(max_examples=150, deadline=None)
 @given(HISTORIES, st.randoms(use_true_random=False))
 def test_sql_equals_reference_in_any_order_and_grouping(history: object, rng: random.Random) -> None:
@@ -61,21 +48,12 @@ def test_sql_equals_reference_in_any_order_and_grouping(history: object, rng: ra
         check(engine, history, rng)
 
 
-@pytest.fixture(scope="module")
-def template(postgres_server: Server) -> Iterator[str]:
-    """The name of a database with the nsync tables, to make others like it."""
-    with postgres_server.database() as url:
-        engine = create_engine(url, poolclass=NullPool)
-        create_tables(engine)
-        yield str(make_url(url).database)
-
-
 @pytest.mark.postgres
 @settings(max_examples=20, deadline=None)
 @given(HISTORIES, st.randoms(use_true_random=False))
-def test_sql_equals_reference_on_postgresql(postgres_server: Server, template: str, history: object, rng: random.Random) -> None:
-    with postgres_server.database(template) as url, disposed(create_engine(url)) as engine:
-        check(engine, history, rng)
+def test_sql_equals_reference_on_postgresql(postgres_engine: Engine, history: object, rng: random.Random) -> None:
+    empty(postgres_engine)
+    check(postgres_engine, history, rng)
 
 
 def long_name(rng: random.Random) -> str:

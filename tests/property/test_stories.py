@@ -6,8 +6,10 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import Engine
 
 from nsync.authority.effective import Authority
 from nsync.catalogue.reference import Reference
@@ -16,7 +18,7 @@ from nsync.log.segment import Segment
 from nsync.store.database import writing
 from nsync.store.log import SqlLog
 from tests.property.stories import FORK_STORIES, GRANT_STORIES, STORIES, Story, tell
-from tests.support.database import apply_all, contents, memory_engine, receive, reference_contents
+from tests.support.database import apply_all, contents, disposed, empty, memory_engine, receive, reference_contents
 
 
 def in_causal_order(segments: Sequence[Segment], rng: random.Random) -> list[Segment]:
@@ -33,9 +35,8 @@ def in_causal_order(segments: Sequence[Segment], rng: random.Random) -> list[Seg
     return found
 
 
-def deliver(story: Story, rng: random.Random) -> dict[str, Any]:
+def deliver(engine: Engine, story: Story, rng: random.Random) -> dict[str, Any]:
     """What a store holds after it got everything in some order and grouping, amendments and votes in between."""
-    engine = memory_engine()
     charters = list(story.charters)
     authority = Authority(charters.pop(0) if rng.random() < 0.5 else charters[-1])
     votes, frames = list(story.votes), [segment.frame for segment in story.segments]
@@ -60,14 +61,12 @@ def deliver(story: Story, rng: random.Random) -> dict[str, Any]:
         if not deliveries and authority.charter is story.charters[-1] and receive(engine, frames, authority).rejected:
             deliveries = frames
     apply_all(engine, authority=authority)
-    found = contents(engine, authority)
-    engine.dispose()
-    return found
+    return contents(engine, authority)
 
 
-def compacted(story: Story, rng: random.Random) -> tuple[dict[str, Any], dict[bytes, list[tuple[int, bytes]]]]:
+def compacted(engine: Engine, story: Story, rng: random.Random) -> tuple[dict[str, Any], dict[bytes, list[tuple[int, bytes]]]]:
     """What a store holds that collects at every floor, and the ops below the last one that it kept."""
-    engine, authority = memory_engine(), Authority(story.charters[-1])
+    authority = Authority(story.charters[-1])
     frames, votes = [segment.frame for segment in in_causal_order(story.segments, rng)], list(story.votes)
     while frames or votes:
         count = rng.randint(1, 4)
@@ -84,9 +83,7 @@ def compacted(story: Story, rng: random.Random) -> tuple[dict[str, Any], dict[by
         heads = log.lines.floors()[-1] if log.lines.floors() else {}
         kept = {author: [one for one in log.stored_ops(author, seq) if not one[2]] for author, seq in heads.items()}
         live = {author: [(seq, leaf) for seq, leaf, _ in ops] for author, ops in kept.items() if ops}
-    found = contents(engine, authority)
-    engine.dispose()
-    return found, live
+    return contents(engine, authority), live
 
 
 def expected(story: Story, rng: random.Random) -> dict[str, Any]:
@@ -96,9 +93,9 @@ def expected(story: Story, rng: random.Random) -> dict[str, Any]:
     return reference_contents(reference)
 
 
-def check(steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
+def check(engine: Engine, steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
     story = tell(steps)
-    found, wanted = deliver(story, rng), expected(story, rng)
+    found, wanted = deliver(engine, story, rng), expected(story, rng)
     for part in wanted:
         assert found[part] == wanted[part], part
 
@@ -106,24 +103,27 @@ def check(steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
 @settings(max_examples=150, deadline=None)
 @given(GRANT_STORIES, st.randoms(use_true_random=False))
 def test_grants_and_revocations(steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
-    check(steps, rng)
+    with disposed(memory_engine()) as engine:
+        check(engine, steps, rng)
 
 
 @settings(max_examples=150, deadline=None)
 @given(FORK_STORIES, st.randoms(use_true_random=False))
 def test_clones_and_floors(steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
-    check(steps, rng)
+    with disposed(memory_engine()) as engine:
+        check(engine, steps, rng)
 
 
 @settings(max_examples=200, deadline=None)
 @given(STORIES, st.randoms(use_true_random=False))
 def test_everything_at_once(steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
-    check(steps, rng)
+    with disposed(memory_engine()) as engine:
+        check(engine, steps, rng)
 
 
-def check_compacted(steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
+def check_compacted(engine: Engine, steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
     story = tell(steps)
-    (found, live), wanted = compacted(story, rng), expected(story, rng)
+    (found, live), wanted = compacted(engine, story, rng), expected(story, rng)
     for part in set(wanted) - {"effective"}:
         assert found[part] == wanted[part], part
     assert live == World(story.charters[-1], in_causal_order(story.segments, rng), story.votes).live()
@@ -132,4 +132,24 @@ def check_compacted(steps: Sequence[tuple[Any, ...]], rng: random.Random) -> Non
 @settings(max_examples=150, deadline=None)
 @given(STORIES, st.randoms(use_true_random=False))
 def test_compaction_changes_no_reading_and_keeps_what_is_live(steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
-    check_compacted(steps, rng)
+    with disposed(memory_engine()) as engine:
+        check_compacted(engine, steps, rng)
+
+
+# ---- the same on PostgreSQL
+
+
+@pytest.mark.postgres
+@settings(max_examples=40, deadline=None)
+@given(GRANT_STORIES | FORK_STORIES | STORIES, st.randoms(use_true_random=False))
+def test_any_story_on_postgresql(postgres_engine: Engine, steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
+    empty(postgres_engine)
+    check(postgres_engine, steps, rng)
+
+
+@pytest.mark.postgres
+@settings(max_examples=20, deadline=None)
+@given(STORIES, st.randoms(use_true_random=False))
+def test_compaction_on_postgresql(postgres_engine: Engine, steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
+    empty(postgres_engine)
+    check_compacted(postgres_engine, steps, rng)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Engine, create_engine, select
@@ -27,6 +29,22 @@ def memory_engine() -> Engine:
     engine = create_engine("sqlite://", poolclass=StaticPool)
     create_tables(engine)
     return engine
+
+
+@contextmanager
+def disposed(engine: Engine) -> Iterator[Engine]:
+    """`engine`, closed at the end: also when Hypothesis breaks an example off."""
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def empty(engine: Engine) -> None:
+    """Forget everything: faster than a new database for each example of a property."""
+    with engine.begin() as connection:
+        for table in schema.metadata.sorted_tables:
+            connection.execute(table.delete())
 
 
 def receive(engine: Engine, frames: list[bytes], authority: Authority = AUTHORITY) -> Receipt:
