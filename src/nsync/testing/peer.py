@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Optional
 
-from sqlalchemy import Engine, create_engine, select
+from sqlalchemy import Engine, create_engine
 from sqlalchemy.pool import StaticPool
 
 from nsync.auth.keys import verify
@@ -22,10 +22,11 @@ from nsync.catalogue.entries import Conflict, Entry
 from nsync.failpoints import failpoint
 from nsync.log.segment import Segment, Sign, decode_frame
 from nsync.log.stored import Head, Receipt, StoredSegment
-from nsync.namespace.keys import Fact, from_key_bytes
+from nsync.namespace.keys import Fact
 from nsync.namespace.ops import ACKNOWLEDGE
 from nsync.store import schema
 from nsync.store.database import create_tables, writing
+from nsync.store.keyed import keys_in
 from nsync.store.log import Applied, SqlLog, decode_batch
 from nsync.store.state import SqlState
 
@@ -192,8 +193,8 @@ class Peer:
         """What is shown, and the conflicts."""
         with self._engine.connect() as connection:
             state = SqlState(connection, self.authority)
-            shown = {from_key_bytes(key) for key in connection.execute(select(schema.entry.c.key)).scalars()}
-            clashing = {from_key_bytes(key) for key in connection.execute(select(schema.conflict.c.key)).scalars()}
+            shown = keys_in(connection, schema.entry)
+            clashing = keys_in(connection, schema.conflict)
             return state.entries(shown), state.conflicts(clashing)  # type: ignore[arg-type]
 
     def tables(self) -> dict[str, list[tuple[Any, ...]]]:
