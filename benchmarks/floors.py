@@ -1,12 +1,13 @@
 """The rows that the store wrote, written again with nothing else to do: executemany into SQLite, COPY into PostgreSQL.
 
-Same tables and indexes, about the order in which the rows came, in as many transactions, each as durable. Reading the rows counts for nothing.
+Same tables and indexes, about the order in which the rows came, in as many transactions, each as durable. Within a transaction
+each table's rows come in the order of its primary key, the fastest there is. Reading and sorting count for nothing.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any, Callable
 
@@ -47,10 +48,15 @@ def _turns(reading: Connection, transactions: int) -> Iterator[list[tuple[Table,
             rows = reading.execution_options(stream_results=True).execute(query)
             parts.append((table, rows, -(-size // transactions)))
     while parts:
-        turn: list[tuple[Table, list[Row]]] = [(table, [tuple(row) for row in rows.fetchmany(part)]) for table, rows, part in parts]
+        turn: list[tuple[Table, list[Row]]] = [(table, _sorted(table, rows.fetchmany(part))) for table, rows, part in parts]
         parts = [part for part, (_, rows) in zip(parts, turn) if rows]
         if parts:
             yield [(table, rows) for table, rows in turn if rows]
+
+
+def _sorted(table: Table, rows: Iterable[Row]) -> list[Row]:
+    order = [index for index, column in enumerate(table.columns) if column.primary_key]
+    return sorted((tuple(row) for row in rows), key=lambda row: [row[index] for index in order])
 
 
 def insert_many(connection: Connection, table: Table, rows: Sequence[Row]) -> None:

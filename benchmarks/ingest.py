@@ -90,7 +90,7 @@ def deltas(store: Store, federation: Federation, entries: int) -> Iterator[Row]:
 
 def catalogue(directory: Path, store: Store, federation: Federation, entries: int, small: int) -> Iterator[Row]:
     """Changesets of a thousand updates, in turn in a large and in a small database."""
-    other = Federation(directory, 2)
+    other = Federation(directory, 2, sampled=max(1, small // (2 * CATALOGUE_OPS)))
     little = Store(_url(directory, "small"))
     ingest(little, other.publish_new(small))
     times: dict[str, list[float]] = {"large": [], "small": []}

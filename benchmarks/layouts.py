@@ -21,7 +21,8 @@ seconds include waiting for the disk. What a candidate must do to make its rows,
         have in common, then 24 bits of the file's and 20 of the whole key's
     +s  the rows of a batch sorted by key before they are inserted
 
-a and b get no log here, which they need as well; c has it inside.
+a and b get no log here, which they need as well; c has it inside. Two statements of one op may have one key, by chance: it
+then has one row.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ def slot(key: Callable[[Op, bytes], Any], clustered: str, sort: bool) -> Layout:
 
 def by_dot(key: Callable[[Op, bytes], int], sort: bool, late: bool = False, heap: bool = False) -> Layout:
     def rows(ops: Sequence[Op]) -> dict[str, list[Row]]:
-        about = [(key(op, s.key), op.log, op.seq) for op in ops for s in op.statements]
+        about = list(dict.fromkeys((key(op, s.key), op.log, op.seq) for op in ops for s in op.statements))
         return {"op": [(op.log, op.seq, op.raw) for op in ops], "fresh" if late else "about": sorted(about) if sort else about}
 
     clustered = ("CREATE TABLE about (key BIGINT, log INT, seq BIGINT, PRIMARY KEY (key, log, seq)) {clustered}",)
@@ -165,7 +166,7 @@ def by_number(
     """c6 to c9; `begins` is the number before the first op of log 1."""
 
     def rows(ops: Sequence[Op]) -> dict[str, list[Row]]:
-        about = [(key(op, s.key), number(op)) for op in ops for s in op.statements]
+        about = list(dict.fromkeys((key(op, s.key), number(op)) for op in ops for s in op.statements))
         if block == 1:
             stored: list[Row] = [(number(op), op.raw) for op in ops]
         else:

@@ -27,8 +27,6 @@ CHANGESET_OPS = 1 << 14
 BATCH_BYTES = 4 << 20
 """Frames handed over at once, as the transport does."""
 EPOCH_MS = 1_750_000_000_000
-SAMPLED = 100
-"""One file in so many can be updated later."""
 
 _LENGTH = struct.Struct(">I")
 _KEYS = {name: SigningKey(bytes([number + 1]) * 32) for number, name in enumerate(AUTHORS)}
@@ -89,8 +87,9 @@ class Stream(NamedTuple):
 class Federation:
     """Authors who go on from what they published before."""
 
-    def __init__(self, directory: Path, seed: int) -> None:
-        self.directory, self.seed = directory, seed
+    def __init__(self, directory: Path, seed: int, sampled: int = 50) -> None:
+        """One file in `sampled` can be updated later."""
+        self.directory, self.seed, self.sampled = directory, seed, sampled
         self.authors = [Author(name) for name in AUTHORS]
         self.rng = random.Random(seed)
         self.sample: list[tuple[Author, File]] = []
@@ -150,7 +149,7 @@ class Federation:
             if file.dataset != dataset:
                 dataset = file.dataset
                 yield encode_op([Assert(Did(file.scope, dataset), Identity(DATASET))])
-            if self.rng.random() < 1 / SAMPLED:
+            if self.rng.random() < 1 / self.sampled:
                 self.sample.append((author, file))
             yield encode_op(file_statements(file, author.rse))
 

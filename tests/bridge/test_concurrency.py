@@ -161,6 +161,25 @@ def test_a_reopen_is_ignored_while_the_data_are_public(federation: list[Instance
     assert cms.rows() == belle2.rows()
 
 
+def test_what_is_attached_to_reopened_open_data_shows_once_they_are_closed_again(federation: list[Instance]) -> None:
+    atlas, cms, belle2 = federation
+    atlas.publish_dataset(SHARED, "d1")
+    atlas.add_files(SHARED, ["late"])
+    settle(federation)
+    before = content(cms, "d1")
+    atlas.set_open(SHARED, "d1", True)
+    settle(federation)
+    atlas.attach(SHARED, "d1", [(SHARED, "late")])
+    settle(federation)
+    assert contents_everywhere([cms, belle2], "d1") == [before] * 2
+    assert [rules(instance, edge("d1", "late")) for instance in federation] == [[CLOSED_RULE]] * 3
+    atlas.set_open(SHARED, "d1", False)
+    settle(federation)
+    assert contents_everywhere(federation, "d1") == [before | {"late"}] * 3
+    assert [instance.conflicts() for instance in federation] == [{}] * 3
+    assert atlas.rows() == cms.rows() == belle2.rows()
+
+
 # ---- add and remove
 
 

@@ -16,7 +16,7 @@ LINES_MAX = 59
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 SAID = {
-    "hello.py": ["Did(scope='atlas.open', name='d1'): DidEntry(", "origin='atlas'"],
+    "hello.py": ["Did('atlas.open', 'd1'): DidEntry(", "origin='atlas'"],
     "two_writers.py": ["atlas.shared:f1 in atlas.shared:d1", "identity is for ever (R3.6)", "winner='atlas: file of 1 bytes'"],
     "stand_alone_store.py": [
         "a gap",

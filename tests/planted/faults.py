@@ -15,6 +15,7 @@ import pytest
 from nsync.authority.rulings import EFFECTIVE, NEVER, WAITING, Ruling, Rulings
 from nsync.catalogue import collections, cycles, dids, edges, identity, opendata, view
 from nsync.catalogue import state as catalogue_state
+from nsync.catalogue.reference import Reference
 from nsync.catalogue.rules import Reader
 from nsync.crdt import Slot, lwwmap, mvregister, orset, past
 from nsync.log.forks import line_to
@@ -303,6 +304,16 @@ FAULTS = (
         f"{COLLECTIONS}::test_a_publication_does_not_show_what_the_close_had_hidden",
     ),
     Fault(
+        "a reopening is not looked at",
+        method(Reference, "late_in", lambda self, seals: ()),
+        f"{COLLECTIONS}::test_after_a_reopening_of_what_is_not_open_data_all_shows",
+    ),
+    Fault(
+        "a close looks only at what is hidden already",
+        method(Reference, "_is_late", lambda self, edge, seals: False),
+        f"{COLLECTIONS}::test_a_publication_does_not_show_what_the_close_had_hidden",
+    ),
+    Fault(
         "every scope is attachable",
         function(collections.forbidding, lambda reader, tops, marks: None),
         f"{COLLECTIONS}::test_who_attaches_knowing_that_the_scope_is_not_attachable_attaches_in_vain",
@@ -377,6 +388,11 @@ FAULTS = (
         "a close is not said again after an attachment",
         wrapped(Capture, "_context", _without_closes),
         f"{CONCURRENCY}::test_what_the_home_attaches_and_closes_again_shows",
+    ),
+    Fault(
+        "closing open data again says nothing",
+        method(Capture, "_closed_again", lambda self, rows: []),
+        f"{CONCURRENCY}::test_what_is_attached_to_reopened_open_data_shows_once_they_are_closed_again",
     ),
     Fault(
         "a guest cannot take back what waits",

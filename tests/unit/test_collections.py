@@ -9,7 +9,9 @@ import pytest
 from nsync.catalogue.collections import ATTACHABLE_RULE, CLOSED_RULE, CYCLE_RULE, MIXED_RULE, TYPES_RULE
 from nsync.catalogue.opendata import REOPEN_RULE
 from nsync.catalogue.reference import Known
+from nsync.catalogue.rules import Reader, close_key
 from nsync.catalogue.state import Hanging, Node
+from nsync.catalogue.view import derive
 from nsync.namespace import fields
 from nsync.namespace.keys import Attachment, Attribute, Constituent, Scope
 from nsync.namespace.ops import Assert, Retract
@@ -187,6 +189,23 @@ def test_after_a_reopening_of_what_is_not_open_data_all_shows() -> None:
     shared.sync()
     assert shared.content("d1") == {"f1"}
     assert shared.atlas.state.conflicts == {}
+
+
+def test_closing_looks_at_nothing_that_the_close_has_seen() -> None:
+    """However much a collection holds; what it has not seen is looked at, and what it hid before."""
+    shared = Federation()
+    names = [f"f{number}" for number in range(100)]
+    shared.begin("d1", "f100", *names)
+    shared.atlas.say(*attach("d1", *names))
+    shared.atlas.say(close("d1"))
+    shared.cms.say(*attach("d1", "f100"))
+    shared.sync()
+    for value in (True, False, True):
+        shared.atlas.say(close("d1", value))
+        state = shared.atlas.state
+        derived = derive(state.known, Reader(state.world), [close_key(did("d1"))])
+        assert len(derived.entries) == 1
+    assert len(shared.content("d1")) == 101
 
 
 def test_a_monotonic_collection_loses_what_its_author_withdraws() -> None:

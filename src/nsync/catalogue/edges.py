@@ -7,7 +7,7 @@ anything, which the `content` of its entry tells; and cycles only within the com
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Optional
 
 from nsync.catalogue import collections, cycles
@@ -25,6 +25,17 @@ _SHOWN = AttachmentEntry()
 def derive_attachments(draft: Draft, edges: Collection[Attachment], complete: Collection[Did]) -> None:
     """The entries of `edges`, and of what they show or hide. All attachments of the collections in `complete` are among `edges`."""
     _Attachments(draft, complete).run(set(edges))
+
+
+def seals_of(draft: Draft, parents: Iterable[Did]) -> dict[Did, list[Slot]]:
+    """What closed each of the loaded collections `parents` that are closed."""
+    closed = [parent for parent in parents if _is_closed(draft.did(parent))]
+    draft.read(closed)
+    found = {}
+    for parent in closed:
+        slots = draft.about[parent].slots
+        found[parent] = collections.seals(draft.reader, slots.get(close_key(parent), ()), slots.get(open_data_key(parent), ()))
+    return found
 
 
 class _Attachments:
@@ -72,7 +83,7 @@ class _Attachments:
         of = [(edge, edge.child) for its in by_parent.values() for edge in its]
         draft.load([*by_parent, *(child for _, child in of)])
         slots = draft.state.slots([edge for edge, child in of if child not in draft.about])
-        seals = self._seals(by_parent)
+        seals = seals_of(draft, by_parent)
         marks = self._marks({child.scope for _, child in of})
         found: dict[Attachment, Candidate] = {}
         for parent, its in by_parent.items():
@@ -102,16 +113,6 @@ class _Attachments:
             return collections.mark_conflict(self.reader, edge, mark, said)
         seal = collections.unsealed(self.reader, tops, seals) if seals else None
         return collections.closed_conflict(self.reader, edge, seal, said) if seal is not None else None
-
-    def _seals(self, parents: Collection[Did]) -> dict[Did, list[Slot]]:
-        """What closed each of those collections that are closed."""
-        closed = [parent for parent in parents if _is_closed(self.draft.did(parent))]
-        self.draft.read(closed)
-        found = {}
-        for parent in closed:
-            slots = self.draft.about[parent].slots
-            found[parent] = collections.seals(self.reader, slots.get(close_key(parent), ()), slots.get(open_data_key(parent), ()))
-        return found
 
     def _marks(self, scopes: Collection[str]) -> dict[str, list[Slot]]:
         """What makes those scopes not attachable that are not."""

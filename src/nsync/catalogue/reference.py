@@ -17,10 +17,11 @@ from nsync.catalogue.state import About, Hanging, Node, other_end
 from nsync.catalogue.view import derive
 from nsync.catalogue.world import World
 from nsync.crdt import Slot
+from nsync.crdt.past import contains
 from nsync.log.floor import Vote
 from nsync.log.segment import Dep, Segment
 from nsync.namespace import fields
-from nsync.namespace.keys import Attribute, Did, Fact, Key, anchor_of
+from nsync.namespace.keys import Attachment, Attribute, Did, Fact, Key, anchor_of
 
 Catalogue = dict[Fact, Entry]
 Conflicts = dict[Fact, Sequence[Conflict]]
@@ -61,12 +62,12 @@ class Reference:
     @property
     def catalogue(self) -> Catalogue:
         """What is shown."""
-        return self._caught_up().catalogue
+        return self.known.catalogue
 
     @property
     def conflicts(self) -> Conflicts:
         """What the rules took away."""
-        return self._caught_up().conflicts
+        return self.known.conflicts
 
     def recomputed(self) -> tuple[Catalogue, Conflicts]:
         """Catalogue and conflicts, derived from nothing but what counts."""
@@ -96,7 +97,9 @@ class Reference:
         ends = [n for n in nodes if n.header.commit and not any(m.header.commit and m != n and n.hash in m.chain for m in nodes)]
         return [Dep(node.header.author, node.header.last, node.hash) for node in ends]
 
-    def _caught_up(self) -> Known:
+    @property
+    def known(self) -> Known:
+        """What counts, and the catalogue so far."""
         while self._derived < len(self._segments):
             self._derived += 1
             before, segments = self._seen.world, self._segments[: self._derived]
@@ -156,6 +159,14 @@ class Known:
 
     def hanging_on(self, nodes: Collection[Node]) -> Iterable[Hanging]:
         return {key for key in self.world.slots_by_key if other_end(key) in nodes}  # type: ignore[misc]
+
+    def late_in(self, seals: Mapping[Did, Sequence[Slot]]) -> Iterable[Attachment]:
+        edges = (key for key in self.world.slots_by_key if isinstance(key, Attachment) and key.parent in seals)
+        return {edge for edge in edges if edge not in self.catalogue or self._is_late(edge, seals[edge.parent])}
+
+    def _is_late(self, edge: Attachment, seals: Sequence[Slot]) -> bool:
+        said = [slot.dot for slot in self.world.slots_by_key[edge].values() if not slot.retract]
+        return not all(contains(self.world, seal.dot, dot) for seal in seals for dot in said)
 
     def asking(self, names: Collection[Name]) -> Iterable[Did]:
         said = ((key, slot) for key, slots in self.world.slots_by_key.items() for slot in slots.values() if not slot.retract)

@@ -44,6 +44,11 @@ class State(Protocol):
         """Every attachment, constituent or replica with a statement whose `other_end` is one of `nodes`."""
         ...
 
+    def late_in(self, seals: Mapping[Did, Sequence[Slot]]) -> Iterable[Attachment]:
+        """Of each collection at least every attachment that the catalogue does not show, and every one with an Assert that one of these
+        seals has not seen: what closing and reopening concerns, however much it holds."""
+        ...
+
     def asking(self, names: Collection[Name]) -> Iterable[Did]:
         """Every DID about which an effective statement says that it bears one of `names` (`opendata.name_of`)."""
         ...

@@ -13,7 +13,7 @@ from typing import Any, Optional
 
 from nsync.catalogue import collections, identity
 from nsync.catalogue.dids import derive_dids
-from nsync.catalogue.edges import derive_attachments
+from nsync.catalogue.edges import derive_attachments, seals_of
 from nsync.catalogue.entries import Conflict, ConstituentEntry, DidEntry, Entry, ReplicaEntry, RseEntry, ScopeEntry, stamps_of
 from nsync.catalogue.rules import Reader, attachable_key
 from nsync.catalogue.state import Derived, Draft, Hanging, Node, State
@@ -59,7 +59,8 @@ class _Derivation:
         derive_dids(self.draft, set(facts.dids))
         self._rses(facts.rses)
         nodes = self._nodes(touched)
-        hanging = _Facts(self._hanging_on(nodes).union(facts.attachments, facts.constituents, facts.replicas))
+        late = self._late(touched, nodes)
+        hanging = _Facts(self._hanging_on(nodes).union(late, facts.attachments, facts.constituents, facts.replicas))
         derive_attachments(self.draft, hanging.attachments, {node for node in nodes if isinstance(node, Did)})
         self._constituents(hanging.constituents)
         self._replicas(hanging.replicas)
@@ -77,9 +78,14 @@ class _Derivation:
         for key in touched:
             if isinstance(key, Did) and _is_file(draft.did(key)):
                 nodes.add(key)  # somebody said of which bytes its replicas are
-            elif isinstance(key, Attribute) and key.field in _SEALING and isinstance(key.fact, Did):
-                nodes.add(key.fact)
         return nodes.union(self.state.dids_in(self._marked())) if self._marked() else nodes
+
+    def _late(self, touched: Collection[Key], nodes: Collection[Node]) -> Iterable[Attachment]:
+        """The attachments of the collections that were closed or reopened which that may concern; those of `nodes` all are looked at."""
+        sealed = {key.fact for key in touched if isinstance(key, Attribute) and key.field in _SEALING}
+        dids = [did for did in sealed if isinstance(did, Did) and did not in nodes and self.draft.did(did) is not None]
+        seals = seals_of(self.draft, dids)
+        return self.state.late_in({did: seals.get(did, ()) for did in dids}) if dids else ()
 
     def _marked(self) -> list[str]:
         """The scopes that became attachable or not."""

@@ -63,7 +63,9 @@ class Capture:
         facts = self._shared(self._facts(captured))
         rows, shown = self.rows.read(facts), self.state.entries(facts)
         statements = [s for fact in facts for s in _differences(fact, rows.get(fact), shown.get(fact), self.me.name)]
-        statements = self._unsaid(list({s.key: s for s in (*self._taken_back(facts, rows), *statements)}.values()))
+        statements = self._unsaid(
+            list({s.key: s for s in (*self._taken_back(facts, rows), *self._closed_again(rows), *statements)}.values())
+        )
         statements += self._context(statements, rows)
         return Drained(list(_ops(statements)), until)
 
@@ -181,6 +183,15 @@ class Capture:
             elif row is not None:
                 found += [s for s in _differences(keys.fact_of(key), row, None, self.me.name) if s.key == key]
         return found
+
+    def _closed_again(self, rows: Entries) -> list[Statement]:
+        """Closes of open data that this instance had reopened in vain (6.5). The catalogue shows them closed all the time, and yet
+        the close says something: it lets in what was attached since."""
+        closed = [close_key(did) for did, row in rows.items() if isinstance(did, Did) and isinstance(row, DidEntry) and row.closed]
+        reader = Reader(self.state.rulings)
+        tops = {key: reader.maximal(slots) for key, slots in self.state.slots(closed).items()}
+        reopened = [key for key, said in tops.items() if not any(slot.value for slot in said)]
+        return [Assert(key, True) for key in reopened if any(slot.dot.author == self.me.author for slot in tops[key])]
 
     def _held_back(self, wanted: Collection[Key]) -> dict[Key, Slot]:
         """The last words of this instance about `wanted`, where they wait for the home."""

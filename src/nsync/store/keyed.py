@@ -11,7 +11,7 @@ from typing import Any, Optional
 
 from sqlalchemy import Connection, Row, Table, select
 
-from nsync.namespace.keys import Key, Wire, from_key_bytes, key_bytes
+from nsync.namespace.keys import Did, Key, Wire, from_key_bytes, key_bytes
 
 KEY_BYTES_MAX = 1023
 """Keys up to here stand in `key` as they are; longer ones make one byte more, so that they are never equal to one of these."""
@@ -33,6 +33,11 @@ def columns(key: Wire) -> tuple[bytes, Optional[bytes]]:
 def indexed(key: Wire) -> bytes:
     """What stands in `key`."""
     return columns(key)[0]
+
+
+def prefix_bytes(parent: Did) -> int:
+    """How many bytes the keys of all attachments to `parent` have in common in `key`."""
+    return min(len(key_bytes(parent)), KEY_BYTES_MAX + 1 - _HASH_BYTES)
 
 
 def name(text: str) -> Optional[str]:

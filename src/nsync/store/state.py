@@ -22,10 +22,10 @@ from nsync.catalogue.rules import Reader
 from nsync.catalogue.state import About, Derived, Hanging, Node
 from nsync.catalogue.view import derive
 from nsync.crdt import Dot, Slot
-from nsync.log.forks import Line, Mark
+from nsync.log.forks import Line, Mark, line_to
 from nsync.log.segment import GONE, Header
 from nsync.namespace import codec, fields
-from nsync.namespace.keys import Did, Fact, Key, Scope, fact_of, key_bytes, key_of, scope_of
+from nsync.namespace.keys import Attachment, Did, Fact, Key, Scope, fact_of, key_bytes, key_of, scope_of
 from nsync.namespace.ops import GRANT_KIND, REVOKE_KIND, STATEMENTS_KIND, Retract, Statement, stored_op
 from nsync.store import keyed, schema
 from nsync.store.bulk import bulk_insert
@@ -85,6 +85,27 @@ class SqlState:
 
     def hanging_on(self, nodes: Collection[Node]) -> Iterable[Hanging]:
         return self.statements.hanging_on(nodes)
+
+    def late_in(self, seals: Mapping[Did, Sequence[Slot]]) -> Iterable[Attachment]:
+        """What is hidden for another reason than that an end is missing has a conflict; what a seal has not seen is listed after it."""
+        found: set[Attachment] = set()
+        for did, its in seals.items():
+            low = keyed.indexed(Attachment(did, did))[: keyed.prefix_bytes(did)]
+            query = select(schema.conflict).where(schema.conflict.c.key >= low, schema.conflict.c.key < low + b"\xff")
+            facts = map(keyed.key_in, self.connection.execute(query))
+            found |= {fact for fact in facts if isinstance(fact, Attachment) and fact.parent == did}
+            if its:
+                pasts = [self._seen_by(seal) for seal in its]
+                seen = {branch: min(past.get(branch, 0) for past in pasts) for branch in self.lines.branches}
+                found |= self.statements.unseen_in(did, seen)
+        return found
+
+    def _seen_by(self, slot: Slot) -> dict[int, int]:
+        """What the op of a slot had seen of each branch, its own before it included."""
+        mark = self.lines.on_line(slot.dot)
+        assert mark is not None, "a slot stands on its author's line"
+        own = {part.branch: part.seq for part in line_to(self.lines.branches_tree, mark)}
+        return {**self.lines.past(mark), **own, mark.branch: mark.seq - 1}
 
     def asking(self, names: Collection[Name]) -> Iterable[Did]:
         return self.statements.asking(names)

@@ -185,6 +185,16 @@ class Statements:
         facts = {key_of(key) for op in self._ops_at(places) for key in op.says if key[0] in _EDGES}
         return {fact for fact in facts if not wanted.isdisjoint(ends_of(fact))}
 
+    def unseen_in(self, parent: Did, seen: Mapping[int, int]) -> set[Any]:
+        """Every attachment to `parent` of which something is said that is not in `seen` (branch → seq)."""
+        place = Listed(self.numbers.node(parent, HANGING), 0)
+        marks: set[Mark] = set()
+        for branch in self._lines.branches:
+            query = select(_ABOUT.seq).where(_ABOUT.node == place.node, _ABOUT.key == place.key, _ABOUT.branch == branch)
+            marks |= {Mark(branch, seq) for seq in self._connection.execute(query.where(_ABOUT.seq > seen.get(branch, 0))).scalars()}
+        facts = {key_of(key) for _, op in self.ops(marks) for key in op.says if key[0] == fields.ATTACHMENT}
+        return {fact for fact in facts if fact.parent == parent}  # type: ignore[union-attr]
+
     def asking(self, names: Iterable[Name]) -> set[Did]:
         """Every DID of which an effective statement says that it bears one of `names`."""
         wanted = set(names)

@@ -26,6 +26,8 @@ SKEWS_MS = (1_000, 59_000, 61_000, 300_000, 3_600_000, 31_536_000_000)
 STEPS_MAX = 12
 """How many steps ahead a crash is planned."""
 RETRY_S = 1.0
+BURSTS_MAX = 20
+BURST_S = 5.0
 
 Act = Callable[[], bool]
 """Does what is to be done; tells whether that was possible."""
@@ -86,10 +88,21 @@ class Director:
             if not event.act() and event.at_s < self._until_s - RETRY_S:
                 events = sorted([*events, event._replace(at_s=loop.time() + RETRY_S)], key=lambda e: e.at_s)
         await asyncio.sleep(self._until_s - loop.time())
+        for _ in range(BURSTS_MAX):
+            if not self._stage.dice.never_happened():
+                break
+            await self._burst()
+
+    async def _burst(self) -> None:
+        """What strikes messages has not had its opportunity yet: let there be some."""
+        for host in [host for host in self.hosts.values() for _ in range(3)]:
+            self._publish(host, False)
+        await asyncio.sleep(BURST_S)
 
     def heal(self) -> None:
         """The network is whole, clocks are right, everybody is up but the departed."""
         self._stage.trace.say("everything is healed")
+        self._stage.dice.peace = True
         self._stage.network.heal()
         for host in self.hosts.values():
             host.heal()

@@ -59,18 +59,19 @@ def draw(rng: random.Random) -> frozenset[str]:
 class Dice:
     """Decides when what happens by chance does, and counts all of it."""
 
-    def __init__(self, kinds: Collection[str], rng: random.Random, until_s: float, now_s: Callable[[], float]) -> None:
-        """`until_s`: when honest instances and the network are at peace; hostile ones never are."""
+    def __init__(self, kinds: Collection[str], rng: random.Random, due_s: float, now_s: Callable[[], float]) -> None:
+        """From `due_s` on at the latest, the first opportunity for each kind is taken."""
         self.kinds = frozenset(kinds)
         self.counts: Counter[str] = Counter()
+        self.peace = False
+        """Set when honest instances and the network have no more faults; hostile instances never have peace."""
         self._rng = rng
-        self._until_s = until_s
         self._now_s = now_s
-        self._due_s = {kind: rng.uniform(0, until_s / 2) for kind in sorted(kinds)}
+        self._due_s = {kind: rng.uniform(0, due_s) for kind in sorted(kinds)}
 
     def strike(self, kind: str) -> bool:
         """Whether `kind` takes this opportunity; then it has happened."""
-        if kind not in self.kinds or (kind not in HOSTILE and self._now_s() >= self._until_s):
+        if kind not in self.kinds or (self.peace and kind not in HOSTILE):
             return False
         overdue = not self.counts[kind] and self._now_s() >= self._due_s[kind]
         if overdue or self._rng.random() < RATES[kind]:

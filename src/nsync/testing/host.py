@@ -181,7 +181,7 @@ class Host:
     def _work(self, ops: Sequence[bytes], changesets_max: int) -> Worked:
         now_ms, ledger = self.now_ms(), self._stage.ledger
         may_sign = RESTORED_IS_READ_ONLY or self.hasty or ledger.has_own_log(self.name, self.peer)
-        worked = self._step(lambda: self.peer.work(now_ms, ops, changesets_max, may_sign))
+        worked = self._step(lambda: self.peer.work(now_ms, ops if may_sign else (), changesets_max, may_sign))
         for applied in worked:
             verb = "publishes" if applied.author == self.me.author else "applies"
             self._stage.trace.say(f"{self.name} {verb} {applied.author.hex()[:8]} {applied.first}-{applied.last}, void {applied.void}")

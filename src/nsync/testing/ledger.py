@@ -84,11 +84,13 @@ class Ledger:
     def worked(self, name: str, peer: Peer, worked: Worked, now_ms: int) -> None:
         """`name` has committed a transaction of `work`."""
         for applied in worked:
-            frames = peer.own_frames(applied.first, applied.last) if applied.author == peer.author else []
-            if name in self._honest.values() and frames and not self._hashes.keys() >= {*frames}:
-                self._published(name, frames, now_ms)
+            frames = peer.frames(applied)
+            fresh = not self._hashes.keys() >= {*frames}
+            hashes = [self.learn(frame) for frame in frames]
+            if applied.author == peer.author and applied.author in self._honest and fresh:
+                self._check_publication(name, hashes, now_ms)
             else:  # another's; or its own, which it had before a restore
-                self._check_application(name, applied, now_ms)
+                self._check_application(name, applied, hashes, now_ms)
             self._heads[name][applied.author] = applied.last
 
     def restarted(self, name: str, peer: Peer) -> None:
@@ -124,8 +126,7 @@ class Ledger:
 
     # ---- checks
 
-    def _published(self, name: str, frames: Sequence[bytes], now_ms: int) -> None:
-        hashes = [self.learn(frame) for frame in frames]
+    def _check_publication(self, name: str, hashes: Sequence[bytes], now_ms: int) -> None:
         self.acknowledged[name].update(hashes)
         self.published += 1
         header, heads = self.headers[hashes[0]], self._heads[name]
@@ -134,12 +135,12 @@ class Ledger:
         highest = max([now_ms, *(h.stamp.ms for a, seq in heads.items() for h in self._ending(a, seq))])
         hold(header.stamp.ms <= highest + 1, f"{name} stamps {_name(header)} {header.stamp.ms}; its clock and what it saw say {highest}")
 
-    def _check_application(self, name: str, applied: Applied, now_ms: int) -> None:
+    def _check_application(self, name: str, applied: Applied, hashes: Sequence[bytes], now_ms: int) -> None:
         heads = self._heads[name]
         what = f"{name} applies {name_of(applied.author, applied.first, applied.last)}"
         before = heads.get(applied.author, 0)
         hold(applied.first == before + 1, f"{what}, and the log that it had applied ended at {before}")
-        for header in self._changeset(applied):
+        for header in (self.headers[hash_] for hash_ in hashes):
             ahead_ms = header.stamp.ms - now_ms
             hold(ahead_ms <= AHEAD_MS_MAX, f"{what}, which is stamped {ahead_ms} ms ahead of its clock")
             for dep in header.deps:
@@ -176,18 +177,9 @@ class Ledger:
             todo += fresh
         return past
 
-    def _changeset(self, applied: Applied) -> Iterator[Header]:
-        """The headers of a changeset, from its end."""
-        for header in self._ending(applied.author, applied.last):
-            yield header
-            while header.first > applied.first:
-                header = self.headers[header.prev]
-                yield header
-
     def _ending(self, author: bytes, seq: int) -> Iterator[Header]:
-        """The header of the segment that ends there. Of an author who has forked, none: there are several."""
-        hashes = self._ends.get((author, seq), [])
-        return iter([self.headers[hashes[0]]] if len(hashes) == 1 else [])
+        """The headers of the segments that end there: one, unless the author has forked."""
+        return (self.headers[hash_] for hash_ in self._ends.get((author, seq), ()))
 
     def _names(self, hashes: Collection[bytes]) -> str:
         return ", ".join(sorted(_name(self.headers[hash_]) for hash_ in hashes))

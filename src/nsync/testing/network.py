@@ -101,8 +101,8 @@ class Network:
     async def ask(self, me: Host, peer: str, verb: str, body: bytes) -> Answer:
         """The answer of `peer`. Raises TransportError where there is none; ProtocolError where the peer finds fault with the request."""
         done: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        if self._dice.strike("reordering") and verb == "push":
-            body = wire.encode_frames(self._shuffled(wire.decode_frames(body, wire.BODY_BYTES_MAX)))
+        if verb == "push":
+            body = self._reordered(body)
         self._carry(me, peer, verb, body, done)
         if self._dice.strike("duplication"):
             self._later(self._rng.uniform(0, 2 * DELAY_S_MAX), self._arrive, me, me.life, peer, verb, body, None)
@@ -148,6 +148,10 @@ class Network:
         if len(result.frames) > 1 and self._dice.strike("reordering"):
             result = result._replace(frames=tuple(self._shuffled(result.frames)))
         return result
+
+    def _reordered(self, body: bytes) -> bytes:
+        frames = wire.decode_frames(body, wire.BODY_BYTES_MAX)
+        return wire.encode_frames(self._shuffled(frames)) if len(frames) > 1 and self._dice.strike("reordering") else body
 
     def _lose(self, peer: str, done: asyncio.Future[Answer]) -> None:
         """Half the time the connection is refused, else there is silence."""

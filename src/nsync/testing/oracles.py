@@ -18,6 +18,7 @@ from nsync.testing import model
 from nsync.testing.host import Host
 from nsync.testing.ledger import Ledger, hold
 from nsync.testing.model import Model
+from nsync.testing.peer import Peer
 
 DIFFERENCES_SHOWN = 3
 
@@ -32,14 +33,14 @@ def check_agreement(hosts: Sequence[Host]) -> None:
             hold(rows == mine[table], f"{table} differs: only {first.name} has {only[0]}; only {other.name} has {only[1]}")
 
 
-def check_catalogue(host: Host) -> None:
-    """Raises Broken unless what `host` shows follows from the segments that it has applied."""
-    segments = host.peer.applied_segments()
-    shown, conflicts = host.peer.catalogue()
-    reference = replayed(host.peer.authority, segments)
-    _compare(f"the catalogue of {host.name}", shown, reference.catalogue)
-    _compare(f"the conflicts of {host.name}", conflicts, {fact: sorted(found) for fact, found in reference.conflicts.items()})
-    model.check(Model(host.peer.authority, segments), shown, conflicts)
+def check_catalogue(name: str, peer: Peer) -> None:
+    """Raises Broken unless what `peer` shows follows from the segments that it has applied."""
+    segments = peer.applied_segments()
+    shown, conflicts = peer.catalogue()
+    reference = replayed(peer.authority, segments)
+    _compare(f"the catalogue of {name}", shown, reference.catalogue)
+    _compare(f"the conflicts of {name}", conflicts, {fact: sorted(found) for fact, found in reference.conflicts.items()})
+    model.check(Model(peer.authority, segments), shown, conflicts)
 
 
 def replayed(authority: Authority, segments: Iterable[Segment]) -> Reference:

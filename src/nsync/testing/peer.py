@@ -117,21 +117,21 @@ class Peer:
 
     # ---- what the node does
 
-    def work(self, now_ms: int, ops: Sequence[bytes] = (), changesets_max: int = 1, may_sign: bool = True) -> Worked:
+    def work(self, now_ms: int, ops: Sequence[bytes] = (), changesets_max: int = 1, acknowledges: bool = True) -> Worked:
         """Publish `ops`, apply at most `changesets_max` of what others sent, and acknowledge what waits for this home: one transaction.
 
         A restored instance whose own log is not applied here publishes nothing.
         """
         with writing(self._engine) as connection:
             failpoint("work-locked")
-            worked = self._publish(connection, ops, now_ms) if ops and may_sign else []
+            worked = self._publish(connection, ops, now_ms) if ops else []
             for _ in range(changesets_max):
                 applied = SqlLog(connection, self.authority).apply_next(now_ms)
                 if applied is None:
                     break
                 worked.append(applied)
                 failpoint("work-state-moved")
-            if may_sign and SqlLog(connection, self.authority).state.owes_acknowledgement(self.author):
+            if acknowledges and SqlLog(connection, self.authority).state.owes_acknowledgement(self.author):
                 worked += self._publish(connection, [ACKNOWLEDGE], now_ms)
             failpoint("work-before-commit")
         failpoint("work-after-commit")
@@ -185,9 +185,10 @@ class Peer:
         """Every applied segment, log by log."""
         return [decode_frame(row.frame) for row in self.rows() if row.is_applied]
 
-    def own_frames(self, first: int, last: int) -> list[bytes]:
-        """The frames of a stretch of this instance's own log."""
-        return [row.frame for row in self.rows() if row.author == self.author and first <= row.first <= last]
+    def frames(self, applied: Applied) -> list[bytes]:
+        """The frames of an applied changeset."""
+        query = "SELECT frame FROM nsync_segment WHERE author = ? AND first >= ? AND last <= ? AND state = ? ORDER BY first"
+        return [frame for (frame,) in self._raw.execute(query, (*applied[:3], schema.APPLIED))]
 
     def catalogue(self) -> tuple[dict[Fact, Entry], dict[Fact, list[Conflict]]]:
         """What is shown, and the conflicts."""
