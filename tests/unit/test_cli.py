@@ -122,7 +122,10 @@ def test_status_names_every_instance_and_conflicts_come_causes_first(tmp_path: P
     table = run("status", config=config).stdout
     assert " instance " in table and all(f" {name} " in table for name in NAMES)
     reasons = {"atlas.a": "waits for scope atlas.z", "atlas.b": "waits for scope atlas.z", "atlas.z": "is taken here"}
-    rows = [{"key": key_bytes(Scope(s)), "batch": "atlas 1-3", "reason": reason, "since_ms": 1, "had_row": False} for s, reason in reasons.items()]
+    rows = [
+        {"key": key_bytes(Scope(s)), "batch": "atlas 1-3", "reason": reason, "since_ms": 1, "had_row": False}
+        for s, reason in reasons.items()
+    ]
     with engine.begin() as connection:
         connection.execute(insert(schema.parked), rows)
     engine.dispose()
