@@ -79,10 +79,6 @@ class SqlLog:
         """What is stored of `author`'s log, as places to ask from (serving.locator)."""
         return serving.locator(self.connection, self.lines, author)
 
-    def places_at(self, author: bytes, seq: int) -> list[Place]:
-        """What a peer has of `author`'s log that says no more than a number: the places here that it can mean."""
-        return serving.places_at(self.connection, self.lines, author, seq)
-
     def segments_after(self, have: Mapping[bytes, Sequence[Place]], bytes_max: int) -> list[StoredSegment]:
         """The next segments of the authors in `have`, beyond the places given for each, in the order in which they came here."""
         return serving.segments_after(self.connection, self.lines, have, bytes_max)

@@ -52,12 +52,6 @@ def locator(connection: Connection, lines: SqlLines, author: bytes) -> list[Plac
     return sorted(found, reverse=True)
 
 
-def places_at(connection: Connection, lines: SqlLines, author: bytes, seq: int) -> list[Place]:
-    """The ends of the segments at or before `seq` on `author`'s branches."""
-    found = [_segment_before(connection, branch.id, min(seq, branch.last)) for branch in lines.of(author) if branch.first <= seq]
-    return [place for place in found if place is not None and place.seq <= seq]
-
-
 def segments_after(connection: Connection, lines: SqlLines, have: Mapping[bytes, Sequence[Place]], bytes_max: int) -> list[StoredSegment]:
     """The next segments of the authors in `have` beyond the places given; at least one if there is any, then up to `bytes_max`."""
     rows = {row.arrival: row for author, places in have.items() for row in _rows(connection, lines, author, places)}
