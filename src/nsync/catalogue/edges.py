@@ -67,8 +67,8 @@ class _Attachments:
         containers = {parent: its for parent, its in by_parent.items() if _is_container(self.draft.did(parent))}
         wanted = [parent for parent, its in containers.items() if self._needs_the_rest(parent, its, found)]
         siblings = self._attachments_in(wanted) - edges
+        found.update(self._judge(_by_parent(siblings)))
         for parent, its in _by_parent(siblings).items():
-            found.update(self._judge({parent: its}))
             containers[parent] += its
         self.complete.update(wanted)
         self.edges |= edges | siblings
