@@ -18,7 +18,6 @@ from nsync.catalogue import state as catalogue_state
 from nsync.catalogue.reference import Reference
 from nsync.catalogue.rules import Reader
 from nsync.crdt import Slot, lwwmap, mvregister, orset, past
-from nsync.log.forks import line_to
 from nsync.namespace import keys
 from nsync.namespace.keys import Attribute
 from nsync.rucio_bridge import materialise, parked, removal
@@ -74,8 +73,13 @@ def _retracts_of_nobody(slots: Any, past: Any, silences: Any = None) -> list[Slo
     return [slot for slot in slots if not slot.retract]
 
 
-def _closure_of_nothing(self: SqlLines, deps: Any) -> dict[int, int]:
-    return {mark.branch: mark.seq for dep in deps for mark in line_to(self.branches_tree, dep)}
+def _grows_by_deps_alone(original: Callable[..., Any]) -> Callable[..., Any]:
+    def grow(self: SqlLines, branch: int, first: int, deps: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self, "closure", lambda deps: {mark.branch: mark.seq for mark in deps})
+            return original(self, branch, first, deps)
+
+    return grow
 
 
 def _effective_of_anybody(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -173,7 +177,7 @@ FAULTS = (
     ),
     Fault(
         "the past of a segment holds its deps and not what they had seen",
-        method(SqlLines, "closure", _closure_of_nothing),
+        wrapped(SqlLines, "grow", _grows_by_deps_alone),
         f"{CONCURRENCY}::test_what_the_closer_saw_through_a_third_instance_it_saw",
     ),
     Fault(
