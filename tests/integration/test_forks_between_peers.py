@@ -206,9 +206,10 @@ async def test_a_newcomer_gets_a_long_log_and_its_branches_each_after_what_it_co
     assert all(receipt.rejected == () for receipt in a.log.received)
 
 
+@pytest.mark.parametrize("who_calls", ["a", "b"])
 @on_a_loop
-async def test_a_fork_within_a_long_changeset_passes_whole(trio: Trio, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the branches share of the changeset is stored with each of them."""
+async def test_a_fork_within_a_long_changeset_passes_whole(trio: Trio, monkeypatch: pytest.MonkeyPatch, who_calls: str) -> None:
+    """What the branches share of the changeset is stored with each of them, and is not sent again."""
     monkeypatch.setattr(segments, "OPS_MAX", 1)
     a, b = trio.nodes
     ops = [bytes([0x93, 0x64, i % 100, i // 100]) for i in range(2 * LOOK_AHEAD)]
@@ -220,8 +221,10 @@ async def test_a_fork_within_a_long_changeset_passes_whole(trio: Trio, monkeypat
         assert b.log.receive(history.frames, "c").rejected == ()
     a.log.receive(first.frames, "c")
     async with serving(a, b):
-        assert await sync(a, "b") == (1, 0, "")
+        a.log.frames = 0
+        assert await (sync(a, "b") if who_calls == "a" else sync(b, "a")) == ((1, 0, "") if who_calls == "a" else (0, 1, ""))
         assert sorted(a.log.heads()) == sorted(b.log.heads())
+        assert a.log.frames == 1
 
 
 # ── a restored database ──────────────────────────────────────────────────────────────────────────────────────────────

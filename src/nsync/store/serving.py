@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row, select
 
 from nsync.authority.charter import Place
 from nsync.log.forks import Line, Mark, line_to
-from nsync.log.segment import decode_header
+from nsync.log.segment import CHANGESET_SEGMENTS_MAX, decode_header
 from nsync.log.stored import BEGINNING, Head, StoredSegment
 from nsync.namespace import codec
 from nsync.store import schema
@@ -86,31 +86,36 @@ def _rows(connection: Connection, lines: SqlLines, author: bytes, places: Sequen
                 break
             if place not in marks:
                 marks[place] = list(_marks(connection, branches, place))
-            shared = [_shared(line, line_to(tree, mark)) for mark in marks[place]] + [0] * (place == BEGINNING)
+            shared = [_agreed(connection, line, line_to(tree, mark)) for mark in marks[place]] + [0] * (place == BEGINNING)
             base = max(shared, default=base)
         if base is not None:  # else they have something else, and did not say far enough back what
-            yield from _line_after(connection, lines, line, base)
+            yield from _line_after(connection, line, base, LOOK_AHEAD)
 
 
-def _line_after(connection: Connection, lines: SqlLines, line: Line, base: int) -> Iterator[Row[Any]]:
-    """The next LOOK_AHEAD rows of `line`."""
-    left = LOOK_AHEAD
+def _line_after(connection: Connection, line: Line, base: int, rows_max: int) -> Iterator[Row[Any]]:
+    """The next rows of `line`."""
     for part in line:
-        after = max(base, lines.branches[part.branch].first - 1)
-        if after < part.seq and left:
-            query = select(schema.segment).where(_SEGMENT.branch == part.branch, _SEGMENT.first > after, _SEGMENT.last <= part.seq)
-            rows = connection.execute(query.order_by(_SEGMENT.first).limit(left)).all()
-            left -= len(rows)
+        if base < part.seq and rows_max:
+            query = select(schema.segment).where(_SEGMENT.branch == part.branch, _SEGMENT.first > base, _SEGMENT.last <= part.seq)
+            rows = connection.execute(query.order_by(_SEGMENT.first).limit(rows_max)).all()
+            rows_max -= len(rows)
             yield from rows
 
 
-def _shared(line: Line, other: Line) -> int:
-    """How far two lines are one."""
-    return max((min(part.seq, there.seq) for part in line for there in other if part.branch == there.branch), default=0)
+def _agreed(connection: Connection, line: Line, other: Line) -> int:
+    """How far two lines are one, with what they share of an unfinished changeset: it is stored on each (store.intake)."""
+    seq = max((min(part.seq, there.seq) for part in line for there in other if part.branch == there.branch), default=0)
+    if seq < min(line[-1].seq, other[-1].seq):
+        ends = (_line_after(connection, way, seq, CHANGESET_SEGMENTS_MAX) for way in (line, other))
+        for mine, theirs in zip(*ends):
+            if mine.hash != theirs.hash:
+                break
+            seq = mine.last
+    return seq
 
 
 def _marks(connection: Connection, branches: Sequence[BranchRow], place: Place) -> Iterator[Mark]:
-    """Where `place` is: on several branches where a fork copied an unfinished changeset (store.intake)."""
+    """The branches that hold `place`: several where a fork copied an unfinished changeset."""
     for branch in branches:
         if (branch.last, branch.hash) == place or (
             branch.first <= place.seq < branch.last and _segment_before(connection, branch.id, place.seq) == place
