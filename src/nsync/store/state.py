@@ -17,6 +17,7 @@ from nsync.authority.charter import Charter, Instance, Move
 from nsync.authority.effective import Authority
 from nsync.authority.rulings import VOID, WAITING, Ruling, Rulings, owner_of
 from nsync.catalogue.entries import Conflict, Entry, entry_from_wire, plain
+from nsync.catalogue.explain import Explanation, Word, entries_needed, explain
 from nsync.catalogue.opendata import Name, name_of
 from nsync.catalogue.rules import Reader
 from nsync.catalogue.state import About, Derived, Hanging, Node
@@ -81,7 +82,7 @@ class SqlState:
         return self.statements.about(dids)
 
     def entries(self, facts: Collection[Fact]) -> dict[Fact, Entry]:
-        return {fact: entry_from_wire(fact, codec.decode(row.entry, "entry")) for fact, row in self._in(schema.entry, facts)}
+        return {fact: entry_from_wire(fact, codec.load(row.entry)) for fact, row in self._in(schema.entry, facts)}
 
     def hanging_on(self, nodes: Collection[Node]) -> Iterable[Hanging]:
         return self.statements.hanging_on(nodes)
@@ -396,9 +397,12 @@ class SqlState:
             s for s in statements if rulings.may_say(instance, s.key, isinstance(s, Retract), None if isinstance(s, Retract) else s.value)
         ]
 
-    def history(self, key: Key) -> list[tuple[Slot, Optional[Ruling]]]:
-        """Everything that was said about `key`."""
-        return [(found.slot, ruling) for found, ruling in self.statements.history(key)]
+    def explain(self, key: Key) -> Explanation:
+        """Every statement about `key`, what became of it, the value shown, the rule that chose it, and what would change it."""
+        void = Ruling(VOID, "it stands on a branch of a forked log that does not count")
+        words = [Word(found.slot, ruling or void) for found, ruling in self.statements.history(key)]
+        fact = fact_of(key)
+        return explain(Reader(self.rulings), key, words, self.entries(entries_needed(key)), self.conflicts([fact]).get(fact, []))
 
     # ---- leaves
 
