@@ -28,7 +28,7 @@ create_tables(here)
 with writing(here) as connection:
     op = encode_op([Assert(dataset, Identity(DATASET))])
     SqlLog(connection, authority).publish([op], atlas.author, key.sign, now_ms)
-    frames = [segment.frame for segment in SqlLog(connection, authority).segments_after({}, bytes_max=1 << 20)]
+    frames = [segment.frame for segment in SqlLog(connection, authority).segments_after({atlas.author: []}, bytes_max=1 << 20)]
 
 create_tables(there)
 segments, refused = decode_batch(frames, authority, verify)  # signatures and structure, before the transaction

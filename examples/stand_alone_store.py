@@ -47,7 +47,7 @@ with tempfile.TemporaryDirectory() as directory:
     for file in files:
         publish(here, [Assert(file, Identity(FILE, 1000)), Assert(Attachment(dataset, file), True)])
     with here.connect() as connection:
-        first, *rest = [segment.frame for segment in SqlLog(connection, authority).segments_after({}, 1 << 20)]
+        first, *rest = [segment.frame for segment in SqlLog(connection, authority).segments_after({author: []}, 1 << 20)]
     receive(there, rest)  # a gap
     receive(there, [first[:-1] + bytes([first[-1] ^ 1])])  # altered
     receive(there, [first, *rest, *rest])

@@ -16,7 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine
 
+from nsync.store.database import create_tables, open_store
 from tests.support import postgres
 
 _HOME = Path(tempfile.mkdtemp(prefix="nsync-tests-"))
@@ -86,6 +88,16 @@ def postgres_url(postgres_server: postgres.Server) -> Iterator[str]:
     """The URL of a new, empty database, dropped after the test."""
     with postgres_server.database() as url:
         yield url
+
+
+@pytest.fixture(scope="module")
+def postgres_engine(postgres_server: postgres.Server) -> Iterator[Engine]:
+    """A database on PostgreSQL with the nsync tables, for a module whose tests empty it themselves."""
+    with postgres_server.database() as url:
+        engine = open_store(url)
+        create_tables(engine)
+        yield engine
+        engine.dispose()
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])

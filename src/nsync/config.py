@@ -13,7 +13,8 @@ from typing import Optional
 from rucio.common.config import config_get, config_get_list
 
 from nsync.auth.keys import SigningKey, verify
-from nsync.authority.charter import Charter, Instance, load
+from nsync.authority import amendments
+from nsync.authority.charter import Charter, Instance
 from nsync.errors import ConfigError
 
 SECTION = "nsync"
@@ -28,6 +29,8 @@ class Settings:
 
     me: Instance
     charter: Charter
+    charter_text: str
+    """The file, for the database to keep."""
     key: SigningKey
     host: str
     port: int
@@ -42,7 +45,8 @@ class Settings:
 
 def read() -> Settings:
     """The settings of this instance. Raises ConfigError."""
-    name, charter = _option("instance"), _charter()
+    name, text = _option("instance"), _charter_text()
+    charter = amendments.read(text, verify).charter
     me = charter.by_name(name)
     if me is None:
         names = ", ".join(i.name for i in charter.instances)
@@ -63,6 +67,7 @@ def read() -> Settings:
     return Settings(
         me=me,
         charter=charter,
+        charter_text=text,
         key=key,
         host=host,
         port=port,
@@ -78,13 +83,12 @@ def read() -> Settings:
     )
 
 
-def _charter() -> Charter:
+def _charter_text() -> str:
     path = Path(_option("charter"))
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"[nsync] charter = {path}: {error.strerror}; put the federation's signed charter there") from error
-    return load(text, verify)
 
 
 def _address(name: str, value: str) -> tuple[str, int]:

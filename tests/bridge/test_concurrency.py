@@ -548,12 +548,12 @@ def test_a_silent_home_still_decides_between_two_guests_claims(federation: list[
     belle2.add_files(SHARED, ["f1"], 2, "00000002")
     belle2.work()
     cms.work()
-    before = atlas.query("SELECT count(*) FROM nsync_segment WHERE author = :a", a=atlas.bridge.me.author)
+    before = atlas.segments(atlas.bridge.me.author)
     atlas.fetch(cms)
     atlas.work()
     atlas.fetch(belle2)
     atlas.work()
-    assert atlas.query("SELECT count(*) FROM nsync_segment WHERE author = :a", a=atlas.bridge.me.author) > before
+    assert atlas.segments(atlas.bridge.me.author) > before
     settle(federation)
     assert len({instance.catalogue()[f1].identity for instance in federation}) == 1
     count = atlas.query("SELECT count(*) FROM nsync_segment")

@@ -240,7 +240,7 @@ def fetch(reader: Instance, source: Instance, seed: int) -> None:
         reader.fetch(source)
         return
     rng = random.Random(seed)
-    frames = [segment.frame for segment in source.bridge.segments_after({}, 1 << 30)]
+    frames = source.frames()
     frames += rng.sample(frames, len(frames) // 2)
     rng.shuffle(frames)
     while frames:
@@ -384,8 +384,7 @@ def check_counters(story: Story) -> None:
 def check_private_names_stay(story: Story) -> None:
     """No segment names what was never below open data (R7.2)."""
     (atlas, *_) = story.instances.values()
-    frames = [bytes(frame) for (frame,) in atlas.query("SELECT frame FROM nsync_segment")]
-    said = {s.key for frame in frames for op in decode_frame(frame).ops for s in decode_op(op)}
+    said = {s.key for frame in atlas.frames() for op in decode_frame(frame).ops for s in decode_op(op)}
     named = {did for key in said for did in _dids_of(fact_of(key))}
     for name in NAMES:
         private = {did for did in named if did.scope == f"{name}.private"}

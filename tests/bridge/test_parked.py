@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from nsync.namespace.keys import Did, Rse
 from tests.support.instances import Instance, settle
 
@@ -66,7 +64,6 @@ def test_what_is_parked_at_its_home_and_deleted_there_is_gone_everywhere(instanc
     delete_at_atlas(instances)
 
 
-@pytest.mark.xfail(strict=True, reason="nsync_parked does not tell whether the row of what a guest made was here")
 def test_what_a_guest_made_is_gone_too_when_it_is_parked_at_its_home_and_deleted_there(instances: list[Instance]) -> None:
     park_at_atlas(instances, maker=instances[1])
     delete_at_atlas(instances)

@@ -14,10 +14,13 @@ from typing import Any, Optional
 
 from nsync.auth.keys import SigningKey
 from nsync.authority.charter import FORMAT as CHARTER_FORMAT
+from nsync.authority.charter import Place
 from nsync.clock import Stamp
 from nsync.log.segment import EMPTY, FORMAT, NO_HASH, Dep, Header, Segment, Tip, build_changeset, encode_header, root_of
+from nsync.log.stored import BEGINNING, Head, Receipt
 from nsync.namespace import codec
 from nsync.namespace.ops import encode_op
+from nsync.transport import session, wire
 from nsync.transport.requests import authorization
 from tests.conformance.vocabulary import OP_ROWS, UNKNOWN_OP, make_keys, make_ops, plain, refused_ops
 from tests.support.federation import AUTHOR, CHARTER, KEYS, ROOTS, charter_document
@@ -121,6 +124,28 @@ def make_request() -> Any:
     return {"method": method, "path": path, "body": body.hex(), "nonce": nonce.hex(), "now_ms": NOW_MS, "authorization": value}
 
 
+def make_messages() -> Any:
+    """Whom each message is for, its bytes, and what they say; of heads also the digest."""
+    atlas, cms = sorted((AUTHOR["atlas"], AUTHOR["cms"]))
+    heads = [Head(atlas, 300, b"a" * 16), Head(cms, 7, b"b" * 16), Head(cms, 9, b"c" * 16)]
+    have = {atlas: [], cms: [Place(9, b"c" * 16), Place(8, b"d" * 16), Place(7, b"b" * 16), BEGINNING]}
+    digest = session.digest(heads)
+    pull = [[author, sorted(places)] for author, places in have.items()]
+    return [
+        _message("hello", wire.encode_hello(digest), [2, 2, digest]),
+        _message("hello reply", wire.encode_hello_reply(None), [2, None], name="the same heads"),
+        _message("hello reply", wire.encode_hello_reply(heads), [2, heads], name="other heads, and a fork", digest=digest.hex()),
+        _message("hello reply", wire.encode_hello_reply([]), [2, []], name="nothing", digest=session.digest([]).hex()),
+        _message("pull", wire.encode_have(have), pull, name="all of one log, and what follows some places of another"),
+        _message("receipt", wire.encode_receipt(Receipt(3, ())), [3, []], name="all stored"),
+        _message("receipt", wire.encode_receipt(Receipt(0, ("a reason",))), [0, ["a reason"]], name="a refusal"),
+    ]
+
+
+def _message(kind: str, raw: bytes, says: Any, name: str = "", **more: str) -> Any:
+    return {"name": f"{kind}: {name}" if name else kind, "kind": kind, "bytes": raw.hex(), "says": plain(says), **more}
+
+
 def _frame(segment: Segment, **changes: Any) -> bytes:
     parts = {"header": segment.header_bytes, "signature": segment.signature, "ops": segment.ops, **changes}
     return codec.encode(tuple(parts.values()))
@@ -140,7 +165,7 @@ def refused_segments() -> dict[str, tuple[bytes, str]]:
         "no ops announced": ({"n": 0}, "a segment announces no op or more than 4096"),
         "4097 ops announced": ({"n": 4097}, "a segment announces no op or more than 4096"),
         "a negative stamp": ({"stamp": Stamp(-1, 0)}, "a segment has no stamp"),
-        "a dep twice": ({"deps": (dep, dep)}, "a segment has deps that are unsorted or name an author twice"),
+        "a dep twice": ({"deps": (dep, dep)}, "a segment has deps that are unsorted or named twice"),
         "deps unsorted": (
             {"deps": tuple(sorted((dep, Dep(AUTHOR["belle2"], 1, bytes(16))), reverse=True))},
             "a segment has deps that are unsorted",
@@ -173,6 +198,7 @@ FILES = {
     "ops": make_ops,
     "segments": make_segments,
     "charter": make_charter,
+    "messages": make_messages,
     "request": make_request,
     "refused": make_refused,
 }

@@ -6,8 +6,9 @@ A test that fails here means another wire format. That needs a new version of it
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Callable
 
+import msgpack
 import pytest
 
 from nsync.auth.keys import verify
@@ -18,9 +19,10 @@ from nsync.log.admission import admit, check_deps, check_segment
 from nsync.log.segment import EMPTY, Dep, decode_frame, decode_header, encode_header, header_hash, root_of
 from nsync.namespace.keys import from_key_bytes, key_bytes
 from nsync.namespace.ops import decode_op
+from nsync.transport import session, wire
 from nsync.transport.requests import Verifier, authorization, body_digest
 from tests.conformance import make
-from tests.conformance.vocabulary import encoded, told, told_key
+from tests.conformance.vocabulary import encoded, plain, told, told_key
 from tests.support.federation import KEYS
 
 VECTORS: dict[str, Any] = {name: json.loads((make.DIRECTORY / f"{name}.json").read_text(encoding="ascii")) for name in make.FILES}
@@ -76,7 +78,7 @@ def test_the_segments_are_two_logs_of_whole_changesets() -> None:
     assert admit(two, middle).open_segments == 0
     (dep,) = one.header.deps
     assert dep == Dep(seen.header.author, 1, seen.hash)
-    check_deps(one.header, {}, {dep: seen.header.stamp})
+    check_deps(one.header, {dep: seen.header.stamp}, lambda dep: False)
 
 
 def test_charter_names_federation_and_authors() -> None:
@@ -87,6 +89,25 @@ def test_charter_names_federation_and_authors() -> None:
     for name, ids in row["authors"].items():
         assert author_id(bytes.fromhex(ids["key"]), bytes.fromhex(ids["incarnation"])).hex() == ids["author"]
         assert Authority(charter).name(bytes.fromhex(ids["author"])) == name
+
+
+@rows("messages")
+def test_messages(row: Any) -> None:
+    raw = bytes.fromhex(row["bytes"])
+    assert plain(msgpack.unpackb(raw)) == row["says"]
+    decode: dict[str, Callable[[bytes], Any]] = {
+        "hello": wire.decode_hello,
+        "hello reply": wire.decode_hello_reply,
+        "pull": wire.decode_have,
+        "receipt": wire.decode_receipt,
+    }
+    message = decode[row["kind"]](raw)
+    if row["kind"] == "pull":
+        assert plain([[author, places[::-1]] for author, places in message.items()]) == row["says"]
+    else:
+        assert plain(message) == row["says"]
+    if "digest" in row:
+        assert session.digest(message.heads).hex() == row["digest"]
 
 
 def test_request_header() -> None:

@@ -11,10 +11,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
-from sqlalchemy import text
 
-from nsync.authority.effective import Authority, Silencer
-from nsync.catalogue import collections, cycles, dids, edges, identity, opendata, rules, view
+from nsync.authority.rulings import EFFECTIVE, NEVER, WAITING, Ruling, Rulings
+from nsync.catalogue import collections, cycles, dids, edges, identity, opendata, view
 from nsync.catalogue import state as catalogue_state
 from nsync.catalogue.reference import Reference
 from nsync.catalogue.rules import Reader
@@ -26,9 +25,9 @@ from nsync.rucio_bridge.bridge import Bridge
 from nsync.rucio_bridge.capture import Capture
 from nsync.rucio_bridge.fit import Fit
 from nsync.rucio_bridge.materialise import Materialise
-from nsync.store import log, state
+from nsync.store.lines import SqlLines
 from nsync.store.log import SqlLog
-from nsync.store.state import SqlState
+from nsync.store.statements import Statements
 
 Patch = pytest.MonkeyPatch
 
@@ -74,9 +73,39 @@ def _retracts_of_nobody(slots: Any, past: Any, silences: Any = None) -> list[Slo
     return [slot for slot in slots if not slot.retract]
 
 
-def _steps_without_closure(pasts: Any, author: bytes, first: int, deps: Any) -> list[past.Step]:
-    before = pasts.at(past.Dot(author, first))
-    return [past.Step(author, first, dep.author, dep.seq) for dep in sorted(deps) if dep.seq > before.get(dep.author, 0)]
+def _grows_by_deps_alone(original: Callable[..., Any]) -> Callable[..., Any]:
+    def grow(self: SqlLines, branch: int, first: int, deps: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self, "closure", lambda deps: {mark.branch: mark.seq for mark in deps})
+            return original(self, branch, first, deps)
+
+    return grow
+
+
+def _effective_of_anybody(original: Callable[..., Any]) -> Callable[..., Any]:
+    def ruling(self: Rulings, key: Any, slot: Slot) -> Ruling:
+        found = original(self, key, slot)
+        return found if self.charter.by_author(slot.dot.author) is None else Ruling(EFFECTIVE, "anybody says anything")
+
+    return ruling
+
+
+def _nothing_waits(original: Callable[..., Any]) -> Callable[..., Any]:
+    def ruling(self: Rulings, key: Any, slot: Slot) -> Ruling:
+        found = original(self, key, slot)
+        return found._replace(standing=EFFECTIVE) if found.standing == WAITING else found
+
+    return ruling
+
+
+def _oldest_slot(original: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, keyed, newest: original(self, keyed, False)
+
+
+def _newest_claim(original: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, keyed, newest: {
+        key: [slot for slot in slots if newest or not slot.retract] for key, slots in original(self, keyed, True).items()
+    }
 
 
 def _echo_stays(self: Bridge, session: Any, log: SqlLog, facts: Any, batch: str, now_ms: int) -> bool:
@@ -129,9 +158,6 @@ def _youngest_decides(candidates: Any) -> Any:
     return ("", None) if not found else (found[0][1].holds + "".join(others - {found[0][1].holds}), found[0])
 
 
-_LAST_CLAIM = text(state._CLAIM.text.replace("DO NOTHING", "DO UPDATE SET seq = excluded.seq, value = excluded.value"))
-_LAST_ARRIVAL = text(state._JOIN.text.split(" WHERE excluded")[0])
-
 CONCURRENCY, CONFLICTS, SHARE, HISTORIES = (
     f"bridge.{name}" for name in ("test_concurrency", "test_conflicts", "test_share", "test_histories")
 )
@@ -151,12 +177,12 @@ FAULTS = (
     ),
     Fault(
         "the past of a segment holds its deps and not what they had seen",
-        function(past.steps_of, _steps_without_closure),
+        wrapped(SqlLines, "grow", _grows_by_deps_alone),
         f"{CONCURRENCY}::test_what_the_closer_saw_through_a_third_instance_it_saw",
     ),
     Fault(
         "deps are never named",
-        function(log.choose_deps, lambda *_: []),
+        method(SqlLog, "_choose_deps", lambda self, author, tip: []),
         f"{CONCURRENCY}::test_a_guests_close_takes_effect_once_the_home_acknowledged_it",
     ),
     Fault(
@@ -175,29 +201,29 @@ FAULTS = (
         f"{CONCURRENCY}::test_of_two_values_said_at_once_the_newer_shows",
     ),
     Fault(
-        "a slot keeps what arrives last",
-        method(state, "_JOIN", _LAST_ARRIVAL),
+        "a slot is the oldest statement that counts",
+        wrapped(Statements, "_pick", _oldest_slot),
         f"{CONCURRENCY}::test_a_guest_takes_back_a_close_that_the_home_has_not_acknowledged",
     ),
     # ---- authority
     Fault(
         "a guest's retract silences everyone",
-        method(Silencer, "__call__", lambda self, retract, asserted: True),
+        method(Rulings, "silences", lambda self, key, retract, asserted: True),
         f"{CONCURRENCY}::test_a_guests_retract_silences_only_its_own",
     ),
     Fault(
         "a guest's close and publication count at once",
-        method(Authority, "waits_for_home", lambda self, author, statement: False),
+        wrapped(Rulings, "ruling", _nothing_waits),
         f"{CONCURRENCY}::test_a_guests_publication_takes_effect_once_the_home_acknowledged_it",
     ),
     Fault(
         "what waits for the home is never settled",
-        wrapped(SqlState, "acknowledge", lambda original: lambda self, *args: ([], original(self, *args)[1])),
+        method(Rulings, "_acknowledged", lambda self, line, dot: NEVER),
         f"{CONCURRENCY}::test_a_guests_retract_waits_for_the_home",
     ),
     Fault(
         "anybody writes any scope",
-        method(Authority, "may_write", lambda self, author, key: True),
+        wrapped(Rulings, "ruling", _effective_of_anybody),
         f"{CONCURRENCY}::test_a_stranger_in_a_scope_changes_nothing",
     ),
     # ---- catalogue
@@ -208,12 +234,12 @@ FAULTS = (
     ),
     Fault(
         "the identity is the oldest claim by its stamp",
-        function(rules.position, lambda past, home, slot: (0, 0, slot.order)),
+        method(Rulings, "position", lambda self, key, slot: (0, 0, slot.order)),
         f"{CONFLICTS}::test_of_two_contents_of_one_name_the_first_by_the_homes_log_is_it_everywhere",
     ),
     Fault(
         "a later claim replaces an author's first",
-        method(state, "_CLAIM", _LAST_CLAIM),
+        wrapped(Statements, "_pick", _newest_claim),
         f"{CONFLICTS}::test_the_name_of_a_removed_file_keeps_its_identity",
     ),
     Fault(

@@ -20,7 +20,7 @@ class Obvious:
 
     def __init__(self, state: Reference) -> None:
         self.state = state
-        self.reader = Reader(state.authority, state.pasts)
+        self.reader = Reader(state.world)
         self.dids = {fact: entry for fact, entry in state.catalogue.items() if isinstance(entry, DidEntry)}
 
     def slots(self, key: Key) -> list[Slot]:
@@ -61,7 +61,7 @@ class Obvious:
         closes = [slot for slot in self.register(Attribute(edge.parent, fields.CLOSED)) if slot.value]
         states = self.register(Attribute(edge.parent, fields.OPENDATA))
         seals = closes + [state for state in states if not any(self.reader.saw(close, state) for close in closes)]
-        return not all(any(self.reader.saw(seal, top) for top in tops) for seal in seals)
+        return not any(all(self.reader.saw(seal, top) for seal in seals) for top in tops)
 
     @staticmethod
     def deciding(parent: Did, orders: dict[Attachment, object]) -> Attachment:

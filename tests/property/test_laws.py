@@ -6,30 +6,47 @@ Stamps of guests lie, so nothing may depend on them but the choice of a value am
 
 from __future__ import annotations
 
-from functools import reduce
-from typing import NamedTuple, Optional
+from collections.abc import Mapping, Sequence
+from functools import partial, reduce
+from typing import Callable, NamedTuple, Optional
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nsync.authority.effective import Silencer
+from nsync.authority.rulings import Given, Rulings
 from nsync.clock import Stamp
 from nsync.crdt import Dot, Pasts, Slot, Slots, maximal, newest, standing
 from nsync.crdt.orset import Silences, anyone
 from nsync.crdt.past import contains, steps_of
+from nsync.namespace.keys import Did
+from tests.property.stories import GENESIS
 
-HOME, GUESTS = b"home", (b"guest 1", b"guest 2", b"guest 3")
-AUTHORS = (HOME, *GUESTS)
-KEYS = ("k1", "k2")
+AUTHORS = tuple(sorted(instance.author for instance in GENESIS.instances))
+HOME = next(instance.author for instance in GENESIS.instances if instance.name == "atlas")
+KEYS = (Did("atlas", "f1"), Did("atlas", "f2"))
+"""In a scope of the home's; the other three are its guests."""
 
 
 class Op(NamedTuple):
     """A statement with its whole past."""
 
     slot: Slot
-    key: str
+    key: Did
     seen: dict[bytes, int]
+
+
+class Logs(Pasts):
+    """What rulings ask of logs in which nobody grants anything and no floor is voted for."""
+
+    def head(self, author: bytes) -> int:
+        return 0
+
+    def floors(self) -> Sequence[Mapping[bytes, int]]:
+        return ()
+
+    def given(self, author: bytes) -> Sequence[Given]:
+        return ()
 
 
 class History:
@@ -37,7 +54,7 @@ class History:
 
     def __init__(self) -> None:
         self.ops: list[Op] = []
-        self.pasts = Pasts()
+        self.pasts = Logs()
         self._seen: dict[bytes, dict[bytes, int]] = {author: {} for author in AUTHORS}
         self._clock = dict.fromkeys(AUTHORS, 0)
         self._seqs = dict.fromkeys(AUTHORS, 0)
@@ -48,7 +65,7 @@ class History:
                 self._seen[author][known] = seq
         self._clock[author] = max(self._clock[author], self._clock[other])
 
-    def say(self, author: bytes, key: str, value: Optional[int], lie: Optional[int]) -> None:
+    def say(self, author: bytes, key: Did, value: Optional[int], lie: Optional[int]) -> None:
         self._seqs[author] += 1
         self._clock[author] += 1
         stamp = self._clock[author] if lie is None or author == HOME else lie
@@ -115,15 +132,24 @@ def joined(ops: list[Op]) -> Slots:
     return slots
 
 
-@pytest.mark.parametrize("silences", [anyone, Silencer(HOME)], ids=["anyone silences", "home and oneself silence"])  # type: ignore[arg-type]
+def plain_set(logs: Logs, key: Did) -> Silences:
+    return anyone
+
+
+def shared_scope(logs: Logs, key: Did) -> Silences:
+    return partial(Rulings(GENESIS, logs).silences, key)
+
+
+@pytest.mark.parametrize("law", [plain_set, shared_scope], ids=["anyone silences", "home and oneself silence"])
 @settings(max_examples=400, deadline=None)
 @given(steps=STEPS)
-def test_reading_the_slots_is_reading_the_whole_log(silences: Silences, steps: list[tuple[object, ...]]) -> None:
+def test_reading_the_slots_is_reading_the_whole_log(law: Callable[[Logs, Did], Silences], steps: list[tuple[object, ...]]) -> None:
     made = history(steps)
     slots = Slots()
     for count, op in enumerate(made.ops, 1):  # at every moment, not only at the end
         slots.join(op.key, op.slot)
         said = [other for other in made.ops[:count] if other.key == op.key]
+        silences = law(made.pasts, op.key)
         assert slot_reading(slots.of(op.key), made.pasts, silences) == full_reading(said, silences)
 
 

@@ -16,13 +16,14 @@ from rucio.core.rse import get_rse_id
 from rucio.core.rule import add_rule
 from rucio.core.scope import add_scope
 from rucio.db.sqla.constants import DIDType, OpenDataDIDState
-from sqlalchemy import Engine, Table, create_engine, event, select, text
+from sqlalchemy import Engine, Table, create_engine, event, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
 from nsync.auth.keys import verify
+from nsync.authority.charter import Place
 from nsync.catalogue.entries import Conflict, Entry
-from nsync.namespace.keys import Fact, from_key_bytes
+from nsync.namespace.keys import Fact
 from nsync.namespace.ops import Statement, encode_op
 from nsync.rucio_bridge import parked
 from nsync.rucio_bridge.bridge import Bridge
@@ -30,6 +31,7 @@ from nsync.rucio_bridge.rows import Rows
 from nsync.rucio_bridge.snapshot import shared_rows
 from nsync.store import migrations, schema
 from nsync.store.database import begin_writing
+from nsync.store.keyed import keys_in
 from nsync.store.log import SqlLog
 from nsync.store.state import SqlState
 from tests.support.federation import AUTHORITY, CHARTER, KEYS
@@ -98,9 +100,14 @@ class Instance:
 
     def fetch(self, other: Instance) -> tuple[str, ...]:
         """Store everything that `other` has and this one lacks; returns what was refused."""
-        have = {head.author: head.seq for head in self.bridge.heads()}
-        frames = [segment.frame for segment in other.bridge.segments_after(have, 1 << 30)]
-        return self.bridge.receive(frames, other.name).rejected if frames else ()
+        rejected: tuple[str, ...] = ()
+        while True:
+            have = {head.author: self.bridge.locator(head.author) for head in other.bridge.heads()}
+            frames = [segment.frame for segment in other.bridge.segments_after(have, 1 << 30)]
+            receipt = self.bridge.receive(frames, other.name)
+            rejected += receipt.rejected
+            if not receipt.stored:
+                return rejected
 
     def rows(self) -> dict[str, frozenset[tuple[object, ...]]]:
         with self.engine.connect() as connection:
@@ -110,12 +117,29 @@ class Instance:
         with self.engine.connect() as connection:
             return [tuple(row) for row in connection.execute(text(sql), values)]
 
+    def segments(self, author: bytes) -> int:
+        """How many segments of `author` are stored here."""
+        count = "SELECT count(*) FROM nsync_segment s JOIN nsync_branch b ON b.id = s.branch WHERE b.author = :author"
+        return int(self.query(count, author=author)[0][0])
+
+    def frames(self) -> list[bytes]:
+        """All that is stored here, in the order in which it came."""
+        have: dict[bytes, list[Place]] = {head.author: [] for head in self.bridge.heads()}
+        found: list[bytes] = []
+        while batch := self.bridge.segments_after(have, 1 << 30):
+            for segment in batch:
+                have[segment.author].append(Place(segment.last, segment.hash))
+            found += [segment.frame for segment in batch]
+        return found
+
     def publish(self, *statements: Statement) -> None:
         """Sign statements that no row of Rucio makes."""
         with self.sessions.begin() as session:
             begin_writing(session.connection())
             me = self.bridge.me
-            SqlLog(session.connection(), AUTHORITY).publish([encode_op(statements)], me.author, KEYS[self.name].sign, self.now_ms)
+            SqlLog(session.connection(), self.bridge.authority).publish(
+                [encode_op(statements)], me.author, KEYS[self.name].sign, self.now_ms
+            )
 
     # ---- what it shows
 
@@ -129,8 +153,7 @@ class Instance:
     def state(self, ask: Callable[[SqlState, set[Any]], Any], table: Table) -> Any:
         """What `ask` finds out about every key in `table`."""
         with self.engine.connect() as connection:
-            raw = connection.execute(select(table.c.key)).scalars()
-            return ask(SqlState(connection, AUTHORITY), {from_key_bytes(key) for key in raw})
+            return ask(SqlLog(connection, self.bridge.authority).state, keys_in(connection, table))
 
     def parked(self) -> dict[Fact, str]:
         """What waits for the operator, with the reasons."""

@@ -28,6 +28,7 @@ from nsync.authority.effective import Authority
 from nsync.log.segment import decode_frame
 from nsync.log.stored import Receipt
 from nsync.rucio_bridge.bridge import Bridge
+from nsync.store import kept
 from nsync.testbed.layout import free_ports
 from nsync.transport.client import PeerClient, open_session
 from tests.support.federation import KEYS, NAMES, charter_document
@@ -97,6 +98,8 @@ class Site(Instance):
         assert me is not None
         self.federation = federation
         self.author = me.author
+        with self.engine.begin() as connection:
+            kept.write(connection, "index", bytes(16))  # else it is drawn, and no two databases are equal
         self.bridge = Bridge(self.engine, federation.authority, me, KEYS[name].sign, verify, "OpenData=True")
         self.home = directory / f"{name}-home"
         self.home.mkdir()
@@ -264,13 +267,12 @@ def damage(path: Path) -> list[tuple[Any, ...]]:
 
 def stored(path: Path) -> set[tuple[bytes, int, bytes]]:
     """(author, first, hash) of each stored segment."""
-    return set(ask(path, "SELECT author, first, hash FROM nsync_segment"))
+    return set(ask(path, "SELECT b.author, s.first, s.hash FROM nsync_segment s JOIN nsync_branch b ON b.id = s.branch"))
 
 
 def applied(path: Path, author: bytes) -> int:
     """How far the log of `author` is applied."""
-    rows = ask(path, "SELECT seq FROM nsync_head WHERE author = ?", author)
-    return int(rows[0][0]) if rows else 0
+    return int(ask(path, "SELECT coalesce(max(applied), 0) FROM nsync_branch WHERE author = ?", author)[0][0])
 
 
 def reports(process: Process) -> Optional[list[dict[str, Any]]]:

@@ -122,7 +122,10 @@ def test_status_names_every_instance_and_conflicts_come_causes_first(tmp_path: P
     table = run("status", config=config).stdout
     assert " instance " in table and all(f" {name} " in table for name in NAMES)
     reasons = {"atlas.a": "waits for scope atlas.z", "atlas.b": "waits for scope atlas.z", "atlas.z": "is taken here"}
-    rows = [{"key": key_bytes(Scope(s)), "batch": "atlas 1-3", "reason": reason, "since_ms": 1} for s, reason in reasons.items()]
+    rows = [
+        {"key": key_bytes(Scope(s)), "batch": "atlas 1-3", "reason": reason, "since_ms": 1, "had_row": False}
+        for s, reason in reasons.items()
+    ]
     with engine.begin() as connection:
         connection.execute(insert(schema.parked), rows)
     engine.dispose()
@@ -132,6 +135,27 @@ def test_status_names_every_instance_and_conflicts_come_causes_first(tmp_path: P
     assert brief.stdout.index("is taken here") < brief.stdout.index("and 2 facts wait with it")
     assert whole.stdout.index("is taken here") < whole.stdout.index("waits for scope atlas.z") and "and 2 facts" not in whole.stdout
     assert len(json.loads(machine.stdout)["parked"]) == 3
+
+
+def test_status_tells_an_instance_that_publishes_nothing_more(tmp_path: Path) -> None:
+    config = instance(tmp_path, "[database]\ndefault = sqlite+nsync:///{}")
+    from sqlalchemy import create_engine
+
+    from nsync.log.stored import Head
+    from nsync.store import migrations
+    from nsync.store.log import SqlLog
+    from tests.support.federation import AUTHOR, AUTHORITY
+
+    engine = create_engine(f"sqlite+nsync:///{tmp_path / 'rucio.db'}")
+    migrations.upgrade(engine)
+    assert json.loads(run("status", "--json", config=config).stdout)["read_only"] is None
+    with engine.begin() as connection:
+        SqlLog(connection, AUTHORITY).heard(AUTHOR["cms"], [Head(AUTHOR["cms"], 5, bytes(16))])
+    engine.dispose()
+    shown, machine = run("status", config=config), run("status", "--json", config=config)
+    assert shown.returncode == machine.returncode == 4
+    assert "read-only: a peer has this instance's own log up to 5" in shown.stdout
+    assert json.loads(machine.stdout)["read_only"].endswith("Ask for a new incarnation in the charter")
 
 
 def test_a_charter_is_made_signed_and_shown(tmp_path: Path) -> None:

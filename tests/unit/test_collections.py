@@ -8,7 +8,7 @@ import pytest
 
 from nsync.catalogue.collections import ATTACHABLE_RULE, CLOSED_RULE, CYCLE_RULE, MIXED_RULE, TYPES_RULE
 from nsync.catalogue.opendata import REOPEN_RULE
-from nsync.catalogue.reference import Reference
+from nsync.catalogue.reference import Known
 from nsync.catalogue.rules import Reader, close_key
 from nsync.catalogue.state import Hanging, Node
 from nsync.catalogue.view import derive
@@ -95,18 +95,19 @@ def test_what_a_container_holds_is_not_read_again_when_it_grows(monkeypatch: pyt
     shared = Federation()
     names = [f"d{number}" for number in range(200)]
     shared.atlas.say(Assert(Scope(SHARED), True), exists("c1"), *map(exists, names), *attach("c1", *names[:-1]))
+    assert len(shared.content("c1")) == 199
     read: list[Attachment] = []
-    original = Reference.hanging_on
+    original = Known.hanging_on
 
-    def hanging_on(self: Reference, nodes: Collection[Node]) -> Iterable[Hanging]:
+    def hanging_on(self: Known, nodes: Collection[Node]) -> Iterable[Hanging]:
         found = list(original(self, nodes))
         read.extend(fact for fact in found if isinstance(fact, Attachment))
         return found
 
-    monkeypatch.setattr(Reference, "hanging_on", hanging_on)
+    monkeypatch.setattr(Known, "hanging_on", hanging_on)
     shared.atlas.say(*attach("c1", names[-1]))
-    assert read == []
     assert len(shared.content("c1")) == 200
+    assert read == []
 
 
 # ---- closes and publications (6.2, 6.5)
@@ -203,7 +204,7 @@ def test_closing_looks_at_nothing_that_the_close_has_seen() -> None:
     for value in (True, False, True):
         shared.atlas.say(close("d1", value))
         state = shared.atlas.state
-        derived = derive(state, Reader(state.authority, state.pasts), [close_key(did("d1"))])
+        derived = derive(state.known, Reader(state.world), [close_key(did("d1"))])
         assert len(derived.entries) == 1
     assert len(shared.content("d1")) == 101
 

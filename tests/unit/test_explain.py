@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from nsync.authority.rulings import EFFECTIVE, VOID, WAITING, Ruling
 from nsync.catalogue.entries import DidEntry
 from nsync.catalogue.explain import Explanation, Word, entries_needed, explain
-from nsync.catalogue.judge import judge
 from nsync.catalogue.rules import Reader, shown
 from nsync.namespace.keys import Attachment, Attribute, Key, Replica, fact_of
 from nsync.namespace.ops import Retract
@@ -23,18 +22,15 @@ def explained(writer: Writer, *keys: Key) -> list[Explanation]:
     """Keys as `writer` sees them."""
     state = writer.state
     said: dict[Key, list[Word]] = {}
-    for segment in writer.log:
-        judged = judge(state.authority, segment)
-        for key, slot in judged.effective:
-            said.setdefault(key, []).append(Word(slot, Ruling(EFFECTIVE, "")))
-        for key, slot in judged.waiting:
-            home = state.authority.decider(key)
-            seen = home is not None and state.pasts.seen_from(home, slot.dot) is not None
-            said.setdefault(key, []).append(Word(slot, Ruling(EFFECTIVE, "") if seen else Ruling(WAITING, "for atlas")))
-    reader = Reader(state.authority, state.pasts)
+    for one, ruling in state.world.rulings:
+        if ruling.standing != VOID:
+            why = Ruling(WAITING, "for atlas") if ruling.standing == WAITING else Ruling(EFFECTIVE, "")
+            said.setdefault(one.key, []).append(Word(one.slot, why))
+    reader = Reader(state.world)
     wanted = keys or tuple(said)
     return [
-        explain(reader, key, said.get(key, []), state.entries(entries_needed(key)), state.conflicts.get(fact_of(key), [])) for key in wanted
+        explain(reader, key, said.get(key, []), state.known.entries(entries_needed(key)), state.conflicts.get(fact_of(key), []))
+        for key in wanted
     ]
 
 
@@ -91,7 +87,7 @@ def test_what_nobody_may_say_is_void() -> None:
     shared = Federation()
     shared.begin("d1")
     slot = shared.atlas.state.slots([did("d1")])[did("d1")][0]
-    reader = Reader(shared.atlas.state.authority, shared.atlas.state.pasts)
+    reader = Reader(shared.atlas.state.world)
     found = explain(reader, did("d1"), [Word(slot, Ruling(VOID, "the grant was revoked"))], {}, [])
     assert [line.standing for line in found.lines] == ["void: the grant was revoked"]
     assert found.shows == f"nothing: {did('d1')} is not shown"

@@ -67,7 +67,7 @@ def changeset(ops: list[bytes]) -> list[Segment]:
         (9, [None, 1, (1,), ((),), (DEP[:2],), ((*DEP, 1),), ((b"x", 1, bytes(16)),), ((DEP[0], 0, DEP[2]),)], "malformed deps"),
         (9, [((DEP[0], SEQ_MAX + 1, DEP[2]),), ((DEP[0], 1, b""),), ((DEP[0], True, DEP[2]),)], "malformed deps"),
         (9, [tuple((i.to_bytes(16, "big"), 1, bytes(16)) for i in range(DEPS_MAX + 1))], "malformed deps"),
-        (9, [(DEP, DEP), (DEP, (DEP[0], 2, DEP[2])), ((b"\xff" * 16, 1, bytes(16)), (bytes(16), 1, bytes(16)))], "unsorted or name"),
+        (9, [(DEP, DEP), ((DEP[0], 2, DEP[2]), DEP), ((b"\xff" * 16, 1, bytes(16)), (bytes(16), 1, bytes(16)))], "unsorted or named twice"),
         (10, [b"", bytes(15), None], "id or hash"),
         (11, [0, 1, None, "yes"], "no commit flag"),
     ],

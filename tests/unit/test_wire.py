@@ -1,6 +1,6 @@
 """The wire: what is sent arrives, what is not by the rules is a ProtocolError, and no input costs memory beyond its limits.
 
-Also the plan that follows from two heads messages (session.py).
+Also what follows from two heads messages (session.py).
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nsync.authority.charter import Place
 from nsync.errors import ProtocolError
 from nsync.log.segment import FRAME_BYTES_MAX, SEQ_MAX
-from nsync.log.stored import Head, Receipt
+from nsync.log.stored import BEGINNING, Head, Receipt, StoredSegment
 from nsync.transport import session, wire
 
 A, B, C = (bytes([i]) * 16 for i in (1, 2, 3))
@@ -26,7 +27,9 @@ MIB = 1 << 20
 
 ids = st.binary(min_size=16, max_size=16)
 seqs = st.integers(0, SEQ_MAX)
-heads = st.lists(st.builds(Head, ids, seqs, ids), max_size=20, unique_by=lambda head: head.author)
+heads = st.lists(st.builds(Head, ids, seqs, ids), max_size=20, unique=True)
+places = st.lists(st.builds(Place, seqs, ids), max_size=20, unique=True)
+haves = st.dictionaries(ids, places, max_size=20)
 frames = st.lists(st.binary(min_size=wire.FRAME_BYTES_MIN, max_size=500), max_size=20)
 
 # ── messages ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -35,20 +38,23 @@ frames = st.lists(st.binary(min_size=wire.FRAME_BYTES_MIN, max_size=500), max_si
 @given(ids)
 def test_hello_round_trip(digest: bytes) -> None:
     data = wire.encode_hello(digest)
-    assert wire.decode_hello(data) == (1, 1, digest)
+    assert wire.decode_hello(data) == (2, 2, digest)
     assert len(data) == 21
 
 
 @given(st.none() | heads)
 def test_hello_reply_round_trip(sent: list[Head] | None) -> None:
     data = wire.encode_hello_reply(sent)
-    assert wire.decode_hello_reply(data) == (1, None if sent is None else sorted(sent))
+    assert wire.decode_hello_reply(data) == (2, None if sent is None else sorted(sent))
     assert len(data) <= 5 + 46 * len(sent or [])
 
 
-@given(st.dictionaries(ids, seqs, max_size=20))
-def test_have_round_trip(have: dict[bytes, int]) -> None:
-    assert wire.decode_have(wire.encode_have(have)) == have
+@given(haves)
+def test_have_round_trip(have: dict[bytes, list[Place]]) -> None:
+    data = wire.encode_have(have)
+    assert wire.decode_have(data) == {author: sorted(places, reverse=True) for author, places in have.items()}
+    size = sum(wire.AUTHOR_BYTES_MAX + len(places) * wire.PLACE_BYTES_MAX for places in have.values())
+    assert len(data) <= wire.LIST_BYTES_MAX + size
 
 
 @given(seqs, st.lists(st.text(), max_size=2 * wire.TEXTS_MAX))
@@ -62,16 +68,22 @@ def test_receipt_round_trip(stored: int, texts: list[str]) -> None:
 
 
 def test_the_bytes_are_pinned() -> None:
-    assert wire.encode_hello(A).hex() == "930101c410" + "01" * 16
-    assert wire.encode_hello_reply(None).hex() == "9201c0"
-    assert wire.encode_hello_reply([Head(A, 300, B)]).hex() == "92019193c410" + "01" * 16 + "cd012cc410" + "02" * 16
-    assert wire.encode_have({B: 1, A: 2}).hex() == "9292c410" + "01" * 16 + "02" + "92c410" + "02" * 16 + "01"
+    assert wire.encode_hello(A).hex() == "930202c410" + "01" * 16
+    assert wire.encode_hello_reply(None).hex() == "9202c0"
+    assert wire.encode_hello_reply([Head(A, 300, B)]).hex() == "92029193c410" + "01" * 16 + "cd012cc410" + "02" * 16
+    have = {B: [Place(7, A), BEGINNING], A: []}
+    beginning, seventh = "9200c410" + "00" * 16, "9207c410" + "01" * 16
+    assert wire.encode_have(have).hex() == "9292c410" + "01" * 16 + "90" + "92c410" + "02" * 16 + "92" + beginning + seventh
     assert wire.encode_receipt(Receipt(3, ("no\n",))).hex() == "920391a36e6f3f"
     assert session.digest([Head(A, 300, B)]).hex() == "af9fff5c4194ef4afc2b78805fe49041"
 
 
 DECODERS: list[Callable[[bytes], object]] = [wire.decode_hello, wire.decode_hello_reply, wire.decode_have, wire.decode_receipt]
-VALID = [wire.encode_hello(A), wire.encode_hello_reply([Head(A, 1, B), Head(C, 7, A)]), wire.encode_have({A: 1, B: 2})]
+VALID = [
+    wire.encode_hello(A),
+    wire.encode_hello_reply([Head(A, 1, B), Head(C, 7, A)]),
+    wire.encode_have({A: [], B: [Place(2, C), BEGINNING]}),
+]
 VALID += [wire.encode_receipt(Receipt(1, ("a", "b")))]
 
 
@@ -103,20 +115,27 @@ def refused_or_canonical(decode: Callable[[bytes], object], data: bytes) -> None
 @pytest.mark.parametrize(
     ("decode", "value", "text"),
     [
-        (wire.decode_hello, [2, 3, A], "versions 2 to 3, this nsync speaks 1"),
-        (wire.decode_hello, [1, 0, A], "versions 1 to 0"),
-        (wire.decode_hello, [True, 1, A], "version: not a number"),
-        (wire.decode_hello, [1, 1, A[:15]], "digest: not 16 bytes"),
-        (wire.decode_hello, [1, 1, A, 1], "3 fields"),
-        (wire.decode_hello_reply, [2, None], "chose protocol version 2"),
+        (wire.decode_hello, [1, 1, A], "versions 1 to 1, this nsync speaks 2; upgrade the older one"),
+        (wire.decode_hello, [3, 4, A], "versions 3 to 4, this nsync speaks 2"),
+        (wire.decode_hello, [2, 1, A], "versions 2 to 1"),
+        (wire.decode_hello, [True, 2, A], "version: not a number"),
+        (wire.decode_hello, [2, 2, A[:15]], "digest: not 16 bytes"),
+        (wire.decode_hello, [2, 2, A, 1], "3 fields"),
+        (wire.decode_hello_reply, [1, None], "chose protocol version 1, this nsync speaks 2; upgrade the older one"),
         (wire.decode_hello_reply, [True, None], "version: not a number"),
         (wire.decode_hello_reply, [[b"x"] * 999, None], "^version: not a number from 0 to [0-9]*$"),
-        (wire.decode_hello_reply, [1, [[B, 1, A], [A, 1, A]]], "not in ascending order"),
-        (wire.decode_hello_reply, [1, [[A, 1, A]] * 2], "not in ascending order"),
-        (wire.decode_hello_reply, [1, [[A, -1, A]]], "seq: not a number"),
-        (wire.decode_hello_reply, [1, [[A, 1 << 63, A]]], "seq: not a number"),
-        (wire.decode_hello_reply, [1, [[A, 1.0, A]]], "seq: not a number"),
-        (wire.decode_have, [[A, 1], [A, 2]], "not in ascending order"),
+        (wire.decode_hello_reply, [2, [[B, 1, A], [A, 1, A]]], "not in ascending order"),
+        (wire.decode_hello_reply, [2, [[A, 1, A]] * 2], "not in ascending order"),
+        (wire.decode_hello_reply, [2, [[A, -1, A]]], "seq: not a number"),
+        (wire.decode_hello_reply, [2, [[A, 1 << 63, A]]], "seq: not a number"),
+        (wire.decode_hello_reply, [2, [[A, 1.0, A]]], "seq: not a number"),
+        (wire.decode_have, [[A, []], [A, []]], "not in ascending order"),
+        (wire.decode_have, [[A, [[2, A], [1, A]]]], "places: not in ascending order"),
+        (wire.decode_have, [[A, [[1, A]] * 2]], "places: not in ascending order"),
+        (wire.decode_have, [[A, [[i, A] for i in range(wire.PLACES_MAX + 1)]]], f"places: not a list of at most {wire.PLACES_MAX} entries"),
+        (wire.decode_have, [[A, [[1, A, 1]]]], "place: not a list of 2 fields"),
+        (wire.decode_have, [[A, [[-1, A]]]], "seq: not a number"),
+        (wire.decode_have, [[A, 1]], "places: not a list"),
         (wire.decode_have, {A: 1}, "not msgpack within limits"),
         (wire.decode_have, [[A, msgpack.Timestamp(1)]], "not msgpack within limits"),
         (wire.decode_receipt, [1, [1]], "not a text"),
@@ -129,7 +148,7 @@ def test_what_is_not_a_message_is_named(decode: Callable[[bytes], object], value
 
 def test_non_canonical_integers_are_refused() -> None:
     with pytest.raises(ProtocolError, match="canonical"):
-        wire.decode_hello(b"\x93\xcc\x01\x01\xc4\x10" + A)
+        wire.decode_hello(b"\x93\xcc\x02\x02\xc4\x10" + A)
 
 
 def test_lengths_are_bounded_before_they_are_allocated() -> None:
@@ -276,21 +295,23 @@ def peak_bytes(do: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize(
-    ("mine", "theirs", "pull", "push", "forked"),
+    ("mine", "theirs", "unknown", "behind"),
     [
-        ([], [], "", "", ""),
-        ([Head(A, 1, A)], [Head(A, 1, A)], "", "", ""),
-        ([], [Head(A, 1, A)], "a", "", ""),
-        ([Head(A, 1, A)], [], "", "a", ""),
-        ([Head(A, 1, A)], [Head(A, 2, B)], "a", "", ""),
-        ([Head(A, 2, A)], [Head(A, 1, B)], "", "a", ""),
-        ([Head(A, 2, A)], [Head(A, 2, B)], "", "", "a"),
-        ([Head(A, 2, A), Head(B, 1, B)], [Head(B, 2, B), Head(A, 1, A), Head(C, 9, C)], "bc", "a", ""),
+        ([], [], [], {}),
+        ([Head(A, 1, A)], [Head(A, 1, A)], [], {}),
+        ([], [Head(A, 1, A)], [Head(A, 1, A)], {}),
+        ([Head(A, 1, A)], [], [], {A: []}),
+        ([Head(A, 1, A)], [Head(A, 2, B)], [Head(A, 2, B)], {}),
+        ([Head(A, 2, A)], [Head(A, 1, B)], [], {A: [Place(1, B)]}),
+        ([Head(A, 2, A), Head(A, 3, C)], [Head(A, 2, A)], [], {A: [Place(2, A)]}),
+        ([Head(A, 2, A), Head(A, 3, C)], [Head(A, 2, A), Head(A, 3, C)], [], {}),
+        ([Head(A, 2, A), Head(A, 3, C)], [Head(A, 2, A), Head(A, 9, B)], [Head(A, 9, B)], {}),
+        ([Head(A, 9, A)], [Head(A, 2, A), Head(A, 3, C)], [], {A: [Place(3, C), Place(2, A)]}),
+        ([Head(A, 2, A), Head(B, 1, B)], [Head(B, 2, B), Head(A, 1, A)], [Head(B, 2, B)], {A: [Place(1, A)]}),
     ],
 )
-def test_plan(mine: list[Head], theirs: list[Head], pull: str, push: str, forked: str) -> None:
-    authors = dict(zip("abc", (A, B, C)))
-    assert session.plan(mine, theirs) == tuple(frozenset(authors[x] for x in names) for names in (pull, push, forked))
+def test_behind(mine: list[Head], theirs: list[Head], unknown: list[Head], behind: dict[bytes, list[Place]]) -> None:
+    assert session.behind(mine, theirs, unknown) == behind
 
 
 @given(heads, heads, st.randoms())
@@ -299,10 +320,35 @@ def test_equal_digests_mean_that_there_is_nothing_to_do(mine: list[Head], theirs
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     assert session.digest(shuffled) == session.digest(mine)
     assert (session.digest(mine) == session.digest(theirs)) == (sorted(mine) == sorted(theirs))
-    assert session.plan(mine, shuffled) == (frozenset(), frozenset(), frozenset())
+    assert session.behind(mine, shuffled, []) == {}
 
 
-@given(heads, heads)
-def test_what_one_pulls_the_other_pushes(mine: list[Head], theirs: list[Head]) -> None:
-    here, there = session.plan(mine, theirs), session.plan(theirs, mine)
-    assert (here.pull, here.push, here.forked) == (there.push, there.pull, there.forked)
+def test_forked() -> None:
+    assert session.forked([Head(A, 1, A), Head(B, 1, A), Head(B, 1, B), Head(C, 9, A), Head(C, 2, A)]) == {B, C}
+
+
+@given(haves, st.integers(wire.AUTHOR_BYTES_MAX, 2000))
+def test_questions_are_bounded_and_ask_everything(have: dict[bytes, list[Place]], bytes_max: int) -> None:
+    asked = list(session.questions(have, bytes_max))
+    assert {author: places for question in asked for author, places in question.items()} == have
+    assert sum(map(len, asked)) == len(have)
+    assert all(len(wire.encode_have(question)) <= bytes_max or len(question) == 1 for question in asked)
+
+
+def test_of_too_many_places_the_newest_are_named_and_the_beginning() -> None:
+    many = [*(Place(seq, A) for seq in range(wire.PLACES_MAX + 50, 0, -1)), BEGINNING]
+    (question,) = session.questions({A: many})
+    assert wire.decode_have(wire.encode_have(question)) == {A: [*many[: wire.PLACES_MAX - 1], BEGINNING]}
+    full = list(session.questions({bytes([i, j]) * 8: many for i in range(9) for j in range(9)}))
+    assert len(full) > 1 and all(len(wire.encode_have(question)) <= wire.HAVE_BYTES_MAX for question in full)
+
+
+def test_who_is_sent_segments_is_where_they_end() -> None:
+    """Also on the second branch, whose beginning the first has left behind."""
+
+    def segment(first: int, last: int, prev: bytes, hash_: bytes) -> StoredSegment:
+        return StoredSegment(A, first, last, b"", prev, hash_)
+
+    assert session.advance({A: [], B: [Place(1, B)]}, [segment(1, 2, bytes(16), A)]) == {A: [Place(2, A)], B: [Place(1, B)]}
+    two = session.advance({A: [BEGINNING, Place(9, C)]}, [segment(1, 2, bytes(16), A), segment(3, 4, A, B), segment(3, 3, A, C)])
+    assert set(two[A]) == {Place(9, C), Place(4, B), Place(3, C)}

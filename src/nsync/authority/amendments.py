@@ -15,6 +15,9 @@ from typing import Any, NamedTuple, Optional
 from nsync.authority.charter import CHARTER_BYTES_MAX, Charter, Instance, Verify, check, load, signed_text, valid_signatures, well_formed
 from nsync.errors import ConfigError
 
+FILE_BYTES_MAX = 64 * CHARTER_BYTES_MAX
+"""Of a charter file: some dozens of versions of the greatest size."""
+
 
 class Line(NamedTuple):
     """The charter as far as it is decided."""
@@ -26,8 +29,37 @@ class Line(NamedTuple):
 
 def line(genesis: str, amendments: Iterable[str], verify: Verify) -> Line:
     """The newest charter that `genesis` and `amendments`, in any order, add up to. Raises ConfigError for a bad genesis."""
+    return follow(load(genesis, verify), amendments, verify)
+
+
+def read(text: str, verify: Verify) -> Line:
+    """What a charter file says: one document that every member signed, or a list of such a one and its amendments."""
+    first, *rest = _documents(text)
+    return line(first, rest, verify)
+
+
+def go_on(charter: Charter, text: str, verify: Verify) -> Charter:
+    """The charter of the file `text`, where `charter` is in force. Raises ConfigError unless it is the same or goes on from it."""
+    configured = read(text, verify).charter
+    if configured.federation != charter.federation:
+        raise ConfigError(
+            f"charter: the file is of federation {configured.federation.hex()}; this database is of {charter.federation.hex()}"
+        )
+    if configured.version < charter.version:
+        raise ConfigError(
+            f"charter: the file has version {configured.version}; version {charter.version} is in force here, and never goes back"
+        )
+    if follow(charter, _documents(text), verify).charter.hash != configured.hash:
+        raise ConfigError(
+            f"charter: version {configured.version} in the file does not go on from version {charter.version} ({charter.hash.hex()}), "
+            "which is in force here; the file should list every amendment since"
+        )
+    return configured
+
+
+def follow(charter: Charter, amendments: Iterable[str], verify: Verify) -> Line:
+    """The newest charter that `amendments`, in any order, make of `charter`."""
     texts = list(amendments)
-    charter = load(genesis, verify)
     while True:
         found = {}
         for text in texts:
@@ -57,6 +89,18 @@ def succeed(charter: Charter, text: str, verify: Verify) -> Charter:
     _check_succession(charter, following, document["charter"])
     _check_signed(charter, document, verify)
     return following
+
+
+def _documents(text: str) -> list[str]:
+    if len(text) > FILE_BYTES_MAX:
+        raise ConfigError(f"charter: the file is longer than {FILE_BYTES_MAX} bytes")
+    with well_formed():
+        found = json.loads(text)
+        if not isinstance(found, list):
+            return [text]
+        if not found:
+            raise ConfigError("charter: the file holds an empty list; the genesis comes first, then its amendments")
+        return [json.dumps(document) for document in found]
 
 
 def _check_succession(charter: Charter, following: Charter, body: Mapping[str, Any]) -> None:

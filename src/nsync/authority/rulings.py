@@ -11,7 +11,7 @@ All of it is a function of the charter, the pasts and the floors (`Lines`), neve
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, Optional, Protocol
+from typing import Any, NamedTuple, Optional, Protocol
 
 from nsync.authority.charter import AuthorId, Charter, Era, Instance, Span
 from nsync.authority.verbs import REMOVE, destroys_or_publishes, place_of, verbs_for
@@ -77,6 +77,7 @@ class Rulings:
     def __init__(self, charter: Charter, lines: Lines) -> None:
         self.charter = charter
         self.lines = lines
+        self.past = lines
         self._spans: dict[str, tuple[Span, ...]] = {}
         self._eras: dict[str, tuple[Era, ...]] = {}
 
@@ -87,7 +88,7 @@ class Rulings:
         instance = self.charter.by_author(slot.dot.author)
         if instance is None:
             return Ruling(VOID, "the charter names no such author")
-        owner = _owner(key)
+        owner = owner_of(key)
         if owner is not None and owner != instance.name:
             return Ruling(VOID, f"only {owner} speaks for its RSEs")
         scope = scope_of(key)
@@ -105,6 +106,20 @@ class Rulings:
         if destroys_or_publishes(key, slot.retract, slot.value) and self._acknowledged(self._line(scope, era), slot.dot) == NEVER:
             return Ruling(WAITING, f"it removes, closes or publishes: it counts once {home.name} acknowledges it")
         return granted
+
+    def may_say(self, instance: Instance, key: Key, retract: bool, value: Any) -> bool:
+        """Whether a statement would count, or wait for the home, if `instance` made it now, having seen everything that is here."""
+        owner, scope = owner_of(key), scope_of(key)
+        if owner is not None and owner != instance.name:
+            return False
+        home = self.charter.home(scope) if scope is not None else None
+        if scope is None or home is None or home.name == instance.name:
+            return scope is None or home is not None
+        verbs = verbs_for(key, retract, value)
+        if verbs and scope.startswith(home.guests.get(instance.name, ())):
+            return True
+        given = (one for span in self.line(scope) if span.until is None for one in self.lines.given(span.author))
+        return any(_covers(one.grant, instance, scope, place_of(key), verbs) and not one.revocations for one in given)
 
     def silences(self, key: Key, retract: Slot, asserted: Slot) -> bool:
         """Whether a Retract that has seen an Assert silences it: the home's do, a guest's its own instance's, or with 'remove' (R3.4)."""
@@ -221,7 +236,7 @@ class Rulings:
         )
 
 
-def _owner(key: Key) -> Optional[str]:
+def owner_of(key: Key) -> Optional[str]:
     """The one instance that may speak about `key`, for RSEs and replicas (R3.1)."""
     fact = fact_of(key)
     rse = fact.rse if isinstance(fact, Replica) else fact if isinstance(fact, Rse) else None

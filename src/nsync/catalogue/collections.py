@@ -57,8 +57,10 @@ def seals(reader: Reader, closing: Sequence[Slot], states: Sequence[Slot]) -> li
 
 
 def unsealed(reader: Reader, tops: Sequence[Slot], seals: Sequence[Slot]) -> Optional[Slot]:
-    """The first seal that had seen none of the maximal Asserts `tops` of an attachment; None if it came before all of them."""
-    return next((seal for seal in seals if not any(reader.saw(seal, top) for top in tops)), None)
+    """A seal that came before an attachment with the maximal Asserts `tops`; None if all seals have seen one and the same of them."""
+    if not seals or any(all(reader.saw(seal, top) for seal in seals) for top in tops):
+        return None
+    return next((seal for seal in seals if not any(reader.saw(seal, top) for top in tops)), seals[0])
 
 
 def forbidding(reader: Reader, tops: Sequence[Slot], marks: Sequence[Slot]) -> Optional[Slot]:

@@ -7,11 +7,12 @@ in their logs, on who silences whom and on names of instances is asked of the Re
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Optional
+from functools import partial
+from typing import Any, Optional, Protocol
 
-from nsync.authority.effective import Authority, position
+from nsync.authority.charter import Charter
 from nsync.catalogue.entries import Conflict, stamps_of
-from nsync.crdt import Past, Slot, maximal, newest, standing
+from nsync.crdt import Dot, Past, Slot, maximal, newest, standing
 from nsync.crdt.past import contains
 from nsync.namespace import fields
 from nsync.namespace.keys import Attribute, Did, Key, Scope
@@ -19,12 +20,39 @@ from nsync.namespace.keys import Attribute, Did, Key, Scope
 NEWEST_RULE = "of values said at once the newest shows (R3.5)"
 
 
+class Judge(Protocol):
+    """Who decides, and what had been seen: authority.rulings.Rulings, or the obvious way (catalogue.world)."""
+
+    charter: Charter
+
+    @property
+    def past(self) -> Past:
+        """Pasts of dots."""
+        ...
+
+    def silences(self, key: Key, retract: Slot, asserted: Slot) -> bool:
+        """Whether a Retract that has seen an Assert silences it."""
+        ...
+
+    def position(self, key: Key, slot: Slot) -> tuple[Any, ...]:
+        """Where in the home's log a claim stands."""
+        ...
+
+    def doi_position(self, doi: str, dot: Dot) -> tuple[Any, ...]:
+        """The same in the log of the instance that decides about a DOI."""
+        ...
+
+    def name(self, author: bytes) -> str:
+        """The name of an author's instance."""
+        ...
+
+
 class Reader:
     """Readings of slots under one authority and one past."""
 
-    def __init__(self, authority: Authority, past: Past) -> None:
-        self.authority = authority
-        self.past = past
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+        self.past = judge.past
 
     # ---- what stands
 
@@ -32,7 +60,7 @@ class Reader:
         """The Asserts about `key` that stand (R3.4)."""
         if len(slots) < 2:  # nobody silences the only statement
             return slots if slots and not slots[0].retract else ()
-        return standing(slots, self.past, self.authority.silences(key))
+        return standing(slots, self.past, partial(self._judge.silences, key))
 
     def maximal(self, slots: Sequence[Slot]) -> Sequence[Slot]:
         """The maximal Asserts. A Retract withdraws its author's own statement, whose slot it takes, and answers nobody else's."""
@@ -57,26 +85,25 @@ class Reader:
 
     def position(self, key: Key, slot: Slot) -> tuple[Any, ...]:
         """Where in the log of the home of `key` a statement stands: its order among others'. Unacknowledged ones come last (R3.6)."""
-        return position(self.past, self.authority.decider(key), slot)
+        return self._judge.position(key, slot)
 
     def doi_position(self, doi: str, slot: Slot) -> tuple[Any, ...]:
         """The same in the log of the instance that the prefix of `doi` is delegated to."""
-        home = self.authority.charter.doi_home(doi)
-        return position(self.past, home.author if home is not None else None, slot)
+        return self._judge.doi_position(doi, slot.dot)
 
     def doi_home(self, doi: str) -> Optional[str]:
         """The name of the instance that the prefix of `doi` is delegated to."""
-        home = self.authority.charter.doi_home(doi)
+        home = self._judge.charter.doi_home(doi)
         return home.name if home is not None else None
 
     def home(self, scope: str) -> Optional[str]:
         """The name of the instance that `scope` is delegated to."""
-        home = self.authority.charter.home(scope)
+        home = self._judge.charter.home(scope)
         return home.name if home is not None else None
 
     def name(self, author: bytes) -> str:
         """The name of the instance that `author` speaks for."""
-        return self.authority.name(author)
+        return self._judge.name(author)
 
     # ---- what a rule took away
 

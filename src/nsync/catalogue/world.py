@@ -7,7 +7,7 @@ of segments, for examples and for tests.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple, Optional
 
@@ -16,7 +16,7 @@ from nsync.authority.rulings import EFFECTIVE, VOID, WAITING, Ruling
 from nsync.authority.verbs import REMOVE, destroys_or_publishes, place_of, verbs_for
 from nsync.crdt import Dot, Slot
 from nsync.log.floor import Floor, Vote, floors, place
-from nsync.log.segment import NO_HASH, Header, Segment
+from nsync.log.segment import NO_HASH, Header, Segment, leaf_of
 from nsync.namespace.keys import Did, Key, Replica, Rse, fact_of, scope_of
 from nsync.namespace.ops import Grant, Retract, Revoke, decode_op
 
@@ -43,6 +43,17 @@ class Said(NamedTuple):
     node: Node
 
 
+def node_of(segment: Segment, nodes: Mapping[Hash, Node]) -> Node:
+    """The node of a segment; what it continues and names is among `nodes`."""
+    header = segment.header
+    before = nodes[header.prev] if header.prev != NO_HASH else None
+    chain = before.chain if before is not None else frozenset()
+    past = (before.past | chain) if before is not None else frozenset()
+    for dep in header.deps:
+        past |= nodes[dep.hash].past | {dep.hash}
+    return Node(segment.hash, header, segment.ops, chain | {segment.hash}, past)
+
+
 class World:
     """All that segments, in causal order, and votes add up to under one charter."""
 
@@ -50,19 +61,8 @@ class World:
         self.charter = charter
         self.nodes: dict[Hash, Node] = {}
         for segment in segments:
-            node = self._node(segment)
-            self.nodes[node.hash] = node
+            self.nodes[segment.hash] = node_of(segment, self.nodes)
         self._votes = tuple(votes)
-
-    def _node(self, segment: Segment) -> Node:
-        header = segment.header
-        before = self.nodes[header.prev] if header.prev != NO_HASH else None
-        chain = before.chain if before is not None else frozenset()
-        past = (before.past | chain) if before is not None else frozenset()
-        for dep in header.deps:
-            seen = self.nodes[dep.hash]
-            past |= seen.past | {seen.hash}
-        return Node(segment.hash, header, segment.ops, chain | {segment.hash}, past)
 
     # ---- floors, forks and lines
 
@@ -111,19 +111,17 @@ class World:
         if life is None:
             return []
         tree = self.tree(author)
-        if life.final is not None and life.final.hash in self.nodes and self._allowed(life.final.hash, author):
-            return [node for node in self.nodes.values() if node.hash in self.nodes[life.final.hash].chain]
+        end = place(self.floors[-1], author) if self.floors else None
+        below = self.nodes[end.hash].chain if end is not None else frozenset()
+        if life.final is not None and life.final.hash in self.nodes:
+            chain = self.nodes[life.final.hash].chain
+            return [node for node in self.nodes.values() if node.hash in (chain if below <= chain else below)]
         found = self._trunk(tree)
         if not _is_line(tree):
             views = [self._view(voter, tree) for voter in self.charter.voters().values() if voter.member != self._member(author)]
             found += [n for n in tree if n not in found and 2 * sum(n.hash in view for view in views) > len(self.charter.members)]
         ends = life.final.seq if life.final is not None else None
-        return [node for node in found if ends is None or node.header.last <= ends]
-
-    def _allowed(self, final: Hash, author: bytes) -> bool:
-        """No amendment reaches below the floor."""
-        end = place(self.floors[-1], author) if self.floors else None
-        return end is None or end.hash in self.nodes[final].chain
+        return [node for node in found if ends is None or node.header.last <= ends or node.hash in below]
 
     @staticmethod
     def _trunk(tree: Sequence[Node]) -> list[Node]:
@@ -158,6 +156,10 @@ class World:
         for author in sorted({node.header.author for node in self.nodes.values()}):
             for node in self.standing(author):
                 yield from said_by(node)
+
+    def said_in(self, segment: Segment) -> Iterator[Said]:
+        """The statements of one segment, whether they stand or not."""
+        return said_by(self.nodes[segment.hash])
 
     @cached_property
     def rulings(self) -> list[tuple[Said, Ruling]]:
@@ -246,6 +248,26 @@ class World:
                 return (index, min(found))
         return None
 
+    # ---- what is live
+
+    def live(self) -> dict[bytes, list[tuple[int, bytes]]]:
+        """Of each log the ops below the newest floor that compaction keeps, by seq and hash (R3.8, log.compaction)."""
+        if not self.floors:
+            return {}
+        below = {name for head in self.floors[-1].heads for name in self._chain_of(self.floors[-1], head.author)}
+        world = World(self.charter, (), self._votes)
+        world.nodes = {name: node for name, node in self.nodes.items() if name in below}
+        counts = {(said.key, said.slot.dot) for said, ruling in world.rulings if ruling.effective}
+        first = {(did, claim.dot) for did, claims in world.claims_by_did.items() for claim in claims.values()}
+        found: dict[bytes, list[tuple[int, bytes]]] = {}
+        for node in sorted(world.nodes.values(), key=lambda node: node.header.first):
+            said = [one for one in said_by(node)]
+            for seq, raw in enumerate(node.ops, node.header.first):
+                mine = [one for one in said if one.slot.dot.seq == seq]
+                if not mine or not all(_superseded(one, counts, first) for one in mine):
+                    found.setdefault(node.header.author, []).append((seq, leaf_of(raw)))
+        return found
+
     # ---- slots, claims and what readings ask
 
     @cached_property
@@ -285,6 +307,11 @@ class World:
         found = self._on_line(self.charter.line(scope), self.node_at(slot.dot), slot.dot) if scope is not None else None
         return (*(found or (1 << 62, 0)), slot.order)
 
+    @property
+    def past(self) -> World:
+        """What readings ask about pasts."""
+        return self
+
     def doi_position(self, doi: str, dot: Dot) -> tuple[int, int]:
         """Where in the log of the instance that decides about `doi` the place `dot` is said or first seen."""
         return self._on_line(self.charter.doi_line(doi), self.node_at(dot), dot) or (1 << 62, 0)
@@ -311,6 +338,13 @@ class World:
         """The name of `author`'s instance."""
         instance = self.charter.by_author(author)
         return instance.name if instance is not None else author.hex()[:12]
+
+
+def _superseded(said: Said, counts: Collection[tuple[Key, Dot]], first: Collection[tuple[Did, Dot]]) -> bool:
+    """Whether the author said something later about the key, which counts; a first claim never is."""
+    dot = said.slot.dot
+    later = any(key == said.key and other.author == dot.author and other.seq > dot.seq for key, other in counts)
+    return later and (said.key, dot) not in first
 
 
 def said_by(node: Node) -> Iterator[Said]:

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from nsync.authority.charter import Charter
-from nsync.authority.effective import Authority
 from nsync.catalogue.reference import Reference
+from nsync.catalogue.world import Node, node_of
 from nsync.clock import next_stamp
 from nsync.errors import ConfigError
-from nsync.log.admission import choose_deps
-from nsync.log.segment import EMPTY, Dep, Segment, Sign, Tip, build_changeset
+from nsync.log.segment import EMPTY, NO_HASH, Dep, Segment, Sign, Tip, build_changeset
 from nsync.namespace.ops import Statement, encode_op
 
 
@@ -28,13 +27,13 @@ class Writer:
         self.name = name
         self.author = instance.author
         self.now_ms = now_ms
-        self.state = Reference(Authority(charter))
+        self.state = Reference(charter)
         self.log: list[Segment] = []
         """Every segment applied here, in that order."""
         self._charter = charter
         self._sign = sign
         self._tip: Tip = EMPTY
-        self._ends: dict[bytes, Segment] = {}
+        self._nodes: dict[bytes, Node] = {}
 
     def say(self, *statements: Statement) -> list[Segment]:
         """Publish `statements` as one changeset, an op each."""
@@ -42,7 +41,6 @@ class Writer:
 
     def publish(self, ops: Sequence[bytes]) -> list[Segment]:
         """Sign `ops` as one changeset that has seen everything applied here, and apply it."""
-        heads = {author: Dep(s.header.author, s.header.last, s.hash) for author, s in self._ends.items()}
         segments = list(
             build_changeset(
                 ops,
@@ -50,8 +48,8 @@ class Writer:
                 charter_version=self._charter.version,
                 author=self.author,
                 tip=self._tip,
-                stamp=next_stamp(self.now_ms, [self._tip.stamp, *(s.header.stamp for s in self._ends.values())]),
-                deps=choose_deps(self.author, heads, self.state.pasts.at, self._tip.seq),
+                stamp=next_stamp(self.now_ms, [self._tip.stamp, *(node.header.stamp for node in self._nodes.values())]),
+                deps=self._deps(),
                 sign=self._sign,
             )
         )
@@ -66,12 +64,19 @@ class Writer:
             self.apply(segment)
 
     def apply(self, segment: Segment) -> bool:
-        """Take in a segment if it comes next and its deps are here; tells whether it did."""
-        header, heads = segment.header, self.state.heads
-        if header.first != heads.get(header.author, 0) + 1 or any(heads.get(dep.author, 0) < dep.seq for dep in header.deps):
+        """Take in a segment if what it continues and names is here; tells whether it did."""
+        header = segment.header
+        named = [dep.hash for dep in header.deps] + ([header.prev] if header.prev != NO_HASH else [])
+        if segment.hash in self._nodes or any(name not in self._nodes for name in named):
             return False
+        self._nodes[segment.hash] = node_of(segment, self._nodes)
         self.state.apply(segment)
         self.log.append(segment)
-        if header.commit:
-            self._ends[header.author] = segment
         return True
+
+    def _deps(self) -> list[Dep]:
+        """The maximal ends of changesets that this author's log has not seen (R4.1)."""
+        mine = self._nodes[self._tip.hash].past if self._tip.seq else frozenset()
+        fresh = [n for n in self._nodes.values() if n.header.commit and n.header.author != self.author and n.hash not in mine]
+        covered = {seen for node in fresh for seen in node.past}
+        return [Dep(n.header.author, n.header.last, n.hash) for n in fresh if n.hash not in covered]

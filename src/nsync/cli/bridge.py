@@ -9,8 +9,9 @@ from typing import Optional
 
 import click
 
+from nsync.auth.keys import verify
 from nsync.cli.output import as_json, fail
-from nsync.rucio_bridge import triggers
+from nsync.rucio_bridge import charters, triggers
 from nsync.rucio_bridge.guard import unknown_schema
 from nsync.store import migrations
 from nsync.store.database import writing
@@ -41,10 +42,13 @@ def install(dry_run: bool) -> None:
         reason = unknown_schema(connection)
     if reason is not None:
         fail(reason)
-    config.read()
+    settings = config.read()
     migrations.upgrade(engine)
     with writing(engine) as connection:
         triggers.install(connection)
+        charters.following(connection, settings.charter_text, verify)
+        if charters.in_force(connection, verify) is None:
+            charters.keep(connection, settings.charter_text)
     click.echo(f"nsync is installed in {engine.url.render_as_string()}")
 
 

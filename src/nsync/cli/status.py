@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy.orm import Session
 
+from nsync.auth.keys import verify
+from nsync.authority.charter import Instance
 from nsync.authority.effective import Authority
 from nsync.cli.output import as_json
-from nsync.rucio_bridge import parked
+from nsync.rucio_bridge import charters, parked
 from nsync.store import migrations
 from nsync.store import status as store
 from nsync.store.log import SqlLog
@@ -30,7 +32,7 @@ def status(json_: bool) -> None:
     """Show how far this instance is with each member's log, what the catalogue holds, and what needs attention.
 
     It speaks of this database only, and not of whether the node runs or its peers can be reached. Exit codes: 0 all in order,
-    1 failed, 3 something is still to be applied or published, 4 conflicts, parked or refused changesets.
+    1 failed, 3 something is still to be applied or published, 4 conflicts, parked or refused changesets, or nothing is published here.
     """
     from nsync import config
     from nsync.rucio_bridge.engine import get_engine
@@ -39,15 +41,26 @@ def status(json_: bool) -> None:
     with get_engine().connect() as connection:
         migrations.require_current(connection)
         found = store.status(connection)
-        waits = SqlLog(connection, Authority(settings.charter)).waits(wall_ms())
-    names: dict[bytes, str] = {instance.author: instance.name for instance in settings.charter.instances}
-    nothing: dict[bytes, store.LogStatus] = {
-        instance.author: store.LogStatus(instance.author, 0, 0, None) for instance in settings.charter.instances
+        charter = charters.in_force(connection, verify) or settings.charter
+        me = charter.by_name(settings.me.name) or settings.me
+        sql_log = SqlLog(connection, Authority(charter))
+        waits, read_only = sql_log.waits(wall_ms()), sql_log.read_only(me.author)
+    stored = {log.author: log for log in found.logs}
+    logs = {
+        name: stored.get(life.author, store.LogStatus(life.author, 0, 0, None))
+        for instance in charter.instances
+        for name, life in zip(_names(instance), instance.incarnations)
     }
-    stored: dict[bytes, store.LogStatus] = {**nothing, **{log.author: log for log in found.logs}}
-    logs = {names.get(author, author.hex()): log for author, log in stored.items()}
+    logs.update({author.hex(): log for author, log in stored.items() if charter.life(author) is None})
     if json_:
-        as_json({**found._asdict(), "instance": settings.me.name, "logs": {name: _log(log, waits) for name, log in logs.items()}})
+        as_json(
+            {
+                **found._asdict(),
+                "instance": settings.me.name,
+                "read_only": read_only,
+                "logs": {name: _log(log, waits) for name, log in logs.items()},
+            }
+        )
     else:
         table = Table("instance", "stored ops", "applied ops", "")
         for name, log in sorted(logs.items()):
@@ -55,12 +68,19 @@ def status(json_: bool) -> None:
         Console().print(table)
         click.echo(f"{settings.me.name} shows " + ", ".join(f"{count} {kind}" for kind, count in found.shown.items()))
         click.echo(f"conflicts: {found.conflicts}  parked: {found.parked}  not published yet: {found.outbox}")
+        if read_only is not None:
+            click.echo(f"read-only: {read_only}")
         if found.conflicts or found.parked:
             click.echo("'nsync conflict list' says what they are and what resolves them")
-    if found.conflicts or found.parked or any(log.refused for log in found.logs):
+    if found.conflicts or found.parked or read_only is not None or any(log.refused for log in found.logs):
         raise SystemExit(EXIT_ATTENTION)
     if found.outbox or any(log.stored != log.applied for log in found.logs):
         raise SystemExit(EXIT_BEHIND)
+
+
+def _names(instance: Instance) -> list[str]:
+    """How each of its incarnations is called: the present one by its name."""
+    return [*(f"{instance.name} before {number}" for number in range(1, len(instance.past) + 1)), instance.name]
 
 
 def _log(log: store.LogStatus, waits: Mapping[bytes, str]) -> dict[str, object]:

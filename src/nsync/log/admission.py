@@ -12,10 +12,9 @@ from typing import Callable, Optional
 
 from nsync.authority.charter import Charter, Verify
 from nsync.clock import Stamp
-from nsync.crdt import Dot
 from nsync.errors import RejectedSegment
-from nsync.log.segment import CHANGESET_SEGMENTS_MAX, Dep, Header, Segment, Tip, check_signature
-from nsync.namespace.ops import decode_op
+from nsync.log.segment import CHANGESET_SEGMENTS_MAX, GONE, Dep, Header, Segment, Tip, check_signature
+from nsync.namespace.ops import wire_op
 
 
 def check_segment(segment: Segment, charter: Charter, verify: Verify) -> None:
@@ -26,17 +25,19 @@ def check_segment(segment: Segment, charter: Charter, verify: Verify) -> None:
     header = segment.header
     if header.federation != charter.federation:
         raise RejectedSegment(f"{segment}: it belongs to federation {header.federation.hex()}, this is {charter.federation.hex()}")
-    instance = charter.by_author(header.author)
-    if instance is None:
+    instance, life = charter.by_author(header.author), charter.life(header.author)
+    if instance is None or life is None:
         raise RejectedSegment(f"{segment}: the charter names no such author; a new member or incarnation needs an amendment")
-    check_signature(segment, instance.key, verify)
-    if header.charter_version != charter.version:
+    check_signature(segment, life.key, verify)
+    if header.charter_version > charter.version:
         raise RejectedSegment(
-            f"{segment} of {instance.name}: made under charter version {header.charter_version}, this instance has {charter.version}"
+            f"{segment} of {instance.name}: made under charter version {header.charter_version}, this instance has {charter.version}; "
+            "ask a peer's operator for the newer charter"
         )
     for offset, op in enumerate(segment.ops):
         try:
-            decode_op(op)
+            if op[:1] != GONE:
+                wire_op(op)
         except RejectedSegment as error:
             raise RejectedSegment(f"{segment} of {instance.name}: op {header.first + offset}: {error}") from error
 
@@ -57,11 +58,11 @@ def admit(segment: Segment, tip: Tip) -> Tip:
     return Tip(header.last, segment.hash, header.stamp, 0 if header.commit else tip.open_segments + 1)
 
 
-def check_deps(header: Header, named_before: Mapping[bytes, int], stamps: Mapping[Dep, Optional[Stamp]]) -> None:
+def check_deps(header: Header, stamps: Mapping[Dep, Optional[Stamp]], seen: Callable[[Dep], bool]) -> None:
     """Raises RejectedSegment unless each dep is new to the author and older than the segment.
 
-    `named_before`: what the author's log had seen before this segment. `stamps`: for each dep the stamp of the
-    commit-flagged segment that it names, or None when the log here has another one there.
+    `stamps`: for each dep the stamp of the commit-flagged segment that it names, or None when the log here has another one there.
+    `seen`: whether the author's log had a dep in its past before this segment.
     """
     for dep in header.deps:
         stamp = stamps[dep]
@@ -70,18 +71,7 @@ def check_deps(header: Header, named_before: Mapping[bytes, int], stamps: Mappin
             raise RejectedSegment(f"{where} is its own log")
         if stamp is None:
             raise RejectedSegment(f"{where} is not the end of a changeset that this instance has")
-        if dep.seq <= named_before.get(dep.author, 0):
+        if seen(dep):
             raise RejectedSegment(f"{where} was in its author's past already")
         if stamp >= header.stamp:
             raise RejectedSegment(f"{where} is stamped {stamp}, not before the segment's {header.stamp}")
-
-
-def choose_deps(author: bytes, heads: Mapping[bytes, Dep], at: Callable[[Dot], Mapping[bytes, int]], tip: int) -> list[Dep]:
-    """The deps of the next segment of `author`, whose log ends at `tip`: the maximal heads that it had not named before (R4.1).
-
-    `heads`: the last applied commit-flagged segment of each author; `at`: the past of a dot.
-    """
-    before = at(Dot(author, tip))
-    fresh = [dep for dep in heads.values() if dep.author != author and dep.seq > before.get(dep.author, 0)]
-    covered = [at(Dot(dep.author, dep.seq)) for dep in fresh]
-    return [dep for dep in fresh if all(seen.get(dep.author, 0) < dep.seq for seen in covered)]

@@ -88,6 +88,13 @@ def decode_vote(raw: bytes, charter: Charter, verify: Verify) -> Vote:
     return vote
 
 
+def read_vote(raw: bytes) -> Vote:
+    """A vote that was checked when it was stored."""
+    signed, signature = codec.decode(raw, "vote")
+    _, federation, author, number, heads, live = codec.decode(signed, "vote")
+    return Vote(FederationId(federation), AuthorId(author), Floor(number, tuple(Dep(*head) for head in heads), live), signature)
+
+
 def floors(votes: Iterable[Vote], charter: Charter) -> list[Floor]:
     """The floors that `votes` make, from number 1 on."""
     organisation = {life.author: name for name, instance in charter.voters().items() for life in instance.incarnations}

@@ -3,7 +3,7 @@
 An author who signs two histories makes its log a tree. Every branch is stored, forwarded and counts for delivery; which one counts
 in the readings is told here, by a pure function of what is applied:
 
-    the charter named where the log ended    what leads there, and nothing else
+    the charter named where the log ended    what leads there, and nothing else; but what is below the floor in any case
     a branch leaves below the floor          void on sight; it takes nothing from the others
     one branch is left                       all of it
     several                                  up to the fork, and on to the last place that more than half of all member
@@ -66,6 +66,33 @@ def holds(line: Line, mark: Mark) -> bool:
     return any(mark.branch == part.branch and mark.seq <= part.seq for part in line)
 
 
+def cut(line: Line, seq: int) -> Line:
+    """`line` up to `seq`."""
+    found = []
+    for mark in line:
+        found.append(Mark(mark.branch, min(mark.seq, seq)))
+        if mark.seq >= seq:
+            break
+    return tuple(found) if seq else NOTHING
+
+
+class View(NamedTuple):
+    """What somebody has seen of a log."""
+
+    line: bool
+    """Whether it is one line."""
+    end: Optional[Mark]
+    """Where that ends; None where nothing is seen."""
+
+
+def view_of(branches: Mapping[int, Branch], seen: Mapping[int, int], floor_line: Line) -> View:
+    """What `seen` (branch → seq) amounts to, without what leaves the floor's line below its head."""
+    left, ends = above(branches, floor_line), {mark.branch: mark.seq for mark in floor_line[:-1]}
+    marks = [Mark(branch, min(seq, ends.get(branch, seq))) for branch, seq in seen.items() if branch in left]
+    end = max(marks, key=lambda mark: mark.seq, default=None)
+    return View(end is None or all(holds(line_to(branches, end), mark) for mark in marks), end)
+
+
 def standing(
     branches: Mapping[int, Branch],
     *,
@@ -80,9 +107,9 @@ def standing(
     author's own, the last place that it had seen while the log was one line to it; `members` is the number of all of them.
     """
     floor_line = line_to(branches, floor) if floor is not None else NOTHING
-    if final is not None and (floor is None or holds(line_to(branches, final), floor)):
-        return line_to(branches, final)
-    left = _above(branches, floor_line)
+    if final is not None:
+        return line_to(branches, final) if floor is None or holds(line_to(branches, final), floor) else floor_line
+    left = above(branches, floor_line)
     on_floor = {mark.branch for mark in floor_line}
     rivals = [branch for branch in left.values() if branch.parent is None or branch.id not in on_floor]
     leaves = [Mark(branch.parent, branch.first - 1) for branch in rivals if branch.parent is not None]
@@ -99,21 +126,21 @@ def _open(line: Line) -> Line:
     return (*line[:-1], Mark(line[-1].branch, OPEN))
 
 
-def _above(branches: Mapping[int, Branch], floor_line: Line) -> dict[int, Branch]:
+def above(branches: Mapping[int, Branch], floor_line: Line) -> dict[int, Branch]:
     """The branches without those that leave the floor's line below its head."""
     if not floor_line:
         return dict(branches)
-    on_floor = {mark.branch for mark in floor_line}
-    found: dict[int, Branch] = {}
+    end = floor_line[-1]
+    found: dict[int, Branch] = {mark.branch: branches[mark.branch] for mark in floor_line}
     for branch in sorted(branches.values(), key=lambda branch: branch.first):
-        if branch.id in on_floor or (branch.parent in found and not _below(floor_line, Mark(branch.parent, branch.first - 1))):
+        after = branch.first - 1
+        if branch.parent == end.branch:
+            beyond = after >= end.seq
+        else:
+            beyond = branch.parent in found and branch.parent not in {mark.branch for mark in floor_line}
+        if beyond:
             found[branch.id] = branch
     return found
-
-
-def _below(line: Line, mark: Mark) -> bool:
-    """Whether to leave at `mark` is to leave `line` before its end."""
-    return any(mark.branch == part.branch and mark.seq < part.seq for part in line)
 
 
 class ForkProof(NamedTuple):

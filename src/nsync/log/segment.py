@@ -2,7 +2,8 @@
 
 The signature covers the stored header bytes, the header names the hashes of the ops by one root: so the bytes verified are
 the bytes stored and the bytes forwarded, one signature serves 4096 ops, and an op can later be replaced by its hash.
-A frame is canonical msgpack `(header, signature, ops)` with every part as a byte string.
+A frame is canonical msgpack `(header, signature, ops)` with every part as a byte string. An op that compaction took (R4.7) is told
+from others by its first byte, which no msgpack has; its hash follows.
 """
 
 from __future__ import annotations
@@ -93,12 +94,23 @@ def header_hash(header: bytes) -> bytes:
     return hashlib.blake2b(header, digest_size=ID_BYTES, person=b"nsync header").digest()
 
 
+GONE = b"\xc1"
+"""How the place of an op begins that compaction took."""
+
+
+def leaf_of(op: bytes) -> bytes:
+    """The hash of an op, which stays when the op goes."""
+    return op[1:] if op[:1] == GONE else hashlib.blake2b(op, digest_size=ID_BYTES, person=b"nsync op").digest()
+
+
+def gone(op: bytes) -> bytes:
+    """What stands in the place of `op` once compaction took it."""
+    return GONE + leaf_of(op)
+
+
 def root_of(ops: Sequence[bytes]) -> bytes:
     """The hash over the hashes of the ops: what lets one be replaced by its hash (R4.1)."""
-    root = hashlib.blake2b(digest_size=ID_BYTES, person=b"nsync root")
-    for op in ops:
-        root.update(hashlib.blake2b(op, digest_size=ID_BYTES, person=b"nsync op").digest())
-    return root.digest()
+    return hashlib.blake2b(b"".join(map(leaf_of, ops)), digest_size=ID_BYTES, person=b"nsync root").digest()
 
 
 def encode_header(header: Header) -> bytes:
@@ -121,7 +133,7 @@ def decode_header(raw: bytes) -> Header:
     stamp, deps = parts[8], parts[9]
     _check(type(stamp) is tuple and len(stamp) == 2 and all(_is_int(n, 0, STAMP_MAX) for n in stamp), "has no stamp")
     _check(type(deps) is tuple and len(deps) <= DEPS_MAX and all(map(_is_dep, deps)), "has malformed deps")
-    _check(list(deps) == sorted(deps) and len({d[0] for d in deps}) == len(deps), "has deps that are unsorted or name an author twice")
+    _check(list(deps) == sorted(set(deps)), "has deps that are unsorted or named twice")
     _check(type(parts[11]) is bool, "has no commit flag")
     return Header._make((*parts[:8], Stamp(*stamp), tuple(Dep(*dep) for dep in deps), *parts[10:]))
 
@@ -136,6 +148,7 @@ def decode_frame(frame: bytes) -> Segment:
     _check(type(header_bytes) is bytes and type(ops) is tuple, "is not (header, signature, ops)")
     _check(type(signature) is bytes and len(signature) == SIGNATURE_BYTES, f"has no signature of {SIGNATURE_BYTES} bytes")
     _check(all(type(op) is bytes and len(op) <= OP_BYTES_MAX for op in ops), f"has an op that is no byte string of at most {OP_BYTES_MAX}")
+    _check(all(op[:1] != GONE or len(op) == 1 + ID_BYTES for op in ops), "has an op that is gone without its hash")
     _check(sum(map(len, ops)) <= OPS_BYTES_MAX, f"has more than {OPS_BYTES_MAX} bytes of ops")
     header = decode_header(header_bytes)
     if len(ops) != header.n or root_of(ops) != header.root:

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from nsync.authority.charter import Place
+from nsync.log.segment import NO_HASH
+
+BEGINNING = Place(0, NO_HASH)
+"""The place before the first op: every log has it."""
+
+GAP = ": a gap: "
+"""Stands in the text of a refusal that says only that what the segment continues is not here: whoever asks from further back gets it."""
+
 
 class StoredSegment(NamedTuple):
     """A segment of the log, as it goes over the wire."""
@@ -16,10 +25,14 @@ class StoredSegment(NamedTuple):
     """seq of its last op."""
     frame: bytes
     """The signed segment exactly as stored."""
+    prev: bytes
+    """The hash of the header that it continues; 16 zero bytes for the first."""
+    hash: bytes
+    """The hash of its own header."""
 
 
 class Head(NamedTuple):
-    """How far the log of one author is stored, applied or not."""
+    """The end of a branch of one author's log as it is stored, applied or not; an author who forked has several."""
 
     author: bytes
     seq: int
@@ -34,3 +47,8 @@ class Receipt(NamedTuple):
     """New segments made durable; those already known are not counted."""
     rejected: tuple[str, ...]
     """One text per refused segment: author, seq, reason."""
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """The refusals that are more than a gap."""
+        return tuple(text for text in self.rejected if GAP not in text)

@@ -49,6 +49,11 @@ def unpack(raw: bytes, what: str, items_max: int = ITEMS_MAX) -> Any:
     return _canonical(_load(raw, what, items_max), raw, what)
 
 
+def load(raw: bytes) -> Any:
+    """The value in bytes that are known to be canonical: what was decoded before it was stored."""
+    return msgpack.unpackb(raw, raw=False, use_list=False)
+
+
 def split(raw: bytes, count_max: int) -> Optional[tuple[bytes, bytes, tuple[bytes, ...]]]:
     """The parts of an array of two byte strings and an array of at most `count_max` byte strings; None if `raw` is no such array.
 

@@ -122,6 +122,12 @@ def wire_op(raw: bytes) -> Wire:
     return op
 
 
+def stored_op(raw: bytes) -> Wire:
+    """What `wire_op` made of the op when it was stored."""
+    op: Wire = codec.load(raw)
+    return op
+
+
 def _statements(op: Wire) -> None:
     if not 1 < len(op) <= STATEMENTS_MAX + 1:
         raise RejectedSegment(f"an op has {len(op) - 1} statements; 1 to {STATEMENTS_MAX} are allowed")

@@ -10,23 +10,24 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Optional
 
-from sqlalchemy import Engine, delete, func, select
+from sqlalchemy import Engine, delete, exists, func, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
-from nsync.authority.charter import Instance, Verify
+from nsync.authority.charter import Instance, Place, Verify
 from nsync.authority.effective import Authority
+from nsync.errors import ConfigError
 from nsync.failpoints import failpoint
 from nsync.log.segment import Sign, changesets
 from nsync.log.stored import Head, Receipt, StoredSegment
 from nsync.metrics import REFUSED_SEGMENTS
 from nsync.namespace.keys import Fact
 from nsync.namespace.ops import ACKNOWLEDGE
-from nsync.rucio_bridge import parked, triggers
+from nsync.rucio_bridge import charters, parked, triggers
 from nsync.rucio_bridge.capture import Capture, outbox_is_empty
 from nsync.rucio_bridge.guard import unknown_schema
 from nsync.rucio_bridge.materialise import Materialise
@@ -73,6 +74,8 @@ class Bridge:
         self._rse_expression = rse_expression
         self._sessions = sessionmaker(bind=engine)
         self._warned: Optional[str] = None
+        self._read_only: Optional[str] = None
+        """Why nothing is signed here, as it was told last."""
         self._retried = ""
         """The parked batch that was tried last."""
         self._passed_over: dict[bytes, int] = {}
@@ -92,6 +95,31 @@ class Bridge:
         with self._writing() as session:
             triggers.share(session.connection(), set(shared_scopes))
 
+    def adopt(self, text: str, now_ms: int) -> None:
+        """Go over to the charter of the file `text` and keep it (R5.1). Raises ConfigError unless it goes on from the one in force."""
+        with self._writing() as session:
+            connection = session.connection()
+            held, charter = charters.in_force(connection, self._verify), charters.following(connection, text, self._verify)
+            if held is not None and held.hash != charter.hash:
+                reason = unknown_schema(connection)
+                if reason is not None:
+                    raise ConfigError(f"version {charter.version} of the charter cannot be adopted yet: {reason}")
+                log = SqlLog(connection, Authority(held))
+                self._materialise(session, log, log.adopt(charter), f"charter version {charter.version}", now_ms)
+                LOG.info("version %d of the charter is in force", charter.version)
+            charters.keep(connection, text)
+        me = charter.by_name(self.me.name)
+        assert me is not None, "an instance stays listed"
+        self.authority, self.me = Authority(charter), me
+
+    def heard(self, theirs: Collection[Head]) -> Optional[str]:
+        """Compare what a peer says that it has of this instance's own log; why nothing is signed here from now on, or None (R4.6)."""
+        own = [head for head in theirs if head.author == self.me.author]
+        if not own or not self.unknown(own):
+            return None
+        with self._writing() as session:
+            return SqlLog(session.connection(), self.authority).heard(self.me.author, own)
+
     # ---- what peers ask (transport's SegmentLog)
 
     def heads(self) -> list[Head]:
@@ -99,8 +127,18 @@ class Bridge:
         with self.engine.connect() as connection:
             return SqlLog(connection, self.authority).stored_heads()
 
-    def segments_after(self, have: Mapping[bytes, int], bytes_max: int) -> list[StoredSegment]:
-        """The next stored segments beyond `have`."""
+    def unknown(self, theirs: Collection[Head]) -> list[Head]:
+        """Those of a peer's heads that are not stored here."""
+        with self.engine.connect() as connection:
+            return SqlLog(connection, self.authority).unknown(theirs)
+
+    def locator(self, author: bytes) -> list[Place]:
+        """Places of `author`'s log here, to ask peers from."""
+        with self.engine.connect() as connection:
+            return SqlLog(connection, self.authority).locator(author)
+
+    def segments_after(self, have: Mapping[bytes, Sequence[Place]], bytes_max: int) -> list[StoredSegment]:
+        """The next stored segments of the authors in `have` beyond the places given."""
         with self.engine.connect() as connection:
             return SqlLog(connection, self.authority).segments_after(have, bytes_max)
 
@@ -111,7 +149,9 @@ class Bridge:
         received = Receipt(0, ())
         if segments:
             with self._writing() as session:
-                received = SqlLog(session.connection(), self.authority).store(segments)
+                log = SqlLog(session.connection(), self.authority)
+                log.heard(self.me.author, [Head(s.header.author, s.header.last, s.hash) for s in segments])
+                received = log.store(segments)
                 failpoint("receive-before-commit")
             failpoint("receive-after-commit")
         rejected += received.rejected
@@ -178,16 +218,17 @@ class Bridge:
         return Worked(_count(mine), tuple(mine), (time.monotonic() - began) * 1000, released)
 
     def _newest_waiting(self) -> int:
-        """The arrival of the newest segment that is not applied, or 0."""
+        """The arrival of the newest segment if there are any that are not applied, or 0."""
         with self._sessions() as session:
-            query = select(func.max(schema.segment.c.arrival)).where(schema.segment.c.state == schema.WAITING)
+            waits = exists().where(schema.branch.c.applied < schema.branch.c.last, schema.branch.c.refused.is_(None))
+            query = select(func.max(schema.segment.c.arrival)).where(waits)
             return session.execute(query).scalar() or 0
 
     def _publish(self, session: Session, now_ms: int) -> list[Applied]:
         """Drain the outbox into a changeset of this instance's log, which has seen what was applied before this transaction (R7.1)."""
         log = SqlLog(session.connection(), self.authority)
-        if not log.is_applied(self.me.author):
-            return []  # a restored database gets its own log back from its peers: first that, then what is new
+        if not self._may_sign(log):
+            return []
         capture = Capture(session, log.state, self._rows(session), self.me)
         drained = capture.drain()
         failpoint("publish-drained")
@@ -200,10 +241,18 @@ class Bridge:
             self._materialise(session, log, applied.changed, self._batch(applied), now_ms)
         return published
 
+    def _may_sign(self, log: SqlLog) -> bool:
+        """Whether this instance's log goes on here; not once it was found further, or other, elsewhere (R4.6)."""
+        reason = log.read_only(self.me.author)
+        if reason is not None and reason != self._read_only:
+            LOG.error("nothing more is published here: %s", reason)
+        self._read_only = reason
+        return reason is None and log.is_applied(self.me.author)
+
     def _acknowledge(self, session: Session, now_ms: int) -> list[Applied]:
         """Let guests' statements that wait for this home take effect: a segment that has them in its past (R5.6)."""
         log = SqlLog(session.connection(), self.authority)
-        if not log.state.owes_acknowledgement(self.me.author) or not log.is_applied(self.me.author):
+        if not log.state.owes_acknowledgement(self.me.author) or not self._may_sign(log):
             return []
         acknowledged = log.publish([ACKNOWLEDGE], self.me.author, self._sign, now_ms)
         self._materialise(session, log, acknowledged.changed, self._batch(acknowledged), now_ms)

@@ -139,7 +139,7 @@ class Capture:
 
     def _unsaid(self, statements: Sequence[Statement]) -> list[Statement]:
         """Without what this instance may not say, and what it says already, though a rule of the catalogue prefers another."""
-        allowed = [s for s in statements if self.authority.may_write(self.me.author, s.key)]
+        allowed = self.state.sayable(self.me, statements)
         if len(allowed) < len(statements):
             LOG.debug(
                 "%d statements are not published: the charter does not let %s make them", len(statements) - len(allowed), self.me.name
@@ -149,8 +149,8 @@ class Capture:
         facts = {keys.fact_of(s.key) for s in allowed}
         unwritten = parked.among(self.session, facts)
         left = unwritten - self.state.entries(facts).keys()  # the namespace has it no more, and a row stays here: nobody shares it (R5.7)
-        reader = Reader(self.authority, self.state.pasts)
-        absent = unwritten - {key for key, about in slots.items() if self._asserts(about)}
+        reader = Reader(self.state.rulings)
+        absent = parked.among(self.session, facts, had_row=(False,))
         found = []
         for statement in allowed:
             about = slots.get(statement.key, ())
@@ -168,10 +168,6 @@ class Capture:
             if not said:
                 found.append(statement)
         return found
-
-    def _asserts(self, slots: Sequence[Slot]) -> bool:
-        """Whether this instance says so: then the row was here, since it says what its rows say."""
-        return any(slot.dot.author == self.me.author and not slot.retract for slot in slots)
 
     def _taken_back(self, facts: Collection[Fact], rows: Entries) -> list[Statement]:
         """What rows say about keys of which a statement of this instance waits for their home (R5.6). The catalogue does not show that
@@ -192,7 +188,7 @@ class Capture:
         """Closes of open data that this instance had reopened in vain (6.5). The catalogue shows them closed all the time, and yet
         the close says something: it lets in what was attached since."""
         closed = [close_key(did) for did, row in rows.items() if isinstance(did, Did) and isinstance(row, DidEntry) and row.closed]
-        reader = Reader(self.authority, self.state.pasts)
+        reader = Reader(self.state.rulings)
         tops = {key: reader.maximal(slots) for key, slots in self.state.slots(closed).items()}
         reopened = [key for key, said in tops.items() if not any(slot.value for slot in said)]
         return [Assert(key, True) for key in reopened if any(slot.dot.author == self.me.author for slot in tops[key])]
@@ -228,7 +224,7 @@ class Capture:
             for did, entry in parents.items()
             if isinstance(did, Did) and isinstance(entry, DidEntry) and entry.closed
         ]
-        return [s for s in found if self.authority.may_write(self.me.author, s.key)]
+        return self.state.sayable(self.me, found)
 
 
 def _is_public(entry: Optional[Entry]) -> bool:

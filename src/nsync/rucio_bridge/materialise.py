@@ -81,7 +81,8 @@ class Materialise:
             parked.release(self.session, desired.keys() - kept.keys())
             self._park(kept, kept, f"{batch.removesuffix(_LEFT)}{_LEFT}", now_ms)
             return not kept
-        self._park(desired.keys() | reasons.keys(), reasons, batch, now_ms)
+        had_row = {fact for fact, entry in desired.items() if _is_of(actual.get(fact), entry)}
+        self._park(desired.keys() | reasons.keys(), reasons, batch, now_ms, had_row)
         return False
 
     def _try(self, desired: Desired, actual: Actual, regrown: set[Did], batch: str) -> dict[Fact, str]:
@@ -97,8 +98,8 @@ class Materialise:
             return {min([*desired, *regrown], key=key_bytes): f"Rucio refused the rows: {str(error)[:500]}"}
         return {}
 
-    def _park(self, facts: Collection[Fact], reasons: Mapping[Fact, str], batch: str, now_ms: int) -> None:
-        if facts and parked.park(self.session, batch, facts, reasons, now_ms):
+    def _park(self, facts: Collection[Fact], reasons: Mapping[Fact, str], batch: str, now_ms: int, had_row: Collection[Fact] = ()) -> None:
+        if facts and parked.park(self.session, batch, facts, reasons, now_ms, had_row):
             LOG.warning("parked %d facts of changeset %s: %s", len(facts), batch, "; ".join(sorted(set(reasons.values()))[:3]))
 
     def _write(self, desired: Desired, actual: Actual) -> None:
@@ -327,6 +328,13 @@ def _did_row(did: Did, identity: Identity, account: InternalAccount) -> dict[str
         "created_at": now,
         "updated_at": now,
     }
+
+
+def _is_of(row: Any, entry: Any) -> bool:
+    """Whether `row` is what `entry` shows, in another state perhaps, and not another DID of its name."""
+    if isinstance(row, DidEntry) and isinstance(entry, DidEntry):
+        return row.identity.agrees(entry.identity)
+    return row is not None and entry is not None
 
 
 def _is_container(entry: Entry) -> bool:

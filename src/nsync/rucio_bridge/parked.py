@@ -6,14 +6,15 @@ Those of one batch (a changeset, and what came later and hangs on it) wait toget
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import Row, delete, insert, select
 from sqlalchemy.orm import Session
 
-from nsync.namespace.keys import Attribute, Fact, Key, from_key_bytes, key_bytes
+from nsync.namespace.keys import Attribute, Fact, Key, key_bytes
 from nsync.store import schema
 from nsync.store.database import chunks
+from nsync.store.keyed import columns, indexed, key_in
 
 _PARKED = schema.parked.c
 
@@ -27,22 +28,25 @@ class ParkedFact(NamedTuple):
     since_ms: int
 
 
-def among(session: Session, wanted: Collection[Key]) -> set[Key]:
-    """Those of `wanted` that wait."""
+def among(session: Session, wanted: Collection[Key], had_row: tuple[bool, ...] = (True, False)) -> set[Key]:
+    """Those of `wanted` that wait; `had_row`: only those whose row was here, or was not, when they were parked."""
     found: set[Key] = set()
-    for chunk in chunks([key_bytes(key) for key in wanted]):
-        found |= {from_key_bytes(raw) for raw in session.execute(select(_PARKED.key).where(_PARKED.key.in_(chunk))).scalars()}
+    for chunk in chunks(sorted(map(indexed, wanted))):
+        found |= {
+            key_in(row)
+            for row in session.execute(select(_PARKED.key, _PARKED.whole).where(_PARKED.key.in_(chunk), _PARKED.had_row.in_(had_row)))
+        }
     return found
 
 
 def with_their_batches(session: Session, wanted: Collection[Fact]) -> set[Fact]:
     """Everything that waits in a batch with one of `wanted`."""
     batches: set[str] = set()
-    for chunk in chunks([key_bytes(key) for key in wanted]):
+    for chunk in chunks(sorted(map(indexed, wanted))):
         batches |= set(session.execute(select(_PARKED.batch).where(_PARKED.key.in_(chunk))).scalars())
     found: set[Fact] = set()
     for names in chunks(sorted(batches)):
-        found |= {_fact(raw) for raw in session.execute(select(_PARKED.key).where(_PARKED.batch.in_(names))).scalars()}
+        found |= {_fact(row) for row in session.execute(select(_PARKED.key, _PARKED.whole).where(_PARKED.batch.in_(names)))}
     return found
 
 
@@ -53,38 +57,49 @@ def batches(session: Session) -> list[str]:
 
 def of_batch(session: Session, batch: str) -> set[Fact]:
     """What waits in `batch`."""
-    return {_fact(raw) for raw in session.execute(select(_PARKED.key).where(_PARKED.batch == batch)).scalars()}
+    return {_fact(row) for row in session.execute(select(_PARKED.key, _PARKED.whole).where(_PARKED.batch == batch))}
 
 
 def listing(session: Session) -> list[ParkedFact]:
     """All that waits, the oldest first."""
     rows = session.execute(select(schema.parked).order_by(_PARKED.since_ms, _PARKED.batch, _PARKED.key))
-    return [ParkedFact(_fact(row.key), row.batch, row.reason, row.since_ms) for row in rows]
+    return [ParkedFact(_fact(row), row.batch, row.reason, row.since_ms) for row in rows]
 
 
-def park(session: Session, batch: str, facts: Collection[Fact], reasons: Mapping[Fact, str], now_ms: int) -> bool:
+def park(
+    session: Session, batch: str, facts: Collection[Fact], reasons: Mapping[Fact, str], now_ms: int, had_row: Collection[Fact] = ()
+) -> bool:
     """Let `facts` wait together; tells whether that says anything new. Those without a reason wait for the first that has one."""
     first = min(reasons, key=key_bytes)
-    rows = {key_bytes(fact): reasons.get(fact, f"waits for {first}, which came with it") for fact in facts}
-    held: dict[bytes, str] = {}
-    for chunk in chunks(sorted(rows)):
-        held.update({row.key: row.reason for row in session.execute(select(_PARKED.key, _PARKED.reason).where(_PARKED.key.in_(chunk)))})
-    if rows == held:
+    says = {fact: reasons.get(fact, f"waits for {first}, which came with it") for fact in facts}
+    held: dict[Fact, str] = {}
+    for chunk in chunks(sorted(map(indexed, facts))):
+        found = session.execute(select(_PARKED.key, _PARKED.whole, _PARKED.reason).where(_PARKED.key.in_(chunk)))
+        held.update({_fact(row): row.reason for row in found})
+    if says == held:
         return False
     release(session, facts)
-    session.execute(
-        insert(schema.parked), [{"key": key, "batch": batch, "reason": reason, "since_ms": now_ms} for key, reason in sorted(rows.items())]
-    )
+    rows = [
+        {
+            **dict(zip(("key", "whole"), columns(fact))),
+            "batch": batch,
+            "reason": says[fact],
+            "since_ms": now_ms,
+            "had_row": fact in had_row,
+        }
+        for fact in sorted(says, key=key_bytes)
+    ]
+    session.execute(insert(schema.parked), rows)
     return True
 
 
 def release(session: Session, facts: Collection[Fact]) -> None:
     """`facts` wait no more."""
-    for chunk in chunks([key_bytes(fact) for fact in facts]):
+    for chunk in chunks(sorted(map(indexed, facts))):
         session.execute(delete(schema.parked).where(_PARKED.key.in_(chunk)))
 
 
-def _fact(raw: bytes) -> Fact:
-    fact = from_key_bytes(raw)
+def _fact(row: Row[Any]) -> Fact:
+    fact = key_in(row)
     assert not isinstance(fact, Attribute)
     return fact

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, text
 
-from nsync.namespace.keys import Did, Replica, Rse, key_bytes
+from nsync.namespace.keys import Did, Replica, Rse
+from nsync.store.keyed import indexed
 
 _SHOWN = "JOIN nsync_entry e ON e.kind = 2 AND e.scope = {table}.scope AND e.name = {table}.name"
 
@@ -38,6 +39,6 @@ def shared_rows(connection: Connection, instance: str) -> dict[str, frozenset[tu
     replicas = []
     for scope, name, rse, origin, *rest in connection.execute(text(_REPLICAS)):
         place = Rse(instance, rse) if origin is None else Rse(origin, rse[len(origin) + 1 :])
-        if origin is not None or key_bytes(Replica(Did(scope, name), place)) in shared:
+        if origin is not None or indexed(Replica(Did(scope, name), place)) in shared:
             replicas.append((scope, name, place.instance, place.rse, *rest))
     return {**rows, "replicas": frozenset(replicas)}

@@ -1,40 +1,41 @@
 """The log in SQL: taking in segments, applying changesets, publishing one's own (R4.2-R4.4).
 
-Two steps with a commit each. `decode_batch` and `store` verify segments and keep them: what is acknowledged is never lost.
-`apply_next` takes the next changeset whose deps are applied and moves slots, pasts, catalogue and head in the caller's
-transaction: with the bridge, the one that also writes Rucio's rows. A changeset of one's own goes the same way, in one.
+Two steps with a commit each. `store` keeps verified segments: what is acknowledged is never lost. `apply_next` takes the next changeset
+whose deps are applied and moves index, pasts, catalogue and head in the caller's transaction: with the bridge, the one that also
+writes Rucio's rows. A changeset of one's own goes the same way, in one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple, Optional
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, select, update
 
-from nsync.authority.charter import AuthorId, Verify
+from nsync.authority.charter import AuthorId, Charter, Place
 from nsync.authority.effective import Authority
-from nsync.catalogue.judge import judge
 from nsync.clock import AHEAD_MS_MAX, Stamp, next_stamp
-from nsync.crdt import Dot
-from nsync.crdt.past import steps_of
 from nsync.errors import RejectedSegment
 from nsync.failpoints import failpoint
-from nsync.log.admission import admit, check_deps, check_segment, choose_deps
-from nsync.log.segment import EMPTY, Dep, Header, Segment, Sign, Tip, build_changeset, decode_frame, name_of, stored_header
+from nsync.log.admission import check_deps
+from nsync.log.floor import Vote, encode_vote
+from nsync.log.forks import Mark, line_to
+from nsync.log.segment import EMPTY, GONE, Dep, Header, Segment, Sign, Tip, build_changeset, decode_header, header_hash, leaf_of, name_of
 from nsync.log.stored import Head, Receipt, StoredSegment
-from nsync.namespace.keys import Fact, Key
-from nsync.store import schema
+from nsync.namespace.keys import Fact
+from nsync.store import recovery, schema, serving
+from nsync.store.bulk import bulk_insert
+from nsync.store.compaction import compact
+from nsync.store.intake import Intake, decode_batch
+from nsync.store.lines import BranchRow, SqlLines
 from nsync.store.state import SqlState
 
-WAITING_SEGMENTS_MAX = 1024
-"""Segments of one author that are stored and not applied yet: four changesets of the largest size."""
-
-_SEGMENT = schema.segment.c
+_SEGMENT, _BRANCH = schema.segment.c, schema.branch.c
 
 
 class Applied(NamedTuple):
-    """A changeset that took effect: the facts whose catalogue entries changed, and statements that had no right to be made."""
+    """A changeset that took effect: the facts whose catalogue entries changed, and how many statements count for nothing."""
 
     author: AuthorId
     first: int
@@ -43,17 +44,11 @@ class Applied(NamedTuple):
     void: int
 
 
-def decode_batch(frames: Sequence[bytes], authority: Authority, verify: Verify) -> tuple[list[Segment], list[str]]:
-    """The segments of `frames` with everything checked that needs no database, and a text for each that fails."""
-    segments, rejected = [], []
-    for frame in frames:
-        try:
-            segment = decode_frame(frame)
-            check_segment(segment, authority.charter, verify)
-            segments.append(segment)
-        except RejectedSegment as error:
-            rejected.append(str(error))
-    return segments, rejected
+class _Changeset(NamedTuple):
+    """The next changeset of a branch, whole."""
+
+    branch: BranchRow
+    headers: list[Header]
 
 
 class SqlLog:
@@ -62,263 +57,266 @@ class SqlLog:
     def __init__(self, connection: Connection, authority: Authority) -> None:
         self.connection = connection
         self.authority = authority
-        self.state = SqlState(connection, authority)
+        self.lines = SqlLines(connection, authority.charter)
         self.applying: Optional[bytes] = None
+
+    @cached_property
+    def state(self) -> SqlState:
+        """Slots, claims and catalogue."""
+        return SqlState(self.connection, self.lines)
 
     # ---- what peers ask
 
     def stored_heads(self) -> list[Head]:
-        """The last stored segment of each log, applied or waiting."""
-        last = select(_SEGMENT.author, func.max(_SEGMENT.first).label("first")).group_by(_SEGMENT.author).subquery()
-        query = (
-            select(_SEGMENT.author, _SEGMENT.last, _SEGMENT.hash)
-            .join(last, (last.c.author == _SEGMENT.author) & (last.c.first == _SEGMENT.first))
-            .order_by(_SEGMENT.author)
-        )
-        return [Head(*row) for row in self.connection.execute(query)]
+        """The end of each branch of each log, applied or waiting."""
+        return serving.heads(self.lines)
 
-    def segments_after(self, have: Mapping[bytes, int], bytes_max: int) -> list[StoredSegment]:
-        """The next segments beyond `have`, in the order in which they came here; at least one if there is any, then up to `bytes_max`."""
-        found: list[StoredSegment] = []
-        size = 0
-        behind = [author for author, seq, _ in self.stored_heads() if seq > have.get(author, 0)]
-        queries = [
-            select(_SEGMENT.arrival, _SEGMENT.author, _SEGMENT.first, _SEGMENT.last, func.length(_SEGMENT.frame).label("size"))
-            .where(_SEGMENT.author == author, _SEGMENT.last > have.get(author, 0))
-            .order_by(_SEGMENT.first)
-            .limit(64)
-            for author in behind
-        ]
-        rows = sorted((row for query in queries for row in self.connection.execute(query)), key=lambda row: int(row.arrival))
-        for row in rows:
-            if found and size + row.size > bytes_max:
-                break
-            size += row.size
-            frame = self.connection.execute(select(_SEGMENT.frame).where(_SEGMENT.arrival == row.arrival)).scalar_one()
-            found.append(StoredSegment(row.author, row.first, row.last, frame))
-        return found
+    def unknown(self, theirs: Collection[Head]) -> list[Head]:
+        """Those of a peer's heads whose segments are not stored here."""
+        return serving.unknown(self.connection, self.lines, theirs)
+
+    def locator(self, author: bytes) -> list[Place]:
+        """What is stored of `author`'s log, as places to ask from (serving.locator)."""
+        return serving.locator(self.connection, self.lines, author)
+
+    def segments_after(self, have: Mapping[bytes, Sequence[Place]], bytes_max: int) -> list[StoredSegment]:
+        """The next segments of the authors in `have`, beyond the places given for each, in the order in which they came here."""
+        return serving.segments_after(self.connection, self.lines, have, bytes_max)
 
     # ---- taking in
 
     def store(self, segments: Sequence[Segment]) -> Receipt:
-        """Store those of `segments`, checked by `decode_batch`, that continue their logs. Known ones count for nothing."""
-        tips: dict[bytes, Tip] = {}
-        refused: set[bytes] = set()
-        stored, rejected = 0, []
-        for segment in segments:
-            author = segment.header.author
-            tip = tips[author] if author in tips else self._stored_tip(author)
-            if author in refused or (segment.header.last <= tip.seq and self._known(segment)):
-                continue
-            try:
-                self._check_room(segment)
-                tips[author] = admit(segment, tip)
-            except RejectedSegment as error:
-                refused.add(author)
-                rejected.append(f"{self.authority.name(author)}: {error}")
-                continue
-            self._insert(segment)
-            stored += 1
-            failpoint("log-segment-stored")
-        return Receipt(stored, tuple(rejected))
-
-    def _stored_tip(self, author: bytes) -> Tip:
-        query = select(_SEGMENT.last, _SEGMENT.hash, _SEGMENT.stamp_ms, _SEGMENT.stamp_logical).where(_SEGMENT.author == author)
-        row = self.connection.execute(query.order_by(_SEGMENT.first.desc()).limit(1)).first()
-        if row is None:
-            return EMPTY
-        commit = select(func.coalesce(func.max(_SEGMENT.first), 0)).where(_SEGMENT.author == author, _SEGMENT.commits)
-        since = select(func.count()).where(_SEGMENT.author == author, _SEGMENT.first > commit.scalar_subquery())
-        return Tip(row.last, row.hash, Stamp(row.stamp_ms, row.stamp_logical), self.connection.execute(since).scalar_one())
-
-    def _known(self, segment: Segment) -> bool:
-        query = select(_SEGMENT.hash).where(_SEGMENT.author == segment.header.author, _SEGMENT.first == segment.header.first)
-        return bool(self.connection.execute(query).scalar() == segment.hash)
-
-    def _check_room(self, segment: Segment) -> None:
-        author = segment.header.author
-        query = select(func.count()).where(_SEGMENT.state == schema.WAITING, _SEGMENT.author == author)
-        waiting = self.connection.execute(query).scalar_one()
-        if waiting >= WAITING_SEGMENTS_MAX:
-            raise RejectedSegment(f"{segment}: {waiting} segments of its author wait here already; it is taken once they are applied")
-
-    def _insert(self, segment: Segment) -> None:
-        header = segment.header
-        self.connection.execute(
-            insert(schema.segment).values(
-                author=header.author,
-                first=header.first,
-                last=header.last,
-                hash=segment.hash,
-                stamp_ms=header.stamp.ms,
-                stamp_logical=header.stamp.logical,
-                commits=header.commit,
-                state=schema.WAITING,
-                frame=segment.frame,
-            )
-        )
+        """Store those of `segments`, checked by `decode_batch`, that continue their logs."""
+        receipt = Intake(self.connection, self.lines).store(segments)
+        failpoint("log-segment-stored")
+        return receipt
 
     # ---- applying
 
-    def heads(self) -> dict[bytes, tuple[Dep, Stamp]]:
-        """The end of what is applied of each log."""
-        rows = self.connection.execute(select(schema.head))
-        return {r.author: (Dep(r.author, r.seq, r.hash), Stamp(r.stamp_ms, r.stamp_logical)) for r in rows}
+    def heads(self) -> dict[int, BranchRow]:
+        """The branches of which something is applied."""
+        return {id: branch for id, branch in self.lines.branches.items() if branch.head is not None}
 
     def apply_next(self, now_ms: int, passed_over: Collection[bytes] = ()) -> Optional[Applied]:
         """Apply one changeset whose deps are applied, and tell what it changed; None when there is none.
 
         `passed_over`: authors to leave alone for now. `applying` tells whose changeset it was, should this fail.
         """
-        heads = self.heads()
-        for author, rows in self._complete_changesets(heads).items():
-            if author in passed_over or rows[-1].stamp_ms > now_ms + AHEAD_MS_MAX:
-                continue
-            headers = [self._load_header(row.arrival) for row in rows]
-            if _waits_for(headers, heads, now_ms) is not None:
+        for changeset in self._complete_changesets():
+            author = changeset.branch.author
+            if author in passed_over or self._waits_for(changeset, now_ms) is not None:
                 continue
             try:
-                self._check_deps(headers)
+                deps = self._check(changeset)
             except RejectedSegment as error:
-                self._refuse(author, headers[0].first, str(error))
+                self._refuse(changeset.branch, str(error))
                 continue
             self.applying = author
-            return self._apply(AuthorId(author), rows)
+            return self._apply(changeset, deps)
         return None
 
     def waits(self, now_ms: int) -> dict[bytes, str]:
         """For each log whose next changeset is here and is not applied yet: which one, and what it waits for."""
-        heads = self.heads()
         found = {}
-        for author, rows in self._complete_changesets(heads).items():
-            headers = [self._load_header(row.arrival) for row in rows]
-            reason = _waits_for(headers, heads, now_ms)
+        for changeset in self._complete_changesets():
+            reason = self._waits_for(changeset, now_ms)
             if reason is not None:
+                author, headers = changeset.branch.author, changeset.headers
                 found[author] = f"{name_of(author, headers[0].first, headers[-1].last)} {reason}"
         return found
 
-    def _complete_changesets(self, heads: Mapping[bytes, tuple[Dep, Stamp]]) -> dict[bytes, list[Row[tuple[int, bool]]]]:
-        """For each author the segments of the next changeset, where all of it is here and nothing of it refused."""
-        authors = self.connection.execute(select(_SEGMENT.author).where(_SEGMENT.state == schema.WAITING).distinct()).scalars().all()
-        found = {}
-        for author in sorted(authors):
-            after = heads[author][0].seq if author in heads else 0
-            query = select(_SEGMENT.arrival, _SEGMENT.commits, _SEGMENT.state, _SEGMENT.stamp_ms).where(
-                _SEGMENT.author == author, _SEGMENT.first > after
-            )
-            rows = []
+    def _complete_changesets(self) -> list[_Changeset]:
+        """For each branch the next changeset, where all of it is here and nothing of it refused."""
+        found = []
+        for branch in self.lines.branches.values():
+            parent = self.lines.branches.get(branch.parent) if branch.parent is not None else None
+            if branch.applied == branch.last or branch.refused is not None or (parent is not None and parent.applied < branch.first - 1):
+                continue
+            query = select(_SEGMENT.header, _SEGMENT.commits).where(_SEGMENT.branch == branch.id, _SEGMENT.first > branch.applied)
+            headers = []
             for row in self.connection.execute(query.order_by(_SEGMENT.first)):
-                if row.state == schema.REFUSED:
-                    break
-                rows.append(row)
+                headers.append(decode_header(row.header))
                 if row.commits:
-                    found[author] = rows
+                    found.append(_Changeset(branch, headers))
                     break
+        return sorted(found, key=lambda changeset: (changeset.branch.author, changeset.branch.id))
+
+    def _waits_for(self, changeset: _Changeset, now_ms: int) -> Optional[str]:
+        """What a whole changeset waits for, or None. A dep on its own log is none to wait for: it is refused."""
+        ahead_ms = changeset.headers[-1].stamp.ms - now_ms
+        if ahead_ms > AHEAD_MS_MAX:
+            return f"is stamped {ahead_ms} ms ahead of the clock here, and is applied once time has caught up"
+        for header in changeset.headers:
+            for dep in header.deps:
+                if dep.author != header.author and not any(b.applied >= dep.seq for b in self.lines.of(dep.author)):
+                    return f"waits for {dep.author.hex()[:12]} {dep.seq}, which is not applied here yet"
+                if dep.author != header.author and self._mark(dep) is None and len(self.lines.of(dep.author)) > 1:
+                    return f"waits for a branch of {dep.author.hex()[:12]} at {dep.seq}, which is not applied here yet"
+        return None
+
+    def _check(self, changeset: _Changeset) -> list[tuple[Header, list[Mark]]]:
+        """The places that each segment names. Raises RejectedSegment for deps that no honest author names. All of them are applied."""
+        tree = self.lines.branches_tree
+        start = Mark(changeset.branch.id, changeset.headers[0].first)
+        seen = self.lines.past(start)
+        found = []
+        for header in changeset.headers:
+            marks = {dep: self._mark(dep) for dep in header.deps}
+            stamps = {dep: self._stamp(dep, mark) if mark is not None else None for dep, mark in marks.items()}
+            check_deps(header, stamps, lambda dep, marks=marks: _saw(seen, marks[dep]))  # type: ignore[misc]
+            deps = [mark for mark in marks.values() if mark is not None]
+            for dep in deps:
+                for branch, seq in [*line_to(tree, dep), *self.lines.past(dep).items()]:
+                    seen[branch] = max(seq, seen.get(branch, 0))
+            found.append((header, deps))
+        self._check_succession(changeset, seen)
         return found
 
-    def _check_deps(self, headers: Sequence[Header]) -> None:
-        """Raises RejectedSegment for deps that no honest author names. All of them are applied."""
-        named = self.state.pasts.at(Dot(headers[0].author, headers[0].first))
-        for header in headers:
-            check_deps(header, named, {dep: self._commit_stamp(dep) for dep in header.deps})
-            named.update({dep.author: dep.seq for dep in header.deps})
+    def _check_succession(self, changeset: _Changeset, seen: Mapping[int, int]) -> None:
+        """A new incarnation has seen all that its predecessor said (R4.6)."""
+        header = changeset.headers[0]
+        instance = self.authority.charter.by_author(header.author)
+        lives = [life.author for life in instance.past] if instance is not None else []
+        if header.first != 1 or instance is None or header.author in lives[:1] or not lives:
+            return
+        index = lives.index(header.author) if header.author in lives else len(lives)
+        before = instance.incarnations[index - 1]
+        if before.final is None or before.final.seq == 0:
+            return
+        mark = self.lines.mark(before.author, before.final)
+        if mark is None or not _saw(seen, mark):
+            raise RejectedSegment(
+                f"{name_of(header.author, header.first, header.last)} of {instance.name}: a new incarnation that has not seen the end of "
+                f"the one before it, {before.author.hex()[:12]} {before.final.seq}; it begins once its node has fetched that"
+            )
 
-    def _commit_stamp(self, dep: Dep) -> Optional[Stamp]:
-        query = select(_SEGMENT.stamp_ms, _SEGMENT.stamp_logical).where(
-            _SEGMENT.author == dep.author, _SEGMENT.first <= dep.seq, _SEGMENT.last == dep.seq, _SEGMENT.hash == dep.hash, _SEGMENT.commits
-        )
-        row = self.connection.execute(query).first()
-        return Stamp(*row) if row is not None else None
+    def _mark(self, dep: Dep) -> Optional[Mark]:
+        return self.lines.mark(dep.author, Place(dep.seq, dep.hash))
 
-    def _refuse(self, author: bytes, first: int, reason: str) -> None:
-        """Mark a changeset that is stored and signed, and still cannot be applied: nothing of its author is, from there on."""
-        self.connection.execute(
-            update(schema.segment).where(_SEGMENT.author == author, _SEGMENT.first >= first).values(state=schema.REFUSED, reason=reason)
-        )
+    def _stamp(self, dep: Dep, mark: Mark) -> Optional[Stamp]:
+        """The stamp of the segment that ends at `mark`, if it ends a changeset."""
+        branch = self.lines.branches[mark.branch]
+        if branch.applied == mark.seq:
+            return branch.applied_stamp
+        query = select(_SEGMENT.header, _SEGMENT.commits).where(_SEGMENT.branch == mark.branch, _SEGMENT.first <= mark.seq)
+        row = self.connection.execute(query.order_by(_SEGMENT.first.desc()).limit(1)).one()
+        return decode_header(row.header).stamp if row.commits else None
 
-    def _apply(self, author: AuthorId, rows: Sequence[Row[tuple[int, bool]]]) -> Applied:
-        touched: set[Key] = set()
-        void = 0
-        segment = first = None
-        for row in rows:
-            segment = self._load(row.arrival)
-            first = first or segment.header.first
-            judged = judge(self.authority, segment)
-            void += judged.void
-            touched |= self._acknowledge(segment.header)
-            touched |= self.state.join(judged.effective)
-            self.state.wait(judged.waiting)
-        assert segment is not None and first is not None
+    def _refuse(self, branch: BranchRow, reason: str) -> None:
+        """Mark a branch whose next changeset is signed and still cannot be applied: nothing of it is, from there on."""
+        self.connection.execute(update(schema.branch).where(_BRANCH.id == branch.id).values(refused=reason))
+        self.lines.forget()
+
+    def _apply(self, changeset: _Changeset, deps: Sequence[tuple[Header, list[Mark]]]) -> Applied:
+        branch, headers = changeset.branch, changeset.headers
+        before = self.state.readings()
+        for header, marks in deps:
+            self.state.see(branch, header, self.lines.grow(branch.id, header.first, marks))
+            ops = serving.ops_of(self.connection, branch.id, header.first, header.last)
+            self.state.take(branch, header, ops)
         failpoint("log-slots-joined")
-        self._advance(segment, first)
+        self._advance(branch, headers[-1])
         failpoint("log-head-advanced")
-        return Applied(author, first, segment.header.last, frozenset(self.state.refresh(touched)), void)
+        changed = self.state.settle(before)
+        return Applied(AuthorId(branch.author), headers[0].first, headers[-1].last, frozenset(changed), self.state.void())
 
-    def _acknowledge(self, header: Header) -> set[Key]:
-        """Let the past of `header`'s author grow; returns the keys about which that settles something."""
-        pasts = self.state.pasts
-        before = pasts.at(Dot(header.author, header.first))
-        steps = steps_of(pasts, header.author, header.first, [Dot(dep.author, dep.seq) for dep in header.deps])
-        pasts.add(steps)
-        touched: set[Key] = set()
-        for step in steps:
-            settled, moved = self.state.acknowledge(header.author, step.other, before.get(step.other, 0), step.seq)
-            touched |= moved | self.state.join(settled)
-        return touched
+    def _advance(self, branch: BranchRow, header: Header) -> None:
+        query = select(_SEGMENT.hash).where(_SEGMENT.branch == branch.id, _SEGMENT.first == header.first)
+        end = {
+            "applied": header.last,
+            "applied_hash": self.connection.execute(query).scalar_one(),
+            "applied_stamp_ms": header.stamp.ms,
+            "applied_stamp_logical": header.stamp.logical,
+        }
+        self.connection.execute(update(schema.branch).where(_BRANCH.id == branch.id).values(**end))
+        self.lines.forget()
 
-    def _advance(self, segment: Segment, first: int) -> None:
-        header = segment.header
-        self.connection.execute(
-            update(schema.segment)
-            .where(_SEGMENT.author == header.author, _SEGMENT.first >= first, _SEGMENT.first <= header.first)
-            .values(state=schema.APPLIED)
-        )
-        end = {"seq": header.last, "hash": segment.hash, "stamp_ms": header.stamp.ms, "stamp_logical": header.stamp.logical}
-        moved = self.connection.execute(update(schema.head).where(schema.head.c.author == header.author).values(**end))
-        if moved.rowcount == 0:
-            self.connection.execute(insert(schema.head).values(author=header.author, **end))
+    # ---- floors and charters
 
-    def _load(self, arrival: int) -> Segment:
-        return decode_frame(self._frame(arrival))
+    def vote(self, votes: Collection[Vote]) -> frozenset[Fact]:
+        """Keep votes for floors, checked by `decode_vote`; returns the facts whose entries a new floor changed."""
+        before = self.state.readings()
+        for vote in votes:
+            raw = encode_vote(vote)
+            row = {"number": vote.floor.number, "author": vote.author, "hash": header_hash(raw), "raw": raw}
+            bulk_insert(self.connection, schema.vote.name, list(row), [tuple(row.values())], skip_known=True)
+        self.lines.forget()
+        return frozenset(self.state.settle(before))
 
-    def _load_header(self, arrival: int) -> Header:
-        return stored_header(self._frame(arrival))
+    def compact(self) -> int:
+        """Collect below the newest floor what it lets go (R4.7); returns how many ops went."""
+        return compact(self.connection, self.lines, self.state)
 
-    def _frame(self, arrival: int) -> bytes:
-        frame: bytes = self.connection.execute(select(_SEGMENT.frame).where(_SEGMENT.arrival == arrival)).scalar_one()
-        return frame
+    def stored_ops(self, author: bytes, until: int) -> list[tuple[int, bytes, bool]]:
+        """The ops of `author`'s line up to `until`: seq, hash, and whether compaction took it."""
+        found, after = [], 0
+        for part in self.lines.line(author):
+            raws = serving.ops_of(self.connection, part.branch, after + 1, min(part.seq, until))
+            found += [(seq, leaf_of(raw), raw[:1] == GONE) for seq, raw in enumerate(raws, after + 1)]
+            after = min(part.seq, until)
+        return found
+
+    def adopt(self, charter: Charter) -> frozenset[Fact]:
+        """Go over to an amended charter; returns the facts whose entries that changed."""
+        before = self.state.readings()
+        changed = self.state.adopt(charter, before)
+        self.authority = Authority(charter)
+        return frozenset(changed)
 
     # ---- publishing
 
     def is_applied(self, author: bytes) -> bool:
         """Whether everything stored of `author`'s log is applied."""
-        query = select(_SEGMENT.arrival).where(_SEGMENT.author == author, _SEGMENT.state != schema.APPLIED).limit(1)
-        return self.connection.execute(query).first() is None
+        return all(branch.applied == branch.last for branch in self.lines.of(author))
+
+    def read_only(self, author: bytes) -> Optional[str]:
+        """Why `author` signs nothing more, or None (R4.6)."""
+        return recovery.read_only(self.connection, self.lines, author)
+
+    def heard(self, author: bytes, theirs: Collection[Head]) -> Optional[str]:
+        """Compare this instance's own log with a peer's copy of it: one that has more, or another one, makes `author` read-only."""
+        return recovery.heard(self.connection, self.lines, author, theirs)
 
     def publish(self, ops: Sequence[bytes], author: AuthorId, sign: Sign, now_ms: int) -> Applied:
         """Sign `ops` as a changeset that has seen everything applied here, store it and apply it: the way of a stranger's (STYLE 6)."""
+        reason = self.read_only(author)
+        assert reason is None and self.is_applied(author), f"one's own log is applied as it is written: {reason}"
+        own = self.lines.of(author)
+        tip = Tip(own[0].last, own[0].hash, Stamp(own[0].stamp_ms, own[0].stamp_logical), 0) if own else EMPTY
         heads = self.heads()
-        tip = self._stored_tip(author)
-        assert tip.seq == (heads[author][0].seq if author in heads else 0), "one's own log is applied as it is written"
-        deps = choose_deps(author, {a: dep for a, (dep, _) in heads.items()}, self.state.pasts.at, tip.seq)
         charter = self.authority.charter
-        stamp = next_stamp(now_ms, [tip.stamp, *(stamp for _, stamp in heads.values())])
-        for segment in build_changeset(
-            ops, federation=charter.federation, charter_version=charter.version, author=author, tip=tip, stamp=stamp, deps=deps, sign=sign
-        ):
-            tip = admit(segment, tip)  # like anybody's
-            self._insert(segment)
+        segments = build_changeset(
+            ops,
+            federation=charter.federation,
+            charter_version=charter.version,
+            author=author,
+            tip=tip,
+            stamp=next_stamp(now_ms, [tip.stamp, *(branch.applied_stamp for branch in heads.values())]),
+            deps=self._choose_deps(author, tip.seq),
+            sign=sign,
+        )
+        intake = Intake(self.connection, self.lines)
+        for segment in segments:
+            intake.add(segment)
+        intake.flush()
         failpoint("publish-signed")
-        rows = self._complete_changesets(heads)[author]
-        return self._apply(author, rows)
+        (mine,) = (changeset for changeset in self._complete_changesets() if changeset.branch.author == author)
+        return self._apply(mine, self._check(mine))
+
+    def _choose_deps(self, author: bytes, tip: int) -> list[Dep]:
+        """The maximal heads that `author`'s log had not seen before (R4.1)."""
+        own = self.lines.of(author)
+        before = self.lines.past(Mark(own[0].id, tip)) if own else {}
+        fresh = {
+            id: head for id, b in self.heads().items() if b.author != author and (head := b.head) and not _saw(before, Mark(id, b.applied))
+        }
+        pasts = {id: self.lines.closure([Mark(id, head.seq)]) for id, head in fresh.items()}
+        covered = {id for id, head in fresh.items() for other, past in pasts.items() if other != id and past.get(id, 0) >= head.seq}
+        return [head for id, head in fresh.items() if id not in covered]
 
 
-def _waits_for(headers: Sequence[Header], heads: Mapping[bytes, tuple[Dep, Stamp]], now_ms: int) -> Optional[str]:
-    """What a whole changeset waits for, or None. A dep on its own log is none to wait for: it is refused."""
-    ahead_ms = headers[-1].stamp.ms - now_ms
-    if ahead_ms > AHEAD_MS_MAX:
-        return f"is stamped {ahead_ms} ms ahead of the clock here, and is applied once time has caught up"
-    for dep in (dep for header in headers for dep in header.deps if dep.author != header.author):
-        if dep.author not in heads or heads[dep.author][0].seq < dep.seq:
-            return f"waits for {dep.author.hex()[:12]} {dep.seq}, which is not applied here yet"
-    return None
+def _saw(seen: Mapping[int, int], mark: Optional[Mark]) -> bool:
+    return mark is not None and seen.get(mark.branch, 0) >= mark.seq
+
+
+__all__ = ["Applied", "SqlLog", "decode_batch"]

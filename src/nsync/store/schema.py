@@ -1,12 +1,13 @@
 """The `nsync_*` tables: own metadata, so that Rucio's migration chain never sees them.
 
-Keys are canonical bytes (namespace.keys), authors 16 bytes, values canonical msgpack. The layout is the plain one, by natural
-keys; no other has been measured yet.
+The state is the log, indexed (docs/adr/0009): ops lie by dot as they came, `about` leads from a key to the ops that speak of it, and slots,
+claims and rulings are read through it. So a revocation, a fork or an adopted incarnation changes no stored statement, only how
+some are read. What the catalogue shows is kept, and maintained by what changes.
+
+A *branch* is one line of one author's log; an author who never forked has one (log.forks). Ids and hashes are 16 bytes.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, LargeBinary, MetaData, String, Table, Text
 
@@ -17,104 +18,134 @@ SERIAL = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up only a
 
 WAITING, APPLIED, REFUSED = "W", "A", "R"
 
-segment = Table(
-    "nsync_segment",
+
+def _dot() -> tuple[Column[int], Column[int]]:
+    return (
+        Column("branch", Integer, primary_key=True, autoincrement=False),
+        Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    )
+
+
+branch = Table(
+    "nsync_branch",
     metadata,
-    Column("arrival", SERIAL, primary_key=True),
+    Column("id", Integer, primary_key=True, autoincrement=False),
     Column("author", ID, nullable=False),
+    Column("parent", Integer),
     Column("first", BigInteger, nullable=False),
     Column("last", BigInteger, nullable=False),
     Column("hash", ID, nullable=False),
     Column("stamp_ms", BigInteger, nullable=False),
     Column("stamp_logical", BigInteger, nullable=False),
-    Column("commits", Boolean, nullable=False),
-    Column("state", String(1), nullable=False),
-    Column("reason", Text),
-    Column("frame", LargeBinary, nullable=False),
-    Index("nsync_segment_log", "author", "first", unique=True),
-    Index("nsync_segment_state", "state", "author", "first"),
+    Column("open_segments", Integer, nullable=False),
+    Column("applied", BigInteger, nullable=False),
+    Column("applied_hash", ID),
+    Column("applied_stamp_ms", BigInteger),
+    Column("applied_stamp_logical", BigInteger),
+    Column("refused", Text),
 )
-"""Every segment, as it was signed. `arrival` is the order in which they came, causal but for what waits."""
+"""Each line of a log: where it leaves its parent (after `first` - 1), where it ends, and how far it is applied (R4.4)."""
 
-head = Table(
-    "nsync_head",
+segment = Table(
+    "nsync_segment",
     metadata,
-    Column("author", ID, primary_key=True),
-    Column("seq", BigInteger, nullable=False),
+    Column("arrival", SERIAL, primary_key=True),
+    Column("branch", Integer, nullable=False),
+    Column("first", BigInteger, nullable=False),
+    Column("last", BigInteger, nullable=False),
     Column("hash", ID, nullable=False),
+    Column("commits", Boolean, nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("header", LargeBinary, nullable=False),
+    Column("signature", LargeBinary, nullable=False),
+    Index("nsync_segment_log", "branch", "first", unique=True),
+)
+"""Every segment, as it was signed. `arrival` is the order in which they came, causal but for what waits; `size` that of its ops."""
+
+op = Table(
+    "nsync_op",
+    metadata,
+    *_dot(),
     Column("stamp_ms", BigInteger, nullable=False),
     Column("stamp_logical", BigInteger, nullable=False),
+    Column("raw", LargeBinary, nullable=False),
     sqlite_with_rowid=False,
 )
-"""The end of what is applied of each log: it advances in the transaction that applies a changeset (R4.4)."""
+"""The ops, each as its author encoded it; in the place of one that compaction took, its hash (log.segment.gone)."""
+
+about = Table(
+    "nsync_about",
+    metadata,
+    Column("node", BigInteger, primary_key=True, autoincrement=False),
+    Column("key", BigInteger, primary_key=True, autoincrement=False),
+    *_dot(),
+    sqlite_with_rowid=False,
+)
+"""From a key to the applied ops that speak of it (store.index)."""
+
+guest = Table(
+    "nsync_guest",
+    metadata,
+    Column("home", String(32), primary_key=True),
+    *_dot(),
+    sqlite_with_rowid=False,
+)
+"""Applied ops with a statement that another instance, `home`, decides about: all that acknowledgements and revocations can move."""
 
 step = Table(
     "nsync_step",
     metadata,
-    Column("author", ID, primary_key=True),
-    Column("other", ID, primary_key=True),
-    Column("position", BigInteger, primary_key=True),
+    Column("branch", Integer, primary_key=True, autoincrement=False),
+    Column("other", Integer, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
     Column("seq", BigInteger, nullable=False),
+    Index("nsync_step_seen", "branch", "other", "seq"),
     sqlite_with_rowid=False,
 )
-"""Pasts, as the steps by which they grow (crdt.past)."""
+"""Pasts, as the steps by which they grow (crdt.past): from `position` of `branch` on, `other` is seen up to `seq`."""
 
+grant = Table("nsync_grant", metadata, *_dot(), sqlite_with_rowid=False)
+"""Applied ops that are grants."""
 
-def _statement_columns() -> list[Column[Any]]:
-    return [
-        Column("seq", BigInteger, nullable=False),
-        Column("stamp_ms", BigInteger, nullable=False),
-        Column("stamp_logical", BigInteger, nullable=False),
-        Column("retract", Boolean, nullable=False),
-        Column("value", LargeBinary),
-    ]
-
-
-slot = Table(
-    "nsync_slot",
+revocation = Table(
+    "nsync_revocation",
     metadata,
-    Column("key", LargeBinary, primary_key=True),
+    *_dot(),
+    Column("grant_author", ID, nullable=False),
+    Column("grant_seq", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""Applied ops that are revocations, each with the dot of its grant."""
+
+fork = Table(
+    "nsync_fork",
+    metadata,
     Column("author", ID, primary_key=True),
-    *_statement_columns(),
-    Index("nsync_slot_dot", "author", "seq"),
+    Column("first", BigInteger, primary_key=True, autoincrement=False),
+    Column("proof", LargeBinary, nullable=False),
     sqlite_with_rowid=False,
 )
+"""Fork proofs (R4.5): kept for ever."""
 
-claim = Table(
-    "nsync_claim",
+vote = Table(
+    "nsync_vote",
     metadata,
-    Column("key", LargeBinary, primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
     Column("author", ID, primary_key=True),
-    *_statement_columns(),
-    Index("nsync_claim_dot", "author", "seq"),
+    Column("hash", ID, primary_key=True),
+    Column("raw", LargeBinary, nullable=False),
     sqlite_with_rowid=False,
 )
-"""Each author's first effective claim of a DID's identity: never dropped (R3.6)."""
+"""Votes for floors (R4.8). An author has one a number; two are kept as the proof of what it did."""
 
-waiting = Table(
-    "nsync_waiting",
-    metadata,
-    Column("id", SERIAL, primary_key=True),
-    Column("key", LargeBinary, nullable=False),
-    Column("author", ID, nullable=False),
-    *_statement_columns(),
-    Index("nsync_waiting_dot", "author", "seq"),
-)
-"""Guests' destructive and publishing statements that their home has not acknowledged yet (R5.6)."""
-
-link = Table(
-    "nsync_link",
-    metadata,
-    Column("node", LargeBinary, primary_key=True),
-    Column("key", LargeBinary, primary_key=True),
-    sqlite_with_rowid=False,
-)
-"""From a DID or RSE to the attachments and replicas that hang on it, and from a DOI to who asked for it."""
+kept = Table("nsync_kept", metadata, Column("name", String(32), primary_key=True), Column("value", LargeBinary, nullable=False))
+"""Single values: the key of the index' hash, the charter in force, why this instance signs nothing."""
 
 entry = Table(
     "nsync_entry",
     metadata,
     Column("key", LargeBinary, primary_key=True),
+    Column("whole", LargeBinary),
     Column("kind", Integer, nullable=False),
     Column("scope", String(255)),
     Column("name", String(1024)),
@@ -122,13 +153,14 @@ entry = Table(
     Index("nsync_entry_did", "kind", "scope", "name"),
     sqlite_with_rowid=False,
 )
-"""The catalogue: what is shown. `scope` and `name` are those of scopes and DIDs, for joins with Rucio's tables."""
+"""The catalogue: what is shown, by key (store.keyed). `scope` and `name` are those of scopes and DIDs, for joins with Rucio's tables."""
 
 conflict = Table(
     "nsync_conflict",
     metadata,
     Column("id", SERIAL, primary_key=True),
     Column("key", LargeBinary, nullable=False),
+    Column("whole", LargeBinary),
     Column("rule", String(255), nullable=False),
     Column("winner", Text, nullable=False),
     Column("loser", Text, nullable=False),
@@ -157,12 +189,14 @@ parked = Table(
     "nsync_parked",
     metadata,
     Column("key", LargeBinary, primary_key=True),
+    Column("whole", LargeBinary),
     Column("batch", String(64), nullable=False),
     Column("reason", Text, nullable=False),
     Column("since_ms", BigInteger, nullable=False),
+    Column("had_row", Boolean, nullable=False),
     Index("nsync_parked_batch", "batch"),
     sqlite_with_rowid=False,
 )
-"""Facts whose entries cannot be materialised here; those of one batch wait together (R7.6)."""
+"""Facts whose entries cannot be materialised here; those of one batch wait together (R7.6). `had_row`: what they show had its row."""
 
 TABLES = tuple(metadata.tables)

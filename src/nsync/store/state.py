@@ -1,195 +1,346 @@
-"""Slots, claims, links, entries and conflicts in SQL: what `catalogue.view.derive` asks, and the join (R3.3).
+"""The state in SQL: what a changeset moves, and the catalogue after it (R3.3, DESIGN 6).
 
-Every method works on a batch: one statement per 400 keys to read, one executemany to write.
+A changeset is indexed; the keys that it speaks of are *touched*, and so are those that it moves without speaking of them: guests'
+statements that its home now has in its past, or whose grant it revokes, and whatever stands on a branch that begins or ceases to
+count. `derive` brings the catalogue up to date with the touched keys. So the work grows with the change, not with the state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple, Optional
 
-from sqlalchemy import Column, Connection, Row, Table, delete, insert, select, text
+from sqlalchemy import Connection, Row, Table, delete, select, text
 
+from nsync.authority.charter import Charter, Instance, Move
 from nsync.authority.effective import Authority
-from nsync.catalogue.dids import META_FIELDS_MAX
+from nsync.authority.rulings import VOID, WAITING, Ruling, Rulings, owner_of
 from nsync.catalogue.entries import Conflict, Entry, entry_from_wire, plain
-from nsync.catalogue.judge import first_claims, last_of_each
+from nsync.catalogue.explain import Explanation, Word, entries_needed, explain
 from nsync.catalogue.opendata import Name, name_of
 from nsync.catalogue.rules import Reader
-from nsync.catalogue.state import About, Derived, Hanging, Node, other_end
+from nsync.catalogue.state import About, Derived, Hanging, Node
 from nsync.catalogue.view import derive
-from nsync.clock import Stamp
 from nsync.crdt import Dot, Slot
-from nsync.namespace import codec
-from nsync.namespace.fields import DID
-from nsync.namespace.keys import (
-    Attachment,
-    Attribute,
-    Did,
-    Fact,
-    Key,
-    Scope,
-    anchor_of,
-    check_value,
-    from_key_bytes,
-    key_bytes,
-    to_wire,
-)
-from nsync.store import schema
+from nsync.log.forks import Line, Mark, line_to
+from nsync.log.segment import GONE, Header
+from nsync.namespace import codec, fields
+from nsync.namespace.keys import Attachment, Did, Fact, Key, Scope, fact_of, key_bytes, key_of, scope_of
+from nsync.namespace.ops import GRANT_KIND, REVOKE_KIND, STATEMENTS_KIND, Retract, Statement, stored_op
+from nsync.store import keyed, schema
+from nsync.store.bulk import bulk_insert
 from nsync.store.database import chunks
-from nsync.store.pasts import SqlPasts
+from nsync.store.index import Listing, numbers
+from nsync.store.lines import BranchRow, SqlLines
+from nsync.store.statements import Op, Statements, read_op
 
-_COLUMNS = "key, author, seq, stamp_ms, stamp_logical, retract, value"
-_VALUES = ":key, :author, :seq, :stamp_ms, :stamp_logical, :retract, :value"
-_JOIN = text(
-    f"INSERT INTO nsync_slot ({_COLUMNS}) VALUES ({_VALUES}) "
-    "ON CONFLICT (key, author) DO UPDATE SET seq = excluded.seq, stamp_ms = excluded.stamp_ms, stamp_logical = excluded.stamp_logical, "
-    "retract = excluded.retract, value = excluded.value WHERE excluded.seq > nsync_slot.seq"
-)
-_CLAIM = text(f"INSERT INTO nsync_claim ({_COLUMNS}) VALUES ({_VALUES}) ON CONFLICT (key, author) DO NOTHING")
-_LINK = text("INSERT INTO nsync_link (node, key) VALUES (:node, :key) ON CONFLICT (node, key) DO NOTHING")
-_ENTRY = text(
-    "INSERT INTO nsync_entry (key, kind, scope, name, entry) VALUES (:key, :kind, :scope, :name, :entry) "
-    "ON CONFLICT (key) DO UPDATE SET entry = excluded.entry"
-)
-_RIVALS = text(
-    "SELECT c.key FROM nsync_claim c WHERE c.author = :other AND c.seq > :low AND c.seq <= :high "
-    "AND EXISTS (SELECT 1 FROM nsync_claim r WHERE r.key = c.key AND r.author <> c.author)"
-)
-_DOIS = text(
-    "SELECT s.key FROM nsync_slot s JOIN nsync_link l ON l.key = s.key WHERE s.author = :other AND s.seq > :low AND s.seq <= :high "
-    "AND l.node >= :doi AND l.node < :after"
-)
-_NAME_NODE = b"name:"
-_ANCHOR_NODE = b"at:"
+_GUEST = schema.guest.c
+
+STRETCH_OPS = 4096
+"""Ops looked at together where a log is read through."""
+
+UNSEEN_MAX = 4096
+"""Ops of guests in a home's scopes that it may leave unacknowledged."""
+
+
+class Readings(NamedTuple):
+    """What the readings of many statements hang on at once: the lines of logs that can lose a part, and the floors."""
+
+    lines: Mapping[bytes, Line]
+    floors: int
 
 
 class SqlState:
     """The state as one transaction sees it. Make one per transaction."""
 
-    def __init__(self, connection: Connection, authority: Authority) -> None:
+    def __init__(self, connection: Connection, lines: SqlLines) -> None:
         self.connection = connection
-        self.authority = authority
-        self.pasts = SqlPasts(connection)
+        self.lines = lines
+        self.authority = Authority(lines.charter)
+        self.touched: set[Any] = set()
+        """Keys, in their wire form."""
+        self._taken: list[Mark] = []
+        """Ops that were taken in, may count for nothing, and are not judged yet."""
+
+    @cached_property
+    def rulings(self) -> Rulings:
+        """What statements count for, as things stand."""
+        return Rulings(self.lines.charter, self.lines)
+
+    @cached_property
+    def statements(self) -> Statements:
+        """What was said."""
+        return Statements(self.connection, self.lines, self.rulings, numbers(self.connection))
 
     # ---- what `derive` asks
 
-    def slots(self, wanted: Collection[Key]) -> dict[Key, Sequence[Slot]]:
-        found: dict[Key, list[Slot]] = {}
-        for key, slot in self._statements(schema.slot, wanted):
-            found.setdefault(key, []).append(slot)
-        return {key: sorted(slots) for key, slots in found.items()}
+    def slots(self, wanted: Collection[Key]) -> Mapping[Key, Sequence[Slot]]:
+        return self.statements.slots(wanted)
 
-    def about(self, dids: Collection[Did]) -> dict[Did, About]:
-        anchored = [row.key for row in self._in(schema.link, schema.link.c.node, {_ANCHOR_NODE + key_bytes(did) for did in dids})]
-        slots: dict[Did, dict[Key, Sequence[Slot]]] = {}
-        for key, said in self.slots([from_key_bytes(key) for key in anchored]).items():
-            slots.setdefault(anchor_of(key), {})[key] = said  # type: ignore[arg-type]
-        claims: dict[Key, list[Slot]] = {}
-        for key, slot in self._statements(schema.claim, dids):
-            claims.setdefault(key, []).append(slot)
-        return {did: About(found, sorted(claims.get(did, ()))) for did, found in slots.items()}
+    def about(self, dids: Collection[Did]) -> Mapping[Did, About]:
+        return self.statements.about(dids)
 
     def entries(self, facts: Collection[Fact]) -> dict[Fact, Entry]:
-        rows = self._in(schema.entry, schema.entry.c.key, {key_bytes(fact) for fact in facts})
-        return dict(_entry(row.key, row.entry) for row in rows)
+        return {fact: entry_from_wire(fact, codec.load(row.entry)) for fact, row in self._in(schema.entry, facts)}
 
     def hanging_on(self, nodes: Collection[Node]) -> Iterable[Hanging]:
-        rows = self._in(schema.link, schema.link.c.node, {key_bytes(node) for node in nodes})
-        return {from_key_bytes(row.key) for row in rows}  # type: ignore[misc]
+        return self.statements.hanging_on(nodes)
 
     def late_in(self, seals: Mapping[Did, Sequence[Slot]]) -> Iterable[Attachment]:
-        return {fact for fact in self.hanging_on(seals.keys()) if isinstance(fact, Attachment)}
+        """What is hidden for another reason than that an end is missing has a conflict; what a seal has not seen is listed after it."""
+        found: set[Attachment] = set()
+        for did, its in seals.items():
+            low = keyed.indexed(Attachment(did, did))[: keyed.prefix_bytes(did)]
+            query = select(schema.conflict).where(schema.conflict.c.key >= low, schema.conflict.c.key < low + b"\xff")
+            facts = map(keyed.key_in, self.connection.execute(query))
+            found |= {fact for fact in facts if isinstance(fact, Attachment) and fact.parent == did}
+            if its:
+                pasts = [self._seen_by(seal) for seal in its]
+                seen = {branch: min(past.get(branch, 0) for past in pasts) for branch in self.lines.branches}
+                found |= self.statements.unseen_in(did, seen)
+        return found
+
+    def _seen_by(self, slot: Slot) -> dict[int, int]:
+        """What the op of a slot had seen of each branch, its own before it included."""
+        mark = self.lines.on_line(slot.dot)
+        assert mark is not None, "a slot stands on its author's line"
+        own = {part.branch: part.seq for part in line_to(self.lines.branches_tree, mark)}
+        return {**self.lines.past(mark), **own, mark.branch: mark.seq - 1}
 
     def asking(self, names: Collection[Name]) -> Iterable[Did]:
-        rows = self._in(schema.link, schema.link.c.node, {_name_node(name) for name in names})
-        return {from_key_bytes(row.key).fact for row in rows}  # type: ignore[union-attr,misc]
+        return self.statements.asking(names)
 
     def dids_in(self, scopes: Collection[str]) -> Iterable[Did]:
-        columns = schema.entry.c
-        for chunk in chunks(sorted(scopes)):
-            query = select(columns.scope, columns.name).where(columns.kind == DID, columns.scope.in_(chunk))
-            yield from (Did(row.scope, row.name) for row in self.connection.execute(query))
+        entry = schema.entry.c
+        query = select(entry.key, entry.whole).where(entry.kind == fields.DID, entry.scope.in_(list(scopes)))
+        return [key for row in self.connection.execute(query) if isinstance(key := keyed.key_in(row), Did)]
 
-    # ---- the join, and the catalogue after it
+    # ---- one segment
 
-    def join(self, statements: Collection[tuple[Key, Slot]]) -> set[Key]:
-        """Take in effective statements; returns the keys that they are about."""
-        claims = [_row(did, slot) for (did, _), slot in first_claims(statements).items()]
-        self._many(_CLAIM, claims)
-        self._many(_JOIN, [_row(key, slot) for (key, _), slot in last_of_each(statements).items()])
-        links = {(_ANCHOR_NODE + key_bytes(anchor_of(key)), key_bytes(key)) for key, _ in statements if isinstance(anchor_of(key), Did)}
-        links |= {(key_bytes(end), key_bytes(key)) for key, _ in statements for end in [other_end(key)] if end is not None}
-        asked = ((name_of(key, slot.value), key) for key, slot in statements if not slot.retract)
-        links |= {(_name_node(name), key_bytes(key)) for name, key in asked if name is not None}
-        self._many(_LINK, [{"node": node, "key": key} for node, key in sorted(links)])
-        return {key for key, _ in statements}
+    def readings(self) -> Readings:
+        """How things stand before a change; `settle` compares."""
+        charter, branches = self.lines.charter, self.lines.branches
+        several = {b.author for b in branches.values() if b.parent is not None or len(self.lines.of(b.author)) > 1}
+        ended = {life.author for instance in charter.instances for life in instance.incarnations if life.final is not None}
+        return Readings({author: self.lines.line(author) for author in sorted(several | ended)}, len(self.lines.usable_floors))
 
-    def wait(self, statements: Collection[tuple[Key, Slot]]) -> None:
-        """Keep statements until their home acknowledges them."""
-        if statements:
-            self.connection.execute(insert(schema.waiting), [_row(key, slot) for key, slot in statements])
+    def see(self, branch: BranchRow, header: Header, grown: Mapping[int, tuple[int, int]]) -> None:
+        """The author of `header` has more in its past: what it decides about and now sees may count, or come in another order."""
+        for other, (before, now) in grown.items():
+            self._touch_guests(other, before, now, branch.author)
 
-    def owes_acknowledgement(self, home: bytes) -> bool:
-        """Whether statements wait for `home`: guests' destructive and publishing ones, and claims that only its log can put in order."""
-        waits = self.connection.execute(select(schema.waiting.c.key).distinct()).scalars()
-        if any(self.authority.decider(from_key_bytes(key)) == home for key in waits):
-            return True
-        claims = select(schema.claim.c.key, schema.claim.c.author, schema.claim.c.seq).where(schema.claim.c.author != home)
-        rivals = self.connection.execute(claims.join(schema.conflict, schema.conflict.c.key == schema.claim.c.key).distinct())
-        mine = (Dot(r.author, r.seq) for r in rivals if self.authority.decider(from_key_bytes(r.key)) == home)
-        return any(self.pasts.seen_from(home, dot) is None for dot in mine)
+    def take(self, branch: BranchRow, header: Header, ops: Sequence[bytes]) -> None:
+        """Index the ops of a segment."""
+        listing = Listing(self.statements.numbers, branch.id)
+        guests, grants, revocations = [], [], []
+        me = self.authority.name(branch.author)
+        for seq, raw in enumerate(ops, header.first):
+            if raw[:1] == GONE:
+                continue
+            wire = stored_op(raw)
+            if wire[0] == STATEMENTS_KIND:
+                mark, op = Mark(branch.id, seq), read_op(header.stamp, wire)
+                listing.add(seq, op.says)
+                deciders = self._who_decides(op.says, me)
+                guests += [(home, *mark) for home in deciders]
+                if deciders or any(self._is_nobodys(key, me) for key in op.says):
+                    self._taken.append(mark)
+                self.touched.update(op.says)
+                self.statements.remember(mark, op)
+            elif wire[0] == GRANT_KIND:
+                grants.append((branch.id, seq))
+            elif wire[0] == REVOKE_KIND:
+                revocations.append((branch.id, seq, wire[1], wire[2]))
+        bulk_insert(self.connection, schema.about.name, ("node", "key", "branch", "seq"), sorted(listing.rows))
+        bulk_insert(self.connection, schema.guest.name, ("home", "branch", "seq"), guests)
+        bulk_insert(self.connection, schema.grant.name, ("branch", "seq"), grants)
+        bulk_insert(self.connection, schema.revocation.name, ("branch", "seq", "grant_author", "grant_seq"), revocations)
+        self._revoked += [Mark(branch.id, seq) for _, seq, _, _ in revocations]
 
-    def waiting(self, author: bytes, wanted: Collection[Key]) -> dict[Key, Slot]:
-        """The last statement of `author` about each of `wanted` that its home has not acknowledged."""
-        columns = schema.waiting.c
-        query = select(schema.waiting).where(columns.author == author)
-        found = [
-            _statement(row)
-            for chunk in chunks(sorted(key_bytes(key) for key in wanted))
-            for row in self.connection.execute(query.where(columns.key.in_(chunk)))
-        ]
-        return {key: slot for (key, _), slot in last_of_each(found).items()}
+    def _is_nobodys(self, key: Any, me: str) -> bool:
+        """Whether `me` cannot say anything about `key` that counts, and nobody decides about it."""
+        scope = scope_of(key)
+        return (scope is not None and not self._homes(scope)) or owner_of(key_of(key)) not in (None, me)
 
-    def acknowledge(self, home: bytes, other: bytes, low: int, high: int) -> tuple[list[tuple[Key, Slot]], set[Key]]:
-        """`home` now has `other`'s ops in (low, high] in its past.
+    def _homes(self, scope: Optional[str]) -> frozenset[str]:
+        """The instances that decide, or decided, about `scope`."""
+        if scope not in self._homes_of:
+            self._homes_of[scope] = frozenset(era.home.name for era in self.rulings.eras(scope)) if scope is not None else frozenset()
+        return self._homes_of[scope]
 
-        Returns the statements that this settles, and the keys whose order of claims it moves.
+    @cached_property
+    def _homes_of(self) -> dict[Optional[str], frozenset[str]]:
+        return {}
+
+    def _namers(self, value: Any) -> set[str]:
+        """The instance that decides who bears the DOI `value`."""
+        home = self.lines.charter.doi_home(value) if isinstance(value, str) else None
+        return {home.name} if home is not None else set()
+
+    @cached_property
+    def _revoked(self) -> list[Mark]:
+        return []
+
+    # ---- the catalogue after it
+
+    def settle(self, before: Readings) -> set[Fact]:
+        """Bring the catalogue up to date; returns the facts whose entries changed."""
+        self.__dict__.pop("rulings", None)
+        self.statements.ruled_by(self.rulings)
+        for mark in self._revoked:
+            self._touch_revoked(mark)
+        self._touch_moved(before)
+        changed = self.refresh(self.touched)
+        self.touched, self._revoked[:] = set(), []
+        return changed
+
+    def adopt(self, charter: Charter, before: Readings) -> set[Fact]:
+        """Judge by an amended charter from here on: what is said in scopes that moved, and on logs that ended, may count or cease to.
+
+        The work grows with what guests said there and the old home since; and, for prefixes that nobody had, with the logs.
         """
-        columns = schema.waiting.c
-        rows = self.connection.execute(
-            select(schema.waiting).where(columns.author == other, columns.seq > low, columns.seq <= high).order_by(columns.seq)
-        ).all()
-        mine = [row for row in rows if self.authority.decider(from_key_bytes(row.key)) == home]
-        for chunk in chunks([row.id for row in mine]):
-            self.connection.execute(delete(schema.waiting).where(columns.id.in_(chunk)))
-        reach = {"other": other, "low": low, "high": high}
-        rivals = self.connection.execute(_RIVALS, reach).scalars().all()
-        dois = self.connection.execute(_DOIS, {**reach, "doi": _NAME_NODE, "after": _NAME_NODE[:-1] + b";"}).scalars().all()
-        return [_statement(row) for row in mine], {from_key_bytes(key) for key in [*rivals, *dois]}
+        old, self.lines.charter = self.lines.charter, charter
+        self.lines.forget()
+        self.authority = Authority(charter)
+        self.__dict__.pop("rulings", None)
+        self.statements.ruled_by(self.rulings)
+        self._homes_of.clear()
+        for move in charter.moves[len(old.moves) :]:
+            self._moved(move)
+        for instance in charter.instances:
+            had = old.by_name(instance.name)
+            fresh = tuple(prefix for prefix in instance.scopes if old.home(prefix) is None)
+            self._rehome([branch.id for life in instance.incarnations for branch in self.lines.of(life.author)] if fresh else [], 0, fresh)
+            if set(instance.dois) - set(had.dois if had is not None else ()):
+                self._rehome(list(self.lines.branches), 0, ("",))
+        return self.settle(before)
+
+    def _moved(self, move: Move) -> None:
+        instance = self.lines.charter.by_name(move.home)
+        assert instance is not None
+        rows = self.connection.execute(select(_GUEST.branch, _GUEST.seq).where(_GUEST.home == move.home)).all()
+        self._list_anew([Mark(*row) for row in rows], (move.prefix,))
+        for author in (life.author for life in instance.incarnations):
+            after = move.finals[author].seq if author in move.finals else 0
+            self._rehome([branch.id for branch in self.lines.of(author)], after, (move.prefix,))
+        scopes = select(schema.entry.c.scope).where(
+            schema.entry.c.kind == fields.SCOPE, schema.entry.c.scope.startswith(move.prefix, autoescape=True)
+        )
+        self.touched |= {Scope(scope) for scope in self.connection.execute(scopes).scalars()}
+
+    def _rehome(self, branches: Iterable[int], after: int, prefixes: tuple[str, ...]) -> None:
+        """List anew what `branches` say after `after` in scopes below `prefixes`."""
+        for branch in branches:
+            until = self.lines.branches[branch].applied
+            for low in range(max(after, self.lines.branches[branch].first - 1), until, STRETCH_OPS):
+                self._list_anew([Mark(branch, seq) for seq in range(low + 1, min(low + STRETCH_OPS, until) + 1)], prefixes)
+
+    def _list_anew(self, marks: Collection[Mark], prefixes: tuple[str, ...]) -> None:
+        guests = []
+        for mark, op in self.statements.ops(marks):
+            concerned = [key for key in op.says if (scope_of(key) or "").startswith(prefixes)]
+            if concerned:
+                self.touched |= set(concerned)
+                me = self.authority.name(self.lines.branches[mark.branch].author)
+                guests += [(home, *mark) for home in self._who_decides(op.says, me)]
+        bulk_insert(self.connection, schema.guest.name, ("home", "branch", "seq"), guests, skip_known=True)
+
+    def _who_decides(self, says: Mapping[Any, Any], me: str) -> set[str]:
+        """The instances, but `me`, that decide or decided about what an op says."""
+        found: set[str] = set()
+        for key, value in says.items():
+            found |= self._homes(scope_of(key))
+            if key[0] == fields.ATTRIBUTE and name_of(key, "") is not None:
+                found |= self._namers(value)
+        found.discard(me)
+        return found
+
+    def void(self) -> int:
+        """How many of the statements taken in since the last call count for nothing."""
+        count = 0
+        for mark, op in self.statements.ops(self._taken):
+            for key in op.says:
+                slot = self.statements.slot_of(key, mark, op)
+                count += not self.lines.stands(mark) or self.rulings.ruling(key_of(key), slot).standing == VOID
+        self._taken = []
+        return count
 
     def refresh(self, touched: Collection[Key]) -> set[Fact]:
         """Bring the catalogue up to date with the slots of `touched`; returns the facts whose entries changed."""
-        derived = derive(self, Reader(self.authority, self.pasts), touched)
+        derived = derive(self, Reader(self.rulings), {key_of(key) for key in touched})
         before = self.entries(derived.entries.keys())
         changed = {fact for fact, entry in derived.entries.items() if entry != before.get(fact)}
-        self._show(derived, changed)
+        self._show(derived, before, changed)
         self._note(derived)
         return changed
 
-    def _show(self, derived: Derived, changed: set[Fact]) -> None:
-        rows, gone = [], []
+    # ---- what is touched besides
+
+    def _touch_guests(self, branch: int, after: int, until: int, decider: Optional[bytes]) -> None:
+        """Touch what guests say in a stretch of `branch` and `decider` decides about; everybody's, if it is None."""
+        query = select(_GUEST.seq).where(_GUEST.branch == branch, _GUEST.seq > after, _GUEST.seq <= until)
+        if decider is not None:
+            query = query.where(_GUEST.home == self.rulings.name(decider))
+        self._touch([Mark(branch, seq) for seq in self.connection.execute(query).scalars()])
+
+    def _touch(self, marks: Collection[Mark], scope: Optional[str] = None) -> None:
+        """Touch what the ops at `marks` speak of, in `scope` if one is given."""
+        for _, op in self.statements.ops(marks):
+            self.touched |= {key for key in op.says if scope is None or scope_of(key) == scope}
+
+    def _touch_revoked(self, revocation: Mark) -> None:
+        """What the grantee said that the revocation had not seen counts no more."""
+        dot = Dot(self.lines.branches[revocation.branch].author, revocation.seq)
+        seen = self.lines.past(revocation)
+        home = self.lines.charter.by_author(dot.author)
+        lives = home.incarnations if home is not None and self.lines.stands(revocation) else ()
+        for given in (given for life in lives for given in self.lines.given(life.author)):
+            grantee = self.lines.charter.by_name(given.grant.to)
+            if dot in given.revocations and grantee is not None:
+                for branch in (b for life in grantee.incarnations for b in self.lines.of(life.author)):
+                    query = select(_GUEST.seq).where(_GUEST.branch == branch.id, _GUEST.seq > seen.get(branch.id, 0))
+                    query = query.where(_GUEST.home == self.rulings.name(dot.author))
+                    self._touch([Mark(branch.id, seq) for seq in self.connection.execute(query).scalars()], given.grant.scope)
+
+    def _touch_moved(self, before: Readings) -> None:
+        """What stands on stretches of logs that begin or cease to count, and what hangs on their authors' word."""
+        now = self.readings()
+        for author in sorted({*before.lines, *now.lines}):
+            was, line = before.lines.get(author), now.lines.get(author, self.lines.line(author))
+            if was is None or was == line:
+                continue
+            for branch, low, high in _differences(was, line):
+                query = select(schema.op.c.seq).where(schema.op.c.branch == branch, schema.op.c.seq > low, schema.op.c.seq <= high)
+                query = query.where(schema.op.c.seq <= self.lines.branches[branch].applied)
+                self._touch([Mark(branch, seq) for seq in self.connection.execute(query).scalars()])
+            for branch in self.lines.branches:
+                self._touch_guests(branch, 0, (1 << 62), author)
+        for floor, heads in enumerate(self.lines.floors()):
+            if floor >= before.floors:
+                for author, seq in heads.items():
+                    below = self.lines.floors()[floor - 1].get(author, 0) if floor else 0
+                    for part in self.lines.line(author):
+                        self._touch_guests(part.branch, below, min(seq, part.seq), None)
+
+    # ---- writing
+
+    def _show(self, derived: Derived, before: Mapping[Fact, Entry], changed: set[Fact]) -> None:
+        fresh, moved, gone = [], [], []
         for fact in changed:
             shown = derived.entries[fact]
             if shown is None:
-                gone.append(key_bytes(fact))
+                gone.append(keyed.indexed(fact))
+            elif fact in before:
+                moved.append({"at": keyed.indexed(fact), "now": codec.encode(plain(shown))})
             else:
                 scope = fact.scope if isinstance(fact, (Scope, Did)) else None
-                name = fact.name if isinstance(fact, Did) else None
-                rows.append(
-                    {"key": key_bytes(fact), "kind": to_wire(fact)[0], "scope": scope, "name": name, "entry": codec.encode(plain(shown))}
-                )
-        self._many(_ENTRY, rows)
+                name = keyed.name(fact.name) if isinstance(fact, Did) else None
+                fresh.append((*keyed.columns(fact), fact[0], scope, name, codec.encode(plain(shown))))
+        columns = ("key", "whole", "kind", "scope", "name", "entry")
+        bulk_insert(self.connection, schema.entry.name, columns, sorted(fresh, key=lambda row: row[0]))
+        if moved:
+            self.connection.execute(text("UPDATE nsync_entry SET entry = :now WHERE key = :at"), moved)
         for chunk in chunks(gone):
             self.connection.execute(delete(schema.entry).where(schema.entry.c.key.in_(chunk)))
 
@@ -197,59 +348,75 @@ class SqlState:
         """Replace the conflicts of every fact that was looked at, where they differ."""
         held = self.conflicts(derived.conflicts.keys())
         moved = {fact for fact, found in derived.conflicts.items() if sorted(found) != held.get(fact, [])}
-        for chunk in chunks([key_bytes(fact) for fact in moved]):
+        for chunk in chunks([keyed.indexed(fact) for fact in moved if fact in held]):
             self.connection.execute(delete(schema.conflict).where(schema.conflict.c.key.in_(chunk)))
-        rows = [{"key": key_bytes(fact), **found._asdict()} for fact in sorted(moved, key=key_bytes) for found in derived.conflicts[fact]]
-        if rows:
-            self.connection.execute(insert(schema.conflict), rows)
+        rows = [(*keyed.columns(fact), *found) for fact in sorted(moved, key=key_bytes) for found in derived.conflicts[fact]]
+        bulk_insert(self.connection, schema.conflict.name, ("key", "whole", *Conflict._fields), rows)
 
     def conflicts(self, facts: Collection[Fact]) -> dict[Fact, list[Conflict]]:
         """The conflicts noted about each of `facts`, sorted."""
         found: dict[Fact, list[Conflict]] = {}
-        for row in self._in(schema.conflict, schema.conflict.c.key, {key_bytes(fact) for fact in facts}):
-            fact = from_key_bytes(row.key)
-            assert not isinstance(fact, Attribute)
-            found.setdefault(fact, []).append(Conflict(row.rule, row.winner, row.loser, row.resolve, row.stamps))
+        for fact, row in self._in(schema.conflict, facts):
+            found.setdefault(fact, []).append(Conflict(*(getattr(row, name) for name in Conflict._fields)))
         return {fact: sorted(conflicts) for fact, conflicts in found.items()}
+
+    # ---- what the bridge asks besides
+
+    def owes_acknowledgement(self, home: bytes) -> bool:
+        """Whether guests' statements wait for `home`: destructive and publishing ones, and claims that only its log can put in order.
+
+        Very many that do not wait are acknowledged too, so that they are settled, and not looked at again and again.
+        """
+        own = self.lines.of(home)
+        seen = self.lines.past(Mark(own[0].id, own[0].applied)) if own else {}
+        for branch in self.lines.branches.values():
+            query = select(_GUEST.seq).where(
+                _GUEST.home == self.rulings.name(home), _GUEST.branch == branch.id, _GUEST.seq > seen.get(branch.id, 0)
+            )
+            marks = [Mark(branch.id, seq) for seq in self.connection.execute(query.limit(UNSEEN_MAX)).scalars()]
+            if len(marks) == UNSEEN_MAX or any(self._waits_for_order(mark, op) for mark, op in self.statements.ops(marks)):
+                return True
+        return False
+
+    def _waits_for_order(self, mark: Mark, op: Op) -> bool:
+        keys = [key_of(key) for key in op.says]
+        if any(self.rulings.ruling(key, self.statements.slot_of(key, mark, op)).standing == WAITING for key in keys):
+            return True
+        claims = {fact_of(key) for key in keys if isinstance(key, Did) or name_of(key, "") is not None}
+        return bool(claims) and bool(self.conflicts(claims))
+
+    def waiting(self, author: bytes, wanted: Collection[Key]) -> dict[Key, Slot]:
+        """The last statement of `author` about each of `wanted`, where it waits for its home."""
+        words = self.statements.last_words(author, wanted)
+        return {key: slot for key, slot in words.items() if self.rulings.ruling(key, slot).standing == WAITING}
+
+    def sayable(self, instance: Instance, statements: Iterable[Statement]) -> list[Statement]:
+        """Those of `statements` that would not be void if `instance` made them now."""
+        rulings = self.rulings
+        return [
+            s for s in statements if rulings.may_say(instance, s.key, isinstance(s, Retract), None if isinstance(s, Retract) else s.value)
+        ]
+
+    def explain(self, key: Key) -> Explanation:
+        """Every statement about `key`, what became of it, the value shown, the rule that chose it, and what would change it."""
+        void = Ruling(VOID, "it stands on a branch of a forked log that does not count")
+        words = [Word(found.slot, ruling or void) for found, ruling in self.statements.history(key)]
+        fact = fact_of(key)
+        return explain(Reader(self.rulings), key, words, self.entries(entries_needed(key)), self.conflicts([fact]).get(fact, []))
 
     # ---- leaves
 
-    def _statements(self, table: Table, wanted: Collection[Key]) -> Iterable[tuple[Key, Slot]]:
-        return (_statement(row) for row in self._in(table, table.c.key, {key_bytes(key) for key in wanted}))
-
-    def _in(self, table: Table, column: Column[Any], values: Collection[bytes]) -> Iterable[Row[Any]]:
-        for chunk in chunks(sorted(values)):
-            yield from self.connection.execute(select(table).where(column.in_(chunk)))
-
-    def _many(self, statement: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-        if rows:
-            self.connection.execute(statement, rows)
+    def _in(self, table: Table, facts: Iterable[Fact]) -> Iterator[tuple[Fact, Row[Any]]]:
+        known = {keyed.indexed(fact): fact for fact in facts}
+        for chunk in chunks(sorted(known)):
+            for row in self.connection.execute(select(table).where(table.c.key.in_(chunk))):
+                yield known[row.key], row
 
 
-def _name_node(name: Name) -> bytes:
-    field, value = name
-    return _NAME_NODE + field.encode() + b":" + str(value).encode()
-
-
-def _row(key: Key, slot: Slot) -> dict[str, Any]:
-    return {
-        "key": key_bytes(key),
-        "author": slot.dot.author,
-        "seq": slot.dot.seq,
-        "stamp_ms": slot.stamp.ms,
-        "stamp_logical": slot.stamp.logical,
-        "retract": slot.retract,
-        "value": None if slot.retract else codec.encode(plain(slot.value)),
-    }
-
-
-def _statement(row: Row[Any]) -> tuple[Key, Slot]:
-    key = from_key_bytes(row.key)
-    value = None if row.retract else check_value(key, codec.decode(row.value, "value"))
-    return key, Slot(Dot(row.author, row.seq), Stamp(row.stamp_ms, row.stamp_logical), bool(row.retract), value)
-
-
-def _entry(key: bytes, entry: bytes) -> tuple[Fact, Entry]:
-    fact = from_key_bytes(key)
-    assert not isinstance(fact, Attribute)
-    return fact, entry_from_wire(fact, codec.decode(entry, "entry", META_FIELDS_MAX))
+def _differences(one: Line, other: Line) -> Iterator[tuple[int, int, int]]:
+    """The stretches (branch, after, until) that are on one of two lines only."""
+    first, second = {mark.branch: mark.seq for mark in one}, {mark.branch: mark.seq for mark in other}
+    for branch in sorted({*first, *second}):
+        low, high = sorted((first.get(branch, 0), second.get(branch, 0)))
+        if low < high:
+            yield branch, low, high

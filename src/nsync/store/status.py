@@ -7,10 +7,11 @@ from typing import NamedTuple, Optional
 from sqlalchemy import Connection, func, select
 
 from nsync.catalogue.entries import Conflict
-from nsync.namespace.keys import Key, from_key_bytes
+from nsync.namespace.keys import Key
 from nsync.store import schema
+from nsync.store.keyed import key_in
 
-_SEGMENT = schema.segment.c
+_BRANCH = schema.branch.c
 
 KINDS = {1: "scopes", 2: "dids", 3: "attachments", 5: "rses", 6: "replicas"}
 
@@ -41,15 +42,13 @@ class Status(NamedTuple):
 
 def status(connection: Connection) -> Status:
     """Count, in a handful of queries."""
-    stored = connection.execute(select(_SEGMENT.author, func.max(_SEGMENT.last)).group_by(_SEGMENT.author).order_by(_SEGMENT.author))
-    applied = {row.author: row.seq for row in connection.execute(select(schema.head.c.author, schema.head.c.seq))}
-    refused_rows = connection.execute(
-        select(_SEGMENT.author, func.min(_SEGMENT.reason)).where(_SEGMENT.reason.isnot(None)).group_by(_SEGMENT.author)
-    )
-    refused = {author: reason for author, reason in refused_rows}
+    logs: dict[bytes, LogStatus] = {}
+    for row in connection.execute(select(_BRANCH.author, _BRANCH.last, _BRANCH.applied, _BRANCH.refused).order_by(_BRANCH.author)):
+        held = logs.get(row.author, LogStatus(row.author, 0, 0, None))
+        logs[row.author] = LogStatus(row.author, max(held.stored, row.last), max(held.applied, row.applied), held.refused or row.refused)
     shown = {kind: count for kind, count in connection.execute(select(schema.entry.c.kind, func.count()).group_by(schema.entry.c.kind))}
     return Status(
-        tuple(LogStatus(author, last, applied.get(author, 0), refused.get(author)) for author, last in stored),
+        tuple(logs.values()),
         {name: shown.get(kind, 0) for kind, name in KINDS.items()},
         *(
             connection.execute(select(func.count()).select_from(table)).scalar_one()
@@ -61,4 +60,4 @@ def status(connection: Connection) -> Status:
 def conflicts(connection: Connection) -> list[tuple[Key, Conflict]]:
     """Every conflict that the rules of the catalogue left behind, with what it is about."""
     rows = connection.execute(select(schema.conflict).order_by(schema.conflict.c.key, schema.conflict.c.loser))
-    return [(from_key_bytes(row.key), Conflict(row.rule, row.winner, row.loser, row.resolve, row.stamps)) for row in rows]
+    return [(key_in(row), Conflict(*(getattr(row, name) for name in Conflict._fields))) for row in rows]

@@ -7,11 +7,11 @@ Every call on the database passes the failpoints, and at each of them the proces
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Callable, TypeVar
 
-from nsync.authority.charter import Instance
+from nsync.authority.charter import Instance, Place
 from nsync.failpoints import watched
 from nsync.log.stored import Head, Receipt, StoredSegment
 from nsync.testing import network
@@ -193,7 +193,13 @@ class Host:
     def heads(self) -> list[Head]:
         return self._step(self.peer.heads)
 
-    def segments_after(self, have: Mapping[bytes, int], bytes_max: int) -> list[StoredSegment]:
+    def unknown(self, theirs: Collection[Head]) -> list[Head]:
+        return self._step(lambda: self.peer.unknown(theirs))
+
+    def locator(self, author: bytes) -> list[Place]:
+        return self._step(lambda: self.peer.locator(author))
+
+    def segments_after(self, have: Mapping[bytes, Sequence[Place]], bytes_max: int) -> list[StoredSegment]:
         return self._step(lambda: self.peer.segments_after(have, min(bytes_max, network.BATCH_BYTES_MAX)))
 
     def receive(self, frames: Sequence[bytes], sender: str) -> Receipt:

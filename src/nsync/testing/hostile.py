@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Optional
 
-from nsync.authority.charter import AuthorId
+from nsync.authority.charter import AuthorId, Place
 from nsync.clock import Stamp, next_stamp
 from nsync.errors import NsyncError
 from nsync.log.segment import EMPTY, Dep, Tip, build_changeset, stored_header
@@ -43,7 +43,7 @@ class HostileHost(Host):
             heads[index : index + 1] = lie
         return heads
 
-    def segments_after(self, have: Mapping[bytes, int], bytes_max: int) -> list[StoredSegment]:
+    def segments_after(self, have: Mapping[bytes, Sequence[Place]], bytes_max: int) -> list[StoredSegment]:
         segments = super().segments_after(have, bytes_max)
         if segments and self._stage.dice.strike("withholding"):
             withheld = self._lies.choice(segments).author

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol
 
 from nsync.errors import ProtocolError, TransportError
@@ -64,10 +64,11 @@ def answer(log: SegmentLog, on_received: OnReceived, verb: str, body: bytes) -> 
         if receipt.stored:
             on_received()
         return Answer(wire.encode_receipt(receipt))
-    have, frames = wire.decode_have(body), []
+    have: session.Have = wire.decode_have(body)
+    frames: list[bytes] = []
     while batch := log.segments_after(have, BATCH_BYTES_MAX):
         frames += [segment.frame for segment in batch]
-        have.update((segment.author, segment.last) for segment in batch)
+        have = session.advance(have, batch)
     return Answer(b"", tuple(frames))
 
 
@@ -187,7 +188,7 @@ class Client:
     async def hello(self, digest: bytes) -> wire.HelloReply:
         return wire.decode_hello_reply((await self._ask("hello", wire.encode_hello(digest))).body)
 
-    async def pull(self, have: Mapping[bytes, int], take: Take) -> None:
+    async def pull(self, have: session.Have, take: Take) -> None:
         """What came whole before the connection broke is taken first."""
         answer = await self._ask("pull", wire.encode_have(have))
         frames = wire.decode_frames(wire.encode_frames(answer.frames), wire.PULL_BYTES_MAX)

@@ -8,24 +8,25 @@ failpoints of the store, and some of its own at the steps between.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Optional
 
-from sqlalchemy import Engine, create_engine, select
+from sqlalchemy import Engine, create_engine
 from sqlalchemy.pool import StaticPool
 
 from nsync.auth.keys import verify
-from nsync.authority.charter import AuthorId
+from nsync.authority.charter import AuthorId, Place
 from nsync.authority.effective import Authority
 from nsync.catalogue.entries import Conflict, Entry
 from nsync.failpoints import failpoint
 from nsync.log.segment import Segment, Sign, decode_frame
 from nsync.log.stored import Head, Receipt, StoredSegment
-from nsync.namespace.keys import Fact, from_key_bytes
+from nsync.namespace.keys import Fact
 from nsync.namespace.ops import ACKNOWLEDGE
 from nsync.store import schema
 from nsync.store.database import create_tables, writing
+from nsync.store.keyed import keys_in
 from nsync.store.log import Applied, SqlLog, decode_batch
 from nsync.store.state import SqlState
 
@@ -85,8 +86,18 @@ class Peer:
                 self._heads = self._raw.total_changes, SqlLog(connection, self.authority).stored_heads()
         return list(self._heads[1])
 
-    def segments_after(self, have: Mapping[bytes, int], bytes_max: int) -> list[StoredSegment]:
-        """The next stored segments beyond `have`."""
+    def unknown(self, theirs: Collection[Head]) -> list[Head]:
+        """Those of a peer's heads that are not stored here."""
+        with self._engine.connect() as connection:
+            return SqlLog(connection, self.authority).unknown(theirs)
+
+    def locator(self, author: bytes) -> list[Place]:
+        """Places of `author`'s log here, to ask peers from."""
+        with self._engine.connect() as connection:
+            return SqlLog(connection, self.authority).locator(author)
+
+    def segments_after(self, have: Mapping[bytes, Sequence[Place]], bytes_max: int) -> list[StoredSegment]:
+        """The next stored segments of the authors in `have` beyond the places given."""
         with self._engine.connect() as connection:
             return SqlLog(connection, self.authority).segments_after(have, bytes_max)
 
@@ -97,7 +108,9 @@ class Peer:
         stored = Receipt(0, ())
         if segments:
             with writing(self._engine) as connection:
-                stored = SqlLog(connection, self.authority).store(segments)
+                log = SqlLog(connection, self.authority)
+                log.heard(self.author, [Head(s.header.author, s.header.last, s.hash) for s in segments])
+                stored = log.store(segments)
                 failpoint("receive-before-commit")
             failpoint("receive-after-commit")
         return Receipt(stored.stored, (*rejected, *stored.rejected))
@@ -126,7 +139,11 @@ class Peer:
 
     def _publish(self, connection: Any, ops: Sequence[bytes], now_ms: int) -> list[Applied]:
         log = SqlLog(connection, self.authority)
-        return [log.publish(ops, self.author, self._sign, now_ms)] if log.is_applied(self.author) else []
+        return (
+            [log.publish(ops, self.author, self._sign, now_ms)]
+            if log.read_only(self.author) is None and log.is_applied(self.author)
+            else []
+        )
 
     # ---- crash, backup and recovery
 
@@ -177,8 +194,8 @@ class Peer:
         """What is shown, and the conflicts."""
         with self._engine.connect() as connection:
             state = SqlState(connection, self.authority)
-            shown = {from_key_bytes(key) for key in connection.execute(select(schema.entry.c.key)).scalars()}
-            clashing = {from_key_bytes(key) for key in connection.execute(select(schema.conflict.c.key)).scalars()}
+            shown = keys_in(connection, schema.entry)
+            clashing = keys_in(connection, schema.conflict)
             return state.entries(shown), state.conflicts(clashing)  # type: ignore[arg-type]
 
     def tables(self) -> dict[str, list[tuple[Any, ...]]]:

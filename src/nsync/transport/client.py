@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import io
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Optional
 
@@ -27,6 +27,7 @@ from nsync.log.stored import Receipt
 from nsync.transport import wire
 from nsync.transport.ports import Take
 from nsync.transport.requests import NONCE_BYTES, Signer, authorization
+from nsync.transport.session import Have
 from nsync.transport.times import wall_ms
 
 CONNECT_S_MAX = 10.0
@@ -71,7 +72,7 @@ class PeerClient:
         async with self._post("hello", wire.encode_hello(digest), HELLO_S_MAX) as response:
             return wire.decode_hello_reply(await _read(response, wire.HEADS_BYTES_MAX))
 
-    async def pull(self, have: Mapping[bytes, int], take: Take) -> None:
+    async def pull(self, have: Have, take: Take) -> None:
         """Give `take` what the peer has beyond `have`. When the stream breaks, what came whole before is taken first."""
         async with self._post("pull", wire.encode_have(have), wire.PULL_S_MAX) as response:
             batch = _Batch(take)

@@ -1,13 +1,14 @@
-"""One exchange with one peer: hello; pull what it has more; push what it lacks.
+"""One exchange with one peer: hello; pull what it has and this instance has not; push what it lacks.
 
 In sync it is one round trip and some bytes. It resumes by itself: each batch is durable when the next one is read, and
 the next exchange begins from the heads of then. What one side refuses does not keep the rest from passing; it makes the
-exchange fail at its end, with the reason, so that the pair tries again later and not in a loop.
+exchange fail at its end, with the reason, so that the pair tries again later and not in a loop. A gap is no such reason:
+whoever lacks what comes before asks for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Optional, Protocol
 
 from nsync.errors import NsyncError, ProtocolError, RejectedSegment
@@ -24,8 +25,8 @@ class Peer(Protocol):
     async def hello(self, digest: bytes) -> wire.HelloReply:
         """Whether the peer's heads have `digest`, and its heads if not."""
 
-    async def pull(self, have: Mapping[bytes, int], take: Take) -> None:
-        """Give `take` what the peer has beyond `have`."""
+    async def pull(self, have: session.Have, take: Take) -> None:
+        """Give `take` what the peer has beyond `have` of the authors in it."""
 
     async def push(self, frames: Sequence[bytes]) -> Receipt:
         """Give the peer one batch of frames to store."""
@@ -34,9 +35,10 @@ class Peer(Protocol):
 class Exchange:
     """Run it once. Its numbers are true also when it ends early."""
 
-    def __init__(self, client: Peer, log: LogDoor) -> None:
+    def __init__(self, client: Peer, log: LogDoor, me: bytes) -> None:
         self._client = client
         self._log = log
+        self._me = me
         self.answered = False
         """Whether the peer spoke to us at all."""
         self.pulled = 0
@@ -44,58 +46,72 @@ class Exchange:
         self.pushed = 0
         """Segments from here that were new to the peer."""
         self.forked: frozenset[bytes] = frozenset()
-        """Authors whose log goes as far there as here, and is not the same (R4.5)."""
+        """Authors whose log had several branches here when the exchange began."""
         self._failure: Optional[NsyncError] = None
 
     async def run(self) -> None:
         """Raises TransportError, ProtocolError, NotAuthorised, or RejectedSegment when either side refused a segment."""
         mine = await self._log.heads()
+        self.forked = session.forked(mine)
         reply = await self._client.hello(session.digest(mine))
         self.answered = True
         if reply.heads is None:
             return
-        plan = session.plan(mine, reply.heads)
-        self.forked = plan.forked
-        if plan.pull:
-            await self._pull(mine, reply.heads)
-        if plan.push:
-            await self._push(session.have(reply.heads))
+        unknown = await self._log.unknown(reply.heads)
+        if unknown:
+            await self._pull(unknown)
+            mine, unknown = await self._log.heads(), await self._log.unknown(unknown)
+        await self._push(session.behind(mine, reply.heads, unknown), reply.heads)
         if self._failure is not None:
             raise self._failure
 
-    async def _pull(self, mine: Sequence[Head], theirs: Sequence[Head]) -> None:
-        """Ask until we have what they announced, or nothing more comes."""
-        missing = session.plan(mine, theirs).pull
+    async def _pull(self, missing: Sequence[Head]) -> None:
+        """Ask until the heads that they announced are here, or nothing more comes."""
         while missing:
-            await self._client.pull(session.have(mine), self._take)
-            before, mine = session.have(mine), await self._log.heads()
-            missing = session.plan(mine, theirs).pull
-            if missing and session.have(mine) == before:
-                author = min(missing).hex()
+            before = self.pulled
+            await self._ask({head.author for head in missing})
+            left = await self._log.unknown(missing)
+            if len(left) == len(missing) and self.pulled == before:
+                author = left[0].author.hex()
                 self._fail(ProtocolError(f"{self._client.name} announced segments of author {author} that did not come"))
                 return
+            missing = left
+
+    async def _ask(self, authors: Collection[bytes]) -> None:
+        """Pull these logs; one's own before the others, since nothing more may be signed once it is here (R4.6)."""
+        have = await self._log.locators(authors)
+        own = {self._me: have.pop(self._me)} if self._me in have else {}
+        for question in (*session.questions(own), *session.questions(have)):
+            await self._client.pull(question, self._take)
 
     async def _take(self, frames: Sequence[bytes]) -> None:
         receipt = await self._log.receive(frames, self._client.name)
         self.pulled += receipt.stored
-        if receipt.rejected:
-            reason = wire.clean(receipt.rejected[0])
+        if receipt.faults:
+            reason = wire.clean(receipt.faults[0])
             self._fail(RejectedSegment(f"{self._client.name} sent a segment that is refused here: {reason}"))
 
-    async def _push(self, theirs: Mapping[bytes, int]) -> None:
-        """Send batches until they have all; or stop when they refuse one as a whole, the rest they can pull."""
-        have = dict(theirs)
-        while True:
+    async def _push(self, have: session.Have, theirs: Sequence[Head]) -> None:
+        """Send batches until they have all; or stop when they take nothing of one, the rest they can pull."""
+        while have:
             batch = await self._log.segments_after(have, wire.BATCH_BYTES_MAX)
             if not batch:
                 return
-            have.update((segment.author, segment.last) for segment in batch)
+            have = session.advance(have, batch)
             receipt = await self._client.push([segment.frame for segment in batch])
             self.pushed += receipt.stored
-            if receipt.rejected:
-                self._fail(RejectedSegment(f"{self._client.name} refuses a segment that is stored here: {receipt.rejected[0]}"))
-                if not receipt.stored:
-                    return
+            if receipt.faults:
+                self._fail(RejectedSegment(f"{self._client.name} refuses a segment that is stored here: {receipt.faults[0]}"))
+            if not receipt.stored:
+                if not receipt.rejected:
+                    await self._check_moved(theirs)
+                return
+
+    async def _check_moved(self, before: Sequence[Head]) -> None:
+        """What they lacked they have: somebody else brought it, and their heads are others; or they never lacked it."""
+        reply = await self._client.hello(session.digest(await self._log.heads()))
+        if reply.heads == before:
+            self._fail(ProtocolError(f"{self._client.name} announces less than it has: it takes nothing of what it lacks"))
 
     def _fail(self, failure: NsyncError) -> None:
         """Fail at the end. The first reason is kept; the others most often follow from it."""

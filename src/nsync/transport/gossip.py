@@ -23,6 +23,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Callable, NamedTuple, Optional
 
 from nsync.authority.charter import Charter, Instance
+from nsync.authority.effective import Authority
 from nsync.errors import NsyncError
 from nsync.transport.client import PeerClient, open_session
 from nsync.transport.exchange import Exchange, Peer
@@ -152,7 +153,7 @@ class Gossip:
     async def _exchange(self, client: Peer) -> SyncReport:
         async with self._busy[client.name]:
             self._woken[client.name].clear()
-            exchange = Exchange(client, self._log)
+            exchange = Exchange(client, self._log, self._me.author)
             error = ""
             try:
                 await exchange.run()
@@ -174,9 +175,13 @@ class Gossip:
             logger.debug("peer %s: %s (next try in %d ms)", name, error, state.pause_ms(now_ms))
         elif before.since_ms is not None:
             logger.info("peer %s: in order again after %d failures in %d s", name, before.failures, (now_ms - before.since_ms) // 1000)
-        for author in exchange.forked - self._forked:
-            logger.error("peer %s has another history of author %s than this instance, up to the same seq: a fork", name, author.hex())
-        self._forked |= {author for author in exchange.forked if self._charter.by_author(author) is not None}
+        for author in sorted(exchange.forked - self._forked):
+            logger.warning(
+                "author %s has signed two histories, and both are kept here: what most members had seen before counts (R4.5); "
+                "its instance needs a new incarnation in the charter",
+                Authority(self._charter).name(author),
+            )
+        self._forked |= exchange.forked
 
 
 def _last_answer(state: PeerState, now_ms: int) -> str:

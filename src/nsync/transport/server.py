@@ -2,7 +2,7 @@
 
     GET  /ping              anybody     {"version": …}
     POST /nsync/v1/hello    members     in sync, or my heads
-    POST /nsync/v1/pull     members     the segments that the caller lacks, streamed
+    POST /nsync/v1/pull     members     the segments that follow what the caller has, streamed
     POST /nsync/v1/push     members     the receipt for the segments that the caller sent
 
 A request passes these gates in this order, and what fails at one has cost nothing of the next:
@@ -78,7 +78,7 @@ class Server:
         app.router.add_get("/ping", self._ping, allow_head=False)
         verbs: dict[str, tuple[int, Answer]] = {
             "hello": (wire.HELLO_BYTES_MAX, self._hello),
-            "pull": (wire.HEADS_BYTES_MAX, self._pull),
+            "pull": (wire.HAVE_BYTES_MAX, self._pull),
             "push": (wire.BODY_BYTES_MAX, self._push),
         }
         for verb, (bytes_max, answer) in verbs.items():
@@ -149,15 +149,15 @@ class Server:
                 request.transport.abort()
         return response
 
-    async def _stream(self, response: web.StreamResponse, have: dict[bytes, int]) -> None:
+    async def _stream(self, response: web.StreamResponse, have: session.Have) -> None:
         """Send what follows `have`, batch by batch, up to PULL_BYTES_MAX."""
         writer = wire.FrameWriter()
         while writer.bytes + wire.BODY_BYTES_MAX <= wire.PULL_BYTES_MAX:
             batch = await self._log.segments_after(have, wire.BATCH_BYTES_MAX)
             if not batch:
                 break
+            have = session.advance(have, batch)
             for segment in batch:
-                have[segment.author] = segment.last
                 await response.write(writer.write(segment.frame))
             await response.write(writer.flush())
         await response.write_eof(writer.finish())

@@ -2,8 +2,8 @@
 
     hello     → [version_min, version_max, digest]      21 bytes
               ← [version, nil]                          in sync, 3 bytes
-              ← [version, [[author, seq, hash], …]]     not in sync: at most 46 bytes per author
-    pull      → [[author, seq], …]                      what the caller has
+              ← [version, [[author, seq, hash], …]]     not in sync: at most 46 bytes per head
+    pull      → [[author, [[seq, hash], …]], …]         the logs asked for, and places in them that the caller has
               ← frames
     push      → frames
               ← [stored, [text, …]]                     the receipt
@@ -18,19 +18,20 @@ Pure: bytes in, values out. Whatever breaks a rule or a limit raises ProtocolErr
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
 import msgpack
 import zstandard
 
-from nsync.authority.charter import ID_BYTES
+from nsync.authority.charter import ID_BYTES, Place
 from nsync.errors import ProtocolError
 from nsync.log.segment import FRAME_BYTES_MAX, SEQ_MAX, SIGNATURE_BYTES
 from nsync.log.stored import Head, Receipt
 
-VERSION = 1
+VERSION = 2
 PATH = "/nsync/v1/"
+"""How requests are made and signed; which messages are spoken is told by the hello."""
 
 FRAME_BYTES_MIN = SIGNATURE_BYTES
 """Every segment bears a signature; so a body of N bytes holds at most N/64 frames."""
@@ -54,11 +55,19 @@ PULL_S_MAX = 300.0
 """To send the answer to a pull: 64 MiB, compressed about fourfold, at 60 kB/s. Who is slower keeps what came and resumes."""
 
 HEADS_MAX = 4096
-"""Authors in one message: a thousand members with some instances and incarnations each."""
+"""Heads or authors in one message: a thousand members with some instances and incarnations each."""
 
 HELLO_BYTES_MAX = 64
 HEADS_BYTES_MAX = HEADS_MAX * 48
 """A head is 46 bytes at most."""
+
+PLACES_MAX = 256
+"""Places of one author in a pull: each branch has one per doubling of its length, 30 for a thousand million segments."""
+LIST_BYTES_MAX = 3
+AUTHOR_BYTES_MAX = 1 + 18 + LIST_BYTES_MAX
+PLACE_BYTES_MAX = 1 + 9 + 18
+HAVE_BYTES_MAX = 1 << 18
+"""A pull: 9000 places, or 4096 authors of whom the caller has nothing. Who wants more asks several times."""
 
 TEXT_BYTES_MAX = 512
 TEXTS_MAX = 32
@@ -109,18 +118,19 @@ def encode_hello_reply(heads: Optional[Iterable[Head]]) -> bytes:
 def decode_hello_reply(data: bytes) -> HelloReply:
     version, heads = _fields(_unpack(data, "hello reply", HEADS_BYTES_MAX), 2, "hello reply")
     if _number(version, "version") != VERSION:
-        raise ProtocolError(f"hello reply: peer chose protocol version {version}, this nsync offered {VERSION}")
+        raise ProtocolError(f"hello reply: peer chose protocol version {version}, this nsync speaks {VERSION}; upgrade the older one")
     return HelloReply(VERSION, None if heads is None else _ascending([_head(h) for h in _list(heads, HEADS_MAX, "heads")], "heads"))
 
 
-def encode_have(have: Mapping[bytes, int]) -> bytes:
-    return _pack(sorted(have.items()))
+def encode_have(have: Mapping[bytes, Sequence[Place]]) -> bytes:
+    return _pack([[author, sorted(places)] for author, places in sorted(have.items())])
 
 
-def decode_have(data: bytes) -> dict[bytes, int]:
-    entries = [_fields(e, 2, "have") for e in _list(_unpack(data, "have", HEADS_BYTES_MAX), HEADS_MAX, "have")]
+def decode_have(data: bytes) -> dict[bytes, list[Place]]:
+    entries = [_fields(e, 2, "have") for e in _list(_unpack(data, "have", HAVE_BYTES_MAX), HEADS_MAX, "have")]
     authors = _ascending([_id(author, "author") for author, _ in entries], "have")
-    return dict(zip(authors, (_number(seq, "seq") for _, seq in entries)))
+    places = ([_place(place) for place in _list(found, PLACES_MAX, "places")] for _, found in entries)
+    return {author: _ascending(found, "places")[::-1] for author, found in zip(authors, places)}
 
 
 def encode_receipt(receipt: Receipt) -> bytes:
@@ -276,6 +286,11 @@ def _id(value: Any, what: str) -> bytes:
 def _head(value: Any) -> Head:
     author, seq, hash_ = _fields(value, 3, "head")
     return Head(_id(author, "author"), _number(seq, "seq"), _id(hash_, "hash"))
+
+
+def _place(value: Any) -> Place:
+    seq, hash_ = _fields(value, 2, "place")
+    return Place(_number(seq, "seq"), _id(hash_, "hash"))
 
 
 def _ascending(values: list[Any], what: str) -> list[Any]:

@@ -1,0 +1,284 @@
+"""Statements read through the index: slots, claims, and everything that was ever said about a key (R3.3, R3.6).
+
+Slot (key, author) is the effective statement with the greatest seq on the author's line. The newest one is looked at first; only where it
+does not count (void, or waiting for the home) are older ones fetched, a few more each time. So what a question costs does not grow
+with what was said before, but where that is void.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Optional
+
+from sqlalchemy import Connection, Row, select
+
+from nsync.authority.rulings import Ruling, Rulings
+from nsync.catalogue.opendata import Name, name_of
+from nsync.catalogue.state import About
+from nsync.clock import Stamp
+from nsync.crdt import Dot, Slot
+from nsync.log.forks import Mark
+from nsync.log.segment import GONE
+from nsync.namespace import fields
+from nsync.namespace.keys import Did, Key, anchor_of, ends_of, key_of
+from nsync.namespace.ops import STATEMENTS_KIND, stored_op
+from nsync.store import schema
+from nsync.store.database import chunks
+from nsync.store.index import EDGE, HANGING, ITSELF, Listed, Numbers, name_node
+from nsync.store.lines import SqlLines
+
+_ABOUT, _OP = schema.about.c, schema.op.c
+
+OPS_KEPT = 1 << 15
+"""Ops of one transaction that are remembered decoded: one op often speaks of several keys that are asked for. Some 30 MB at most."""
+
+RETRACT = None
+"""In the place of a value, which is never None."""
+
+
+class Op(NamedTuple):
+    """An op, decoded."""
+
+    stamp: Stamp
+    says: Mapping[Any, Any]
+    """Wire key → value, RETRACT where there is none."""
+
+
+class Said(NamedTuple):
+    """A statement, wherever it stands."""
+
+    mark: Mark
+    slot: Slot
+
+
+class _Ends(NamedTuple):
+    """The newest and the oldest op of one author that are listed in one place."""
+
+    newest: Mark
+    oldest: Mark
+
+
+class Statements:
+    """What the ops say about keys, under the rulings of one transaction."""
+
+    def __init__(self, connection: Connection, lines: SqlLines, rulings: Rulings, numbers: Numbers) -> None:
+        self._connection = connection
+        self._lines = lines
+        self._rulings = rulings
+        self._ops: dict[Mark, Op] = {}
+        self.numbers = numbers
+
+    def ruled_by(self, rulings: Rulings) -> None:
+        """Judge by other rulings from here on: the logs have moved."""
+        self._rulings = rulings
+
+    # ---- slots and claims
+
+    def slots(self, wanted: Collection[Key]) -> dict[Key, list[Slot]]:
+        """The effective slots of each key that has any, in the order of authors."""
+        places = {self.numbers.about(key): key for key in wanted}
+        ends = self._ends("a.node = t.x AND a.key = t.y", list(places))
+        return self._pick({places[place]: its for place, its in ends.items() if place in places}, newest=True)
+
+    def about(self, dids: Collection[Did]) -> dict[Did, About]:
+        """All that counts about each DID and what is anchored at it."""
+        wanted = set(dids)
+        nodes = [Listed(self.numbers.node(did, kind), 0) for did in wanted for kind in (ITSELF, EDGE)]
+        ends = self._ends("a.node = t.x", nodes)
+        self.load({mark for its in ends.values() for one in its.values() for mark in one})
+        keyed = self._keyed(ends, wanted)
+        found: dict[Did, dict[Key, list[Slot]]] = {did: {} for did in wanted}
+        for key, slots in self._pick(keyed, newest=True).items():
+            found[anchor_of(key)][key] = slots  # type: ignore[index]
+        claims = self._pick({key: its for key, its in keyed.items() if key in wanted}, newest=False)
+        return {did: About(slots, claims.get(did, ())) for did, slots in found.items()}
+
+    def _keyed(self, ends: Mapping[Listed, Mapping[bytes, _Ends]], wanted: Collection[Any]) -> dict[Key, Mapping[bytes, _Ends]]:
+        """By key what is given by place; only what is anchored at one of `wanted`."""
+        found: dict[Key, Mapping[bytes, _Ends]] = {}
+        for place, its in ends.items():
+            for one in its.values():
+                for key in self._op(one.newest).says:
+                    if self.numbers.about(key) == place and anchor_of(key) in wanted:
+                        found[key_of(key)] = its
+        return found
+
+    def _ends(self, match: str, places: Sequence[Listed]) -> dict[Listed, dict[bytes, _Ends]]:
+        """For each place, by author, the ends of what is listed there."""
+        found: dict[Listed, dict[bytes, _Ends]] = {}
+        columns = "a.node, a.key, a.branch, max(a.seq) AS newest, min(a.seq) AS oldest"
+        for row in self._listed(columns, match, places, "GROUP BY a.node, a.key, a.branch"):
+            its = found.setdefault(Listed(row.node, row.key), {})
+            author = self._lines.branches[row.branch].author
+            newest, oldest = Mark(row.branch, row.newest), Mark(row.branch, row.oldest)
+            held = its.get(author)
+            if held is not None:
+                newest = max(held.newest, newest, key=lambda mark: mark.seq)
+                oldest = min(held.oldest, oldest, key=lambda mark: mark.seq)
+            its[author] = _Ends(newest, oldest)
+        return found
+
+    def _pick(self, keyed: Mapping[Key, Mapping[bytes, _Ends]], newest: bool) -> dict[Key, list[Slot]]:
+        """Of each key and author the newest statement that counts, or the oldest Assert that does."""
+        self.load({one.newest if newest else one.oldest for its in keyed.values() for one in its.values()})
+        found: dict[Key, list[Slot]] = {}
+        for key, its in keyed.items():
+            for author in sorted(its):
+                mark = its[author].newest if newest else its[author].oldest
+                slot = self._counts(key, mark, newest) or next(self._others(key, author, mark.seq, newest), None)
+                if slot is not None:
+                    found.setdefault(key, []).append(slot)
+        return found
+
+    def _counts(self, key: Key, mark: Mark, newest: bool) -> Optional[Slot]:
+        """The statement about `key` at `mark`, if there is one that counts."""
+        op = self._op(mark)
+        if key not in op.says or not self._lines.stands(mark):
+            return None
+        slot = self.slot_of(key, mark, op)
+        if slot.retract and not newest:
+            return None
+        return slot if self._rulings.ruling(key, slot).effective else None
+
+    def _others(self, key: Key, author: bytes, seq: int, newest: bool) -> Iterator[Slot]:
+        """What counts from `seq` on, in order."""
+        place, branches = self.numbers.about(key), [branch.id for branch in self._lines.of(author)]
+        size = 2
+        while True:
+            size = min(size * 4, 4096)
+            query = select(_ABOUT.branch, _ABOUT.seq).where(_ABOUT.node == place.node, _ABOUT.key == place.key, _ABOUT.branch.in_(branches))
+            bounded = query.where(_ABOUT.seq <= seq) if newest else query.where(_ABOUT.seq >= seq)
+            ordered = bounded.order_by(_ABOUT.seq.desc() if newest else _ABOUT.seq).limit(size)
+            marks = [Mark(*row) for row in self._connection.execute(ordered)]
+            self.load(marks)
+            yield from (slot for mark in marks if (slot := self._counts(key, mark, newest)) is not None)
+            if len(marks) < size or marks[-1].seq == seq:
+                return
+            seq = marks[-1].seq
+
+    def newest_below(self, key: Key, author: bytes, until: int) -> Optional[Slot]:
+        """The newest statement of `author` about `key` that counts and lies at or before `until`."""
+        return next(self._others(key, author, until, newest=True), None)
+
+    def last_words(self, author: bytes, wanted: Collection[Key]) -> dict[Key, Slot]:
+        """The newest statement of `author` about each of `wanted`, whether it counts or not."""
+        places = {self.numbers.about(key): key for key in wanted}
+        ends = self._ends("a.node = t.x AND a.key = t.y", list(places))
+        marks = {places[place]: its[author].newest for place, its in ends.items() if place in places and author in its}
+        self.load(marks.values())
+        return {key: self.slot_of(key, mark, self._op(mark)) for key, mark in marks.items() if key in self._op(mark).says}
+
+    def slot_of(self, key: Any, mark: Mark, op: Op) -> Slot:
+        """The statement about `key` that `op`, which lies at `mark`, makes."""
+        value = op.says[key]
+        retract = value is RETRACT
+        return Slot(
+            Dot(self._lines.branches[mark.branch].author, mark.seq), op.stamp, retract, None if retract else fields.typed(key, value)
+        )
+
+    # ---- what else is listed
+
+    def hanging_on(self, nodes: Collection[Any]) -> set[Any]:
+        """Every attachment, constituent and replica about which something is said, with one of `nodes` at its other end."""
+        wanted = set(nodes)
+        places = [Listed(self.numbers.node(node, HANGING), 0) for node in wanted]
+        facts = {key_of(key) for op in self._ops_at(places) for key in op.says if key[0] in _EDGES}
+        return {fact for fact in facts if not wanted.isdisjoint(ends_of(fact))}
+
+    def unseen_in(self, parent: Did, seen: Mapping[int, int]) -> set[Any]:
+        """Every attachment to `parent` of which something is said that is not in `seen` (branch → seq)."""
+        place = Listed(self.numbers.node(parent, HANGING), 0)
+        marks: set[Mark] = set()
+        for branch in self._lines.branches:
+            query = select(_ABOUT.seq).where(_ABOUT.node == place.node, _ABOUT.key == place.key, _ABOUT.branch == branch)
+            marks |= {Mark(branch, seq) for seq in self._connection.execute(query.where(_ABOUT.seq > seen.get(branch, 0))).scalars()}
+        facts = {key_of(key) for _, op in self.ops(marks) for key in op.says if key[0] == fields.ATTACHMENT}
+        return {fact for fact in facts if fact.parent == parent}  # type: ignore[union-attr]
+
+    def asking(self, names: Iterable[Name]) -> set[Did]:
+        """Every DID of which an effective statement says that it bears one of `names`."""
+        wanted = set(names)
+        places = [Listed(self.numbers.node(name_node(name), HANGING), 0) for name in wanted]
+        ops = self._ops_at(places)
+        keys = {key_of(key) for op in ops for key, value in op.says.items() if value is not RETRACT and name_of(key, value) in wanted}
+        slots = self.slots(keys)
+        return {key.fact for key in keys if any(not s.retract and name_of(key, s.value) in wanted for s in slots.get(key, ()))}  # type: ignore[union-attr,misc]
+
+    def history(self, key: Key) -> list[tuple[Said, Optional[Ruling]]]:
+        """Every applied statement about `key`, oldest first, with its ruling; None for one on a branch that does not stand."""
+        marks = [
+            Mark(row.branch, row.seq) for row in self._listed("a.branch, a.seq", "a.node = t.x AND a.key = t.y", [self.numbers.about(key)])
+        ]
+        found = [Said(mark, self.slot_of(key, mark, op)) for mark, op in self.ops(marks) if key in op.says]
+        return [
+            (one, self._rulings.ruling(key, one.slot) if self._lines.stands(one.mark) else None)
+            for one in sorted(found, key=lambda one: (*one.slot.order, one.mark.branch))
+        ]
+
+    def at(self, places: Collection[Listed]) -> set[Mark]:
+        """The ops that are listed in `places`."""
+        return {Mark(row.branch, row.seq) for row in self._listed("a.branch, a.seq", "a.node = t.x AND a.key = t.y", list(places))}
+
+    def _ops_at(self, places: Collection[Listed]) -> Iterator[Op]:
+        return (op for _, op in self.ops(self.at(places)))
+
+    def _listed(self, columns: str, match: str, places: Sequence[Listed], end: str = "") -> Iterator[Row[Any]]:
+        """Rows of the index for `places`, a table of x and y: whole batches in one statement, and nothing but integers in its text."""
+        for chunk in chunks(sorted(set(places))):
+            values = ", ".join(f"({node}, {key})" for node, key in chunk)
+            query = f"WITH t(x, y) AS (VALUES {values}) SELECT {columns} FROM t CROSS JOIN nsync_about a WHERE {match} {end}"
+            yield from self._connection.exec_driver_sql(query)
+
+    # ---- ops
+
+    def remember(self, mark: Mark, op: Op) -> None:
+        """Keep an op that was decoded already."""
+        if len(self._ops) >= OPS_KEPT:
+            self._ops.clear()
+        self._ops[mark] = op
+
+    def forget_ops(self) -> None:
+        """Read ops anew: some are gone."""
+        self._ops.clear()
+
+    def _op(self, mark: Mark) -> Op:
+        if mark not in self._ops:
+            self.load([mark])
+        return self._ops[mark]
+
+    def load(self, marks: Collection[Mark]) -> None:
+        """Fetch and decode those ops at `marks` that are not remembered."""
+        missing = sorted({mark for mark in marks if mark not in self._ops})
+        if len(self._ops) + len(missing) > OPS_KEPT:
+            self._ops.clear()
+            missing = sorted(set(marks))
+        for mark, stamp, raw in self.fetch(missing):
+            self._ops[mark] = read_op(stamp, stored_op(raw))
+
+    def ops(self, marks: Iterable[Mark]) -> Iterator[tuple[Mark, Op]]:
+        """The ops at `marks`, decoded, however many they are; those that compaction took are left out."""
+        for chunk in chunks(sorted(set(marks)), OPS_KEPT // 2):
+            self.load(chunk)
+            yield from [(mark, self._ops[mark]) for mark in chunk if mark in self._ops]
+
+    def fetch(self, marks: Collection[Mark]) -> Iterator[tuple[Mark, Stamp, bytes]]:
+        """The ops at `marks` as they are stored, without those that compaction took."""
+        by_branch: dict[int, list[int]] = {}
+        for mark in marks:
+            by_branch.setdefault(mark.branch, []).append(mark.seq)
+        for branch, seqs in by_branch.items():
+            for chunk in chunks(seqs):
+                query = select(_OP.seq, _OP.stamp_ms, _OP.stamp_logical, _OP.raw).where(_OP.branch == branch, _OP.seq.in_(chunk))
+                for seq, ms, logical, raw in self._connection.execute(query):
+                    if raw[:1] != GONE:
+                        yield Mark(branch, seq), Stamp(ms, logical), raw
+
+
+_EDGES = (fields.ATTACHMENT, fields.CONSTITUENT, fields.REPLICA)
+
+
+def read_op(stamp: Stamp, wire: Sequence[Any]) -> Op:
+    """An op as it is asked about; one of another kind says nothing."""
+    if wire[0] != STATEMENTS_KIND:
+        return Op(stamp, {})
+    return Op(stamp, {said[0]: said[1] if len(said) == 2 else RETRACT for said in wire[1:]})

@@ -1,0 +1,155 @@
+"""The SQL store against the obvious way, over stories with grants, forks, floors, new incarnations and scopes that move."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine
+
+from nsync.authority.effective import Authority
+from nsync.catalogue.reference import Reference
+from nsync.catalogue.world import World
+from nsync.log.segment import Segment
+from nsync.store.database import writing
+from nsync.store.log import SqlLog
+from tests.property.stories import FORK_STORIES, GRANT_STORIES, STORIES, Story, tell
+from tests.support.database import apply_all, contents, disposed, empty, memory_engine, receive, reference_contents
+
+
+def in_causal_order(segments: Sequence[Segment], rng: random.Random) -> list[Segment]:
+    """Each segment after what it continues and names; otherwise in any order."""
+    known: set[bytes] = {bytes(16)}
+    waiting, found = list(segments), []
+    while waiting:
+        rng.shuffle(waiting)
+        ready = [s for s in waiting if s.header.prev in known and all(dep.hash in known for dep in s.header.deps)]
+        assert ready, "every story is causally closed"
+        known |= {segment.hash for segment in ready}
+        found += ready
+        waiting = [segment for segment in waiting if segment.hash not in known]
+    return found
+
+
+def deliver(engine: Engine, story: Story, rng: random.Random) -> dict[str, Any]:
+    """What a store holds after it got everything in some order and grouping, amendments and votes in between."""
+    charters = list(story.charters)
+    authority = Authority(charters.pop(0) if rng.random() < 0.5 else charters[-1])
+    votes, frames = list(story.votes), [segment.frame for segment in story.segments]
+    rng.shuffle(votes)
+    deliveries = frames + rng.sample(frames, len(frames) // 3)
+    rng.shuffle(deliveries)
+    while deliveries or votes or authority.charter is not story.charters[-1]:
+        size = rng.randint(1, 5)
+        batch, deliveries = deliveries[:size], deliveries[size:]
+        receive(engine, batch, authority)
+        if rng.random() < 0.5:
+            apply_all(engine, authority=authority)
+        if votes and rng.random() < 0.3:
+            some, votes = votes[:2], votes[2:]
+            with writing(engine) as connection:
+                SqlLog(connection, authority).vote(some)
+        if authority.charter is not story.charters[-1] and rng.random() < 0.3:
+            following = next(one for one in story.charters if one.version == authority.charter.version + 1)
+            with writing(engine) as connection:
+                SqlLog(connection, authority).adopt(following)
+            authority = Authority(following)
+        if not deliveries and authority.charter is story.charters[-1] and receive(engine, frames, authority).rejected:
+            deliveries = frames
+    apply_all(engine, authority=authority)
+    return contents(engine, authority)
+
+
+def compacted(engine: Engine, story: Story, rng: random.Random) -> tuple[dict[str, Any], dict[bytes, list[tuple[int, bytes]]]]:
+    """What a store holds that collects at every floor, and the ops below the last one that it kept."""
+    authority = Authority(story.charters[-1])
+    frames, votes = [segment.frame for segment in in_causal_order(story.segments, rng)], list(story.votes)
+    while frames or votes:
+        count = rng.randint(1, 4)
+        receive(engine, frames[:count], authority)
+        apply_all(engine, authority=authority)
+        frames = frames[count:]
+        with writing(engine) as connection:
+            log = SqlLog(connection, authority)
+            log.vote(votes[: (some := rng.randint(0, 4))])
+            votes = votes[some:]
+            log.compact()
+    with writing(engine) as connection:
+        log = SqlLog(connection, authority)
+        heads = log.lines.floors()[-1] if log.lines.floors() else {}
+        kept = {author: [one for one in log.stored_ops(author, seq) if not one[2]] for author, seq in heads.items()}
+        live = {author: [(seq, leaf) for seq, leaf, _ in ops] for author, ops in kept.items() if ops}
+    return contents(engine, authority), live
+
+
+def expected(story: Story, rng: random.Random) -> dict[str, Any]:
+    reference = Reference(story.charters[-1], story.votes)
+    for segment in in_causal_order(story.segments, rng):
+        reference.apply(segment)
+    return reference_contents(reference)
+
+
+def check(engine: Engine, steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
+    story = tell(steps)
+    found, wanted = deliver(engine, story, rng), expected(story, rng)
+    for part in wanted:
+        assert found[part] == wanted[part], part
+
+
+@settings(max_examples=150, deadline=None)
+@given(GRANT_STORIES, st.randoms(use_true_random=False))
+def test_grants_and_revocations(steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
+    with disposed(memory_engine()) as engine:
+        check(engine, steps, rng)
+
+
+@settings(max_examples=150, deadline=None)
+@given(FORK_STORIES, st.randoms(use_true_random=False))
+def test_clones_and_floors(steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
+    with disposed(memory_engine()) as engine:
+        check(engine, steps, rng)
+
+
+@settings(max_examples=200, deadline=None)
+@given(STORIES, st.randoms(use_true_random=False))
+def test_everything_at_once(steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
+    with disposed(memory_engine()) as engine:
+        check(engine, steps, rng)
+
+
+def check_compacted(engine: Engine, steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
+    story = tell(steps)
+    (found, live), wanted = compacted(engine, story, rng), expected(story, rng)
+    for part in set(wanted) - {"effective"}:
+        assert found[part] == wanted[part], part
+    assert live == World(story.charters[-1], in_causal_order(story.segments, rng), story.votes).live()
+
+
+@settings(max_examples=150, deadline=None)
+@given(STORIES, st.randoms(use_true_random=False))
+def test_compaction_changes_no_reading_and_keeps_what_is_live(steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
+    with disposed(memory_engine()) as engine:
+        check_compacted(engine, steps, rng)
+
+
+# ---- the same on PostgreSQL
+
+
+@pytest.mark.postgres
+@settings(max_examples=40, deadline=None)
+@given(GRANT_STORIES | FORK_STORIES | STORIES, st.randoms(use_true_random=False))
+def test_any_story_on_postgresql(postgres_engine: Engine, steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
+    empty(postgres_engine)
+    check(postgres_engine, steps, rng)
+
+
+@pytest.mark.postgres
+@settings(max_examples=20, deadline=None)
+@given(STORIES, st.randoms(use_true_random=False))
+def test_compaction_on_postgresql(postgres_engine: Engine, steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
+    empty(postgres_engine)
+    check_compacted(postgres_engine, steps, rng)
