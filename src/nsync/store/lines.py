@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Optional
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, insert, select
 
 from nsync.authority.charter import Charter, Incarnation, Place
 from nsync.authority.rulings import Given
@@ -189,8 +189,10 @@ class SqlLines:
         found: dict[int, int] = {}
         for part in line_to(self.branches_tree, mark):
             last = (
-                select(func.max(_STEP.seq))
+                select(_STEP.seq)
                 .where(_STEP.branch == part.branch, _STEP.other == _BRANCH.id, _STEP.position <= part.seq)
+                .order_by(_STEP.position.desc())
+                .limit(1)
                 .correlate(schema.branch)
                 .scalar_subquery()
             )

@@ -223,10 +223,17 @@ class Statements:
         return (op for _, op in self.ops(self.at(places)))
 
     def _listed(self, columns: str, match: str, places: Sequence[Listed], end: str = "") -> Iterator[Row[Any]]:
-        """Rows of the index for `places`, a table of x and y: whole batches in one statement, and nothing but integers in its text."""
+        """Rows of the index for `places`, a table of x and y: whole batches in one statement, and nothing but integers in its text.
+
+        PostgreSQL, as long as it has not counted a table that was filled at once, would read all of it to join (10⁶ rows: 1 s for 400
+        places, instead of 6 ms); a LATERAL that it cannot flatten makes it look each place up.
+        """
+        found = f"nsync_about a WHERE {match}"
+        if self._connection.dialect.name == "postgresql":
+            found = f"LATERAL (SELECT a.* FROM {found} OFFSET 0) a"
         for chunk in chunks(sorted(set(places))):
             values = ", ".join(f"({node}, {key})" for node, key in chunk)
-            query = f"WITH t(x, y) AS (VALUES {values}) SELECT {columns} FROM t CROSS JOIN nsync_about a WHERE {match} {end}"
+            query = f"WITH t(x, y) AS (VALUES {values}) SELECT {columns} FROM t CROSS JOIN {found} {end}"
             yield from self._connection.exec_driver_sql(query)
 
     # ---- ops
