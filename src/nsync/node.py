@@ -37,6 +37,8 @@ LOG = logging.getLogger(__name__)
 
 RETRY_PARKED_S = 30.0
 """How often what is parked is tried again: the operator who removed the cause waits this long at most."""
+FIRST_WORD_S_MAX = 10.0
+"""How long nothing is published after the start while peers have not answered: they may know that this database is a restored one."""
 FAILED_PAUSE_S = 5.0
 """After a database error: it is tried again, but not in a hot loop."""
 
@@ -98,6 +100,7 @@ class Node:
         """Publish, exchange with every peer once, apply what came, and tell how the exchanges went."""
         with self._closing():
             await self._prepare()
+            await self.gossip.sync_once()  # a restored database must not sign before it knows what its peers have of its own log
             await self._work_until_idle()
             reports = await self.gossip.sync_once()
             await self._work_until_idle()
@@ -120,6 +123,8 @@ class Node:
             self.bridge.engine.dispose()
 
     async def _keep_working(self) -> None:
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self.gossip.asked.wait(), FIRST_WORD_S_MAX)
         retried = -RETRY_PARKED_S
         publish_only = False
         while True:
