@@ -97,15 +97,15 @@ class Node:
             await listener.stop()
 
     async def run_once(self) -> list[SyncReport]:
-        """Publish, exchange with every peer once, apply what came, and tell how the exchanges went."""
+        """Exchange with every peer, publish, apply what came, exchange once more, and tell how that went."""
         with self._closing():
             await self._prepare()
-            await self.gossip.sync_once()  # a restored database must not sign before it knows what its peers have of its own log
+            before = await self.gossip.sync_once()  # a restored database must not sign before it knows what its peers have of its own log
             await self._work_until_idle()
-            reports = await self.gossip.sync_once()
+            after = await self.gossip.sync_once()
             await self._work_until_idle()
             await self._do(lambda: self.bridge.retry_parked(wall_ms()))
-        return reports
+        return [SyncReport(two.peer, one.pulled + two.pulled, one.pushed + two.pushed, two.error) for one, two in zip(before, after)]
 
     async def _prepare(self) -> None:
         await self._write(lambda: check_installed(self.bridge))
