@@ -37,6 +37,8 @@ LOG = logging.getLogger(__name__)
 
 RETRY_PARKED_S = 30.0
 """How often what is parked is tried again: the operator who removed the cause waits this long at most."""
+FIRST_WORD_S_MAX = 10.0
+"""How long nothing is published after the start while peers have not answered: they may know that this database is a restored one."""
 FAILED_PAUSE_S = 5.0
 """After a database error: it is tried again, but not in a hot loop."""
 
@@ -95,14 +97,15 @@ class Node:
             await listener.stop()
 
     async def run_once(self) -> list[SyncReport]:
-        """Publish, exchange with every peer once, apply what came, and tell how the exchanges went."""
+        """Exchange with every peer, publish, apply what came, exchange once more, and tell how that went."""
         with self._closing():
             await self._prepare()
+            before = await self.gossip.sync_once()  # a restored database must not sign before it knows what its peers have of its own log
             await self._work_until_idle()
-            reports = await self.gossip.sync_once()
+            after = await self.gossip.sync_once()
             await self._work_until_idle()
             await self._do(lambda: self.bridge.retry_parked(wall_ms()))
-        return reports
+        return [SyncReport(two.peer, one.pulled + two.pulled, one.pushed + two.pushed, two.error) for one, two in zip(before, after)]
 
     async def _prepare(self) -> None:
         await self._write(lambda: check_installed(self.bridge))
@@ -120,6 +123,8 @@ class Node:
             self.bridge.engine.dispose()
 
     async def _keep_working(self) -> None:
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self.gossip.asked.wait(), FIRST_WORD_S_MAX)
         retried = -RETRY_PARKED_S
         publish_only = False
         while True:

@@ -15,7 +15,7 @@ import pytest
 from nsync.authority.rulings import EFFECTIVE, NEVER, WAITING, Ruling, Rulings
 from nsync.catalogue import collections, cycles, dids, edges, identity, opendata, view
 from nsync.catalogue import state as catalogue_state
-from nsync.catalogue.reference import Reference
+from nsync.catalogue.reference import Known
 from nsync.catalogue.rules import Reader
 from nsync.crdt import Slot, lwwmap, mvregister, orset, past
 from nsync.namespace import keys
@@ -25,6 +25,7 @@ from nsync.rucio_bridge.bridge import Bridge
 from nsync.rucio_bridge.capture import Capture
 from nsync.rucio_bridge.fit import Fit
 from nsync.rucio_bridge.materialise import Materialise
+from nsync.store import recovery
 from nsync.store.lines import SqlLines
 from nsync.store.log import SqlLog
 from nsync.store.statements import Statements
@@ -309,12 +310,12 @@ FAULTS = (
     ),
     Fault(
         "a reopening is not looked at",
-        method(Reference, "late_in", lambda self, seals: ()),
+        method(Known, "late_in", lambda self, seals: ()),
         f"{COLLECTIONS}::test_after_a_reopening_of_what_is_not_open_data_all_shows",
     ),
     Fault(
         "a close looks only at what is hidden already",
-        method(Reference, "_is_late", lambda self, edge, seals: False),
+        method(Known, "_is_late", lambda self, edge, seals: False),
         f"{COLLECTIONS}::test_a_publication_does_not_show_what_the_close_had_hidden",
     ),
     Fault(
@@ -371,6 +372,12 @@ FAULTS = (
         "replicas of other bytes are shown",
         function(identity.other_bytes, lambda reader, replica, said, its, words, claims: []),
         f"{DIDS}::test_a_replica_is_of_what_its_instance_last_said_the_file_is",
+    ),
+    # ---- incarnations
+    Fault(
+        "what a peer has of one's own log is not looked at",
+        function(recovery.heard, lambda *_: None),
+        "bridge.test_restored::test_what_a_peer_says_that_it_has_is_enough",
     ),
     # ---- capture
     Fault(

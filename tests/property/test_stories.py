@@ -100,21 +100,21 @@ def check(engine: Engine, steps: Sequence[tuple[Any, ...]], rng: random.Random) 
         assert found[part] == wanted[part], part
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(GRANT_STORIES, st.randoms(use_true_random=False))
 def test_grants_and_revocations(steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
     with disposed(memory_engine()) as engine:
         check(engine, steps, rng)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(FORK_STORIES, st.randoms(use_true_random=False))
 def test_clones_and_floors(steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
     with disposed(memory_engine()) as engine:
         check(engine, steps, rng)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=700, deadline=None)
 @given(STORIES, st.randoms(use_true_random=False))
 def test_everything_at_once(steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
     with disposed(memory_engine()) as engine:
@@ -129,7 +129,7 @@ def check_compacted(engine: Engine, steps: Sequence[tuple[Any, ...]], rng: rando
     assert live == World(story.charters[-1], in_causal_order(story.segments, rng), story.votes).live()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(STORIES, st.randoms(use_true_random=False))
 def test_compaction_changes_no_reading_and_keeps_what_is_live(steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
     with disposed(memory_engine()) as engine:

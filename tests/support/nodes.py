@@ -101,6 +101,7 @@ class Site(Instance):
         with self.engine.begin() as connection:
             kept.write(connection, "index", bytes(16))  # else it is drawn, and no two databases are equal
         self.bridge = Bridge(self.engine, federation.authority, me, KEYS[name].sign, verify, "OpenData=True")
+        self.bridge.adopt(federation.charter_file.read_text(encoding="utf-8"), self.now_ms)
         self.home = directory / f"{name}-home"
         self.home.mkdir()
         self.url = f"http://{LOOPBACK}:{federation.ports[name]}"

@@ -63,13 +63,15 @@ def definitions(engine: Engine) -> set[str]:
     """Everything about the nsync tables that the database itself has written down."""
     with engine.connect() as connection:
         rows = connection.execute(text(_CATALOGUE[engine.name])).all()
-    return {re.sub(r"\s+", " ", " ".join(map(str, row))).replace("( ", "(") for row in rows if migrations.VERSION_TABLE not in str(row)}
+    return {
+        re.sub(r"\s+", " ", " ".join(map(str, row))).replace("( ", "(") for row in rows if migrations.VERSION_TABLE not in str(row).lower()
+    }
 
 
 _CATALOGUE = {
     "sqlite": "SELECT sql FROM sqlite_master WHERE tbl_name LIKE 'nsync%' AND sql IS NOT NULL",
     "postgresql": """
-        SELECT table_name, column_name, data_type, character_maximum_length, is_nullable, column_default
+        SELECT table_name::text, column_name::text, data_type::text, character_maximum_length, is_nullable::text, column_default::text
         FROM information_schema.columns WHERE table_name LIKE 'nsync%' AND table_schema = current_schema()
         UNION ALL SELECT indexdef, '', '', 0, '', '' FROM pg_indexes WHERE tablename LIKE 'nsync%'
         UNION ALL SELECT conrelid::regclass::text, pg_get_constraintdef(oid), '', 0, '', '' FROM pg_constraint
@@ -97,7 +99,9 @@ def test_upgrade_and_create_tables_make_the_same(engine: Engine) -> None:
         schema.metadata.drop_all(connection)
     assert definitions(engine) == set()
     create_tables(engine)
-    named = re.compile(r'CONSTRAINT "\w+_PK" ')  # Rucio's models, once imported, name the primary keys of every table made after
+    named = re.compile(
+        r'CONSTRAINT "\w+_PK" |(?<= INDEX )("\w+_PK"|\w+_pkey) '
+    )  # Rucio's models, once imported, name the primary keys of every table made after
     assert {named.sub("", line) for line in definitions(engine)} == {named.sub("", line) for line in migrated} != set()
 
 

@@ -42,9 +42,10 @@ WAL_RESET_BUG = sqlite3.sqlite_version_info < (3, 51, 3)
 PRAGMAS = ("journal_mode=WAL", "synchronous=FULL")
 
 _ADVISORY = text(
-    "SELECT set_config('lock_timeout', :wait_ms, true), pg_advisory_xact_lock(:key), "
+    "SELECT set_config('lock_timeout', :wait_ms, true), set_config('jit', 'off', true), pg_advisory_xact_lock(:key), "
     "current_setting('transaction_isolation') AS level, current_setting('synchronous_commit') AS syncs"
 )
+"""Without JIT: of a table that was just filled PostgreSQL expects long work, and compiles 0.4 s for what then takes 2 ms."""
 
 T = TypeVar("T")
 

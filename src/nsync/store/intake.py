@@ -16,6 +16,7 @@ from nsync.authority.charter import Verify
 from nsync.authority.effective import Authority
 from nsync.clock import Stamp
 from nsync.errors import RejectedSegment
+from nsync.failpoints import failpoint
 from nsync.log.admission import admit, check_segment
 from nsync.log.forks import BRANCHES_MAX, prove
 from nsync.log.segment import EMPTY, GONE, NO_HASH, Segment, Tip, decode_frame, decode_header
@@ -98,9 +99,8 @@ class Intake:
 
     def flush(self) -> None:
         """Write what was taken."""
-        bulk_insert(self._connection, schema.segment.name, _SEGMENT_COLUMNS, self._segments)
-        bulk_insert(self._connection, schema.op.name, _OP_COLUMNS, self._ops)
-        self._segments, self._ops = [], []
+        self._write_rows()
+        failpoint("intake-ops-written")
         for branches in self._branches.values():
             for branch in branches:
                 self._write(branch)
@@ -211,6 +211,7 @@ class Intake:
     def _write_rows(self) -> None:
         """Write the segments taken so far, so that queries find them."""
         bulk_insert(self._connection, schema.segment.name, _SEGMENT_COLUMNS, self._segments)
+        failpoint("intake-headers-written")
         bulk_insert(self._connection, schema.op.name, _OP_COLUMNS, self._ops)
         self._segments, self._ops = [], []
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Optional
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, insert, select
 
 from nsync.authority.charter import Charter, Incarnation, Place
 from nsync.authority.rulings import Given
@@ -62,11 +62,13 @@ class SqlLines:
         self._connection = connection
         self.charter = charter
         self._lines: dict[bytes, Line] = {}
+        self._until: dict[int, int] = {}
         self._seen: dict[tuple[int, int, int], Optional[int]] = {}
 
     def forget(self) -> None:
         """Read anew what may have changed."""
         self._lines.clear()
+        self._until.clear()
         self._seen.clear()
         for name in ("branches", "usable_floors", "_given"):
             self.__dict__.pop(name, None)
@@ -162,7 +164,10 @@ class SqlLines:
 
     def stands(self, mark: Mark) -> bool:
         """Whether what lies at `mark` counts in the readings."""
-        return holds(self.line(self.branches[mark.branch].author), mark)
+        if mark.branch not in self._until:
+            line = self.line(self.branches[mark.branch].author)
+            self._until[mark.branch] = next((part.seq for part in line if part.branch == mark.branch), 0)
+        return mark.seq <= self._until[mark.branch]
 
     # ---- pasts
 
@@ -189,8 +194,10 @@ class SqlLines:
         found: dict[int, int] = {}
         for part in line_to(self.branches_tree, mark):
             last = (
-                select(func.max(_STEP.seq))
+                select(_STEP.seq)
                 .where(_STEP.branch == part.branch, _STEP.other == _BRANCH.id, _STEP.position <= part.seq)
+                .order_by(_STEP.position.desc())
+                .limit(1)
                 .correlate(schema.branch)
                 .scalar_subquery()
             )

@@ -218,6 +218,7 @@ class SqlLog:
         self._advance(branch, headers[-1])
         failpoint("log-head-advanced")
         changed = self.state.settle(before)
+        failpoint("log-catalogue-shown")
         return Applied(AuthorId(branch.author), headers[0].first, headers[-1].last, frozenset(changed), self.state.void())
 
     def _advance(self, branch: BranchRow, header: Header) -> None:

@@ -86,8 +86,8 @@ about = Table(
 guest = Table(
     "nsync_guest",
     metadata,
-    Column("home", String(32), primary_key=True),
     *_dot(),
+    Column("home", String(32), primary_key=True),
     sqlite_with_rowid=False,
 )
 """Applied ops with a statement that another instance, `home`, decides about: all that acknowledgements and revocations can move."""

@@ -54,10 +54,12 @@ def locator(connection: Connection, lines: SqlLines, author: bytes) -> list[Plac
 
 def segments_after(connection: Connection, lines: SqlLines, have: Mapping[bytes, Sequence[Place]], bytes_max: int) -> list[StoredSegment]:
     """The next segments of the authors in `have` beyond the places given; at least one if there is any, then up to `bytes_max`."""
-    rows = {row.arrival: row for author, places in have.items() for row in _rows(connection, lines, author, places)}
+    rows = [row for author, places in have.items() for row in _rows(connection, lines, author, places)]
+    rows.sort(key=lambda row: row.arrival, reverse=True)
+    once = {row.hash: row for row in rows}  # of what several branches hold, the one that came first
     found: list[StoredSegment] = []
     size = 0
-    for _, row in sorted(rows.items()):
+    for row in sorted(once.values(), key=lambda row: row.arrival):
         if found and size + row.size > bytes_max:
             break
         size += row.size
@@ -87,7 +89,7 @@ def _rows(connection: Connection, lines: SqlLines, author: bytes, places: Sequen
             if place not in marks:
                 marks[place] = list(_marks(connection, branches, place))
             shared = [_agreed(connection, line, line_to(tree, mark)) for mark in marks[place]] + [0] * (place == BEGINNING)
-            base = max(shared, default=base)
+            base = max([*shared, base] if base is not None else shared, default=None)
         if base is not None:  # else they have something else, and did not say far enough back what
             yield from _line_after(connection, line, base, LOOK_AHEAD)
 

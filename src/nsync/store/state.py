@@ -11,28 +11,28 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Optional
 
-from sqlalchemy import Connection, Row, Table, delete, select, text
+from sqlalchemy import Connection, select
 
 from nsync.authority.charter import Charter, Instance, Move
 from nsync.authority.effective import Authority
 from nsync.authority.rulings import VOID, WAITING, Ruling, Rulings, owner_of
-from nsync.catalogue.entries import Conflict, Entry, entry_from_wire, plain
+from nsync.catalogue.entries import Conflict, Entry
 from nsync.catalogue.explain import Explanation, Word, entries_needed, explain
 from nsync.catalogue.opendata import Name, name_of
 from nsync.catalogue.rules import Reader
-from nsync.catalogue.state import About, Derived, Hanging, Node
+from nsync.catalogue.state import About, Hanging, Node
 from nsync.catalogue.view import derive
 from nsync.crdt import Dot, Slot
 from nsync.log.forks import Line, Mark, line_to
 from nsync.log.segment import GONE, Header
-from nsync.namespace import codec, fields
-from nsync.namespace.keys import Attachment, Did, Fact, Key, Scope, fact_of, key_bytes, key_of, scope_of
+from nsync.namespace import fields
+from nsync.namespace.keys import Attachment, Did, Fact, Key, Scope, fact_of, key_of, scope_of
 from nsync.namespace.ops import GRANT_KIND, REVOKE_KIND, STATEMENTS_KIND, Retract, Statement, stored_op
-from nsync.store import keyed, schema
+from nsync.store import schema
 from nsync.store.bulk import bulk_insert
-from nsync.store.database import chunks
 from nsync.store.index import Listing, numbers
 from nsync.store.lines import BranchRow, SqlLines
+from nsync.store.shown import Shown
 from nsync.store.statements import Op, Statements, read_op
 
 _GUEST = schema.guest.c
@@ -64,6 +64,11 @@ class SqlState:
         """Ops that were taken in, may count for nothing, and are not judged yet."""
 
     @cached_property
+    def shown(self) -> Shown:
+        """The catalogue."""
+        return Shown(self.connection)
+
+    @cached_property
     def rulings(self) -> Rulings:
         """What statements count for, as things stand."""
         return Rulings(self.lines.charter, self.lines)
@@ -82,7 +87,11 @@ class SqlState:
         return self.statements.about(dids)
 
     def entries(self, facts: Collection[Fact]) -> dict[Fact, Entry]:
-        return {fact: entry_from_wire(fact, codec.load(row.entry)) for fact, row in self._in(schema.entry, facts)}
+        return self.shown.entries(facts)
+
+    def conflicts(self, facts: Collection[Fact]) -> dict[Fact, list[Conflict]]:
+        """The conflicts noted about each of `facts`, sorted."""
+        return self.shown.conflicts(facts)
 
     def hanging_on(self, nodes: Collection[Node]) -> Iterable[Hanging]:
         return self.statements.hanging_on(nodes)
@@ -91,10 +100,7 @@ class SqlState:
         """What is hidden for another reason than that an end is missing has a conflict; what a seal has not seen is listed after it."""
         found: set[Attachment] = set()
         for did, its in seals.items():
-            low = keyed.indexed(Attachment(did, did))[: keyed.prefix_bytes(did)]
-            query = select(schema.conflict).where(schema.conflict.c.key >= low, schema.conflict.c.key < low + b"\xff")
-            facts = map(keyed.key_in, self.connection.execute(query))
-            found |= {fact for fact in facts if isinstance(fact, Attachment) and fact.parent == did}
+            found |= self.shown.conflicts_in(did)
             if its:
                 pasts = [self._seen_by(seal) for seal in its]
                 seen = {branch: min(past.get(branch, 0) for past in pasts) for branch in self.lines.branches}
@@ -112,9 +118,7 @@ class SqlState:
         return self.statements.asking(names)
 
     def dids_in(self, scopes: Collection[str]) -> Iterable[Did]:
-        entry = schema.entry.c
-        query = select(entry.key, entry.whole).where(entry.kind == fields.DID, entry.scope.in_(list(scopes)))
-        return [key for row in self.connection.execute(query) if isinstance(key := keyed.key_in(row), Did)]
+        return self.shown.dids_in(scopes)
 
     # ---- one segment
 
@@ -268,12 +272,7 @@ class SqlState:
 
     def refresh(self, touched: Collection[Key]) -> set[Fact]:
         """Bring the catalogue up to date with the slots of `touched`; returns the facts whose entries changed."""
-        derived = derive(self, Reader(self.rulings), {key_of(key) for key in touched})
-        before = self.entries(derived.entries.keys())
-        changed = {fact for fact, entry in derived.entries.items() if entry != before.get(fact)}
-        self._show(derived, before, changed)
-        self._note(derived)
-        return changed
+        return self.shown.update(derive(self, Reader(self.rulings), {key_of(key) for key in touched}))
 
     # ---- what is touched besides
 
@@ -323,43 +322,6 @@ class SqlState:
                     for part in self.lines.line(author):
                         self._touch_guests(part.branch, below, min(seq, part.seq), None)
 
-    # ---- writing
-
-    def _show(self, derived: Derived, before: Mapping[Fact, Entry], changed: set[Fact]) -> None:
-        fresh, moved, gone = [], [], []
-        for fact in changed:
-            shown = derived.entries[fact]
-            if shown is None:
-                gone.append(keyed.indexed(fact))
-            elif fact in before:
-                moved.append({"at": keyed.indexed(fact), "now": codec.encode(plain(shown))})
-            else:
-                scope = fact.scope if isinstance(fact, (Scope, Did)) else None
-                name = keyed.name(fact.name) if isinstance(fact, Did) else None
-                fresh.append((*keyed.columns(fact), fact[0], scope, name, codec.encode(plain(shown))))
-        columns = ("key", "whole", "kind", "scope", "name", "entry")
-        bulk_insert(self.connection, schema.entry.name, columns, sorted(fresh, key=lambda row: row[0]))
-        if moved:
-            self.connection.execute(text("UPDATE nsync_entry SET entry = :now WHERE key = :at"), moved)
-        for chunk in chunks(gone):
-            self.connection.execute(delete(schema.entry).where(schema.entry.c.key.in_(chunk)))
-
-    def _note(self, derived: Derived) -> None:
-        """Replace the conflicts of every fact that was looked at, where they differ."""
-        held = self.conflicts(derived.conflicts.keys())
-        moved = {fact for fact, found in derived.conflicts.items() if sorted(found) != held.get(fact, [])}
-        for chunk in chunks([keyed.indexed(fact) for fact in moved if fact in held]):
-            self.connection.execute(delete(schema.conflict).where(schema.conflict.c.key.in_(chunk)))
-        rows = [(*keyed.columns(fact), *found) for fact in sorted(moved, key=key_bytes) for found in derived.conflicts[fact]]
-        bulk_insert(self.connection, schema.conflict.name, ("key", "whole", *Conflict._fields), rows)
-
-    def conflicts(self, facts: Collection[Fact]) -> dict[Fact, list[Conflict]]:
-        """The conflicts noted about each of `facts`, sorted."""
-        found: dict[Fact, list[Conflict]] = {}
-        for fact, row in self._in(schema.conflict, facts):
-            found.setdefault(fact, []).append(Conflict(*(getattr(row, name) for name in Conflict._fields)))
-        return {fact: sorted(conflicts) for fact, conflicts in found.items()}
-
     # ---- what the bridge asks besides
 
     def owes_acknowledgement(self, home: bytes) -> bool:
@@ -403,14 +365,6 @@ class SqlState:
         words = [Word(found.slot, ruling or void) for found, ruling in self.statements.history(key)]
         fact = fact_of(key)
         return explain(Reader(self.rulings), key, words, self.entries(entries_needed(key)), self.conflicts([fact]).get(fact, []))
-
-    # ---- leaves
-
-    def _in(self, table: Table, facts: Iterable[Fact]) -> Iterator[tuple[Fact, Row[Any]]]:
-        known = {keyed.indexed(fact): fact for fact in facts}
-        for chunk in chunks(sorted(known)):
-            for row in self.connection.execute(select(table).where(table.c.key.in_(chunk))):
-                yield known[row.key], row
 
 
 def _differences(one: Line, other: Line) -> Iterator[tuple[int, int, int]]:

@@ -88,6 +88,11 @@ class Gossip:
         self._busy = {name: asyncio.Lock() for name in self._peers}
         self._forked: frozenset[bytes] = frozenset()
         self._relay: Optional[asyncio.TimerHandle] = None
+        self._unasked = set(self._peers)
+        self.asked = asyncio.Event()
+        """Set once every peer was asked, whether it answered or not: what they have of this instance's own log is known then (R4.6)."""
+        if not self._peers:
+            self.asked.set()
 
     async def run(self) -> None:
         """Keep up with every peer, until cancelled."""
@@ -163,6 +168,9 @@ class Gossip:
                 logger.exception("exchange with %s failed here", client.name)
                 error = f"{type(failure).__name__}: {failure}"
             self._note(client.name, exchange, error)
+            self._unasked.discard(client.name)
+            if not self._unasked:
+                self.asked.set()
             return SyncReport(client.name, exchange.pulled, exchange.pushed, error)
 
     def _note(self, name: str, exchange: Exchange, error: str) -> None:

@@ -84,10 +84,10 @@ def upgrade() -> None:
     )
     op.create_table(
         "nsync_guest",
-        sa.Column("home", sa.String(length=32), nullable=False),
         sa.Column("branch", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("seq", sa.BigInteger(), autoincrement=False, nullable=False),
-        sa.PrimaryKeyConstraint("home", "branch", "seq"),
+        sa.Column("home", sa.String(length=32), nullable=False),
+        sa.PrimaryKeyConstraint("branch", "seq", "home"),
         sqlite_with_rowid=False,
     )
     op.create_table(

@@ -1,0 +1,94 @@
+"""The catalogue in SQL: what is shown, and the conflicts that its rules leave behind."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+from sqlalchemy import Connection, Row, Table, delete, select, text
+
+from nsync.catalogue.entries import Conflict, Entry, entry_from_wire, plain
+from nsync.catalogue.state import Derived
+from nsync.namespace import codec, fields
+from nsync.namespace.keys import Attachment, Did, Fact, Scope, key_bytes
+from nsync.store import keyed, schema
+from nsync.store.bulk import bulk_insert
+from nsync.store.database import chunks
+
+_ENTRY, _CONFLICT = schema.entry.c, schema.conflict.c
+
+
+class Shown:
+    """`nsync_entry` and `nsync_conflict`, as one transaction sees them."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def entries(self, facts: Collection[Fact]) -> dict[Fact, Entry]:
+        """What is shown of each of `facts` that is."""
+        return {fact: entry_from_wire(fact, codec.load(row.entry)) for fact, row in self._in(schema.entry, facts)}
+
+    def conflicts(self, facts: Collection[Fact]) -> dict[Fact, list[Conflict]]:
+        """The conflicts noted about each of `facts`, sorted."""
+        found: dict[Fact, list[Conflict]] = {}
+        for fact, row in self._in(schema.conflict, facts):
+            found.setdefault(fact, []).append(Conflict(*(getattr(row, name) for name in Conflict._fields)))
+        return {fact: sorted(conflicts) for fact, conflicts in found.items()}
+
+    def conflicts_in(self, parent: Did) -> set[Attachment]:
+        """The attachments to `parent` that have a conflict."""
+        low = keyed.indexed(Attachment(parent, parent))[: keyed.prefix_bytes(parent)]
+        query = select(_CONFLICT.key, _CONFLICT.whole).where(_CONFLICT.key >= low, _CONFLICT.key < low + b"\xff")
+        facts = map(keyed.key_in, self.connection.execute(query))
+        return {fact for fact in facts if isinstance(fact, Attachment) and fact.parent == parent}
+
+    def dids_in(self, scopes: Collection[str]) -> Iterable[Did]:
+        """Every DID that is shown in one of `scopes`."""
+        for chunk in chunks(sorted(scopes)):
+            query = select(_ENTRY.key, _ENTRY.whole).where(_ENTRY.kind == fields.DID, _ENTRY.scope.in_(chunk))
+            yield from map(keyed.key_in, self.connection.execute(query))
+
+    # ---- writing
+
+    def update(self, derived: Derived) -> set[Fact]:
+        """Write what was derived; returns the facts whose entries changed."""
+        before = self.entries(derived.entries.keys())
+        changed = {fact for fact, entry in derived.entries.items() if entry != before.get(fact)}
+        self._show(derived, before, changed)
+        self._note(derived)
+        return changed
+
+    def _show(self, derived: Derived, before: Mapping[Fact, Entry], changed: set[Fact]) -> None:
+        fresh, moved, gone = [], [], []
+        for fact in changed:
+            shown = derived.entries[fact]
+            if shown is None:
+                gone.append(keyed.indexed(fact))
+            elif fact in before:
+                moved.append({"at": keyed.indexed(fact), "now": codec.encode(plain(shown))})
+            else:
+                scope = fact.scope if isinstance(fact, (Scope, Did)) else None
+                name = keyed.name(fact.name) if isinstance(fact, Did) else None
+                fresh.append((*keyed.columns(fact), fact[0], scope, name, codec.encode(plain(shown))))
+        columns = ("key", "whole", "kind", "scope", "name", "entry")
+        bulk_insert(self.connection, schema.entry.name, columns, sorted(fresh, key=lambda row: row[0]))
+        if moved:
+            self.connection.execute(text("UPDATE nsync_entry SET entry = :now WHERE key = :at"), moved)
+        for chunk in chunks(gone):
+            self.connection.execute(delete(schema.entry).where(_ENTRY.key.in_(chunk)))
+
+    def _note(self, derived: Derived) -> None:
+        """Replace the conflicts of every fact that was looked at, where they differ."""
+        held = self.conflicts(derived.conflicts.keys())
+        moved = {fact for fact, found in derived.conflicts.items() if sorted(found) != held.get(fact, [])}
+        for chunk in chunks([keyed.indexed(fact) for fact in moved if fact in held]):
+            self.connection.execute(delete(schema.conflict).where(_CONFLICT.key.in_(chunk)))
+        rows = [(*keyed.columns(fact), *found) for fact in sorted(moved, key=key_bytes) for found in derived.conflicts[fact]]
+        bulk_insert(self.connection, schema.conflict.name, ("key", "whole", *Conflict._fields), rows)
+
+    def _in(self, table: Table, facts: Collection[Fact]) -> Iterator[tuple[Fact, Row[Any]]]:
+        """The rows of each of `facts` that `table` has."""
+        wanted = {keyed.indexed(fact): fact for fact in facts}
+        for chunk in chunks(sorted(wanted)):
+            for row in self.connection.execute(select(table).where(table.c.key.in_(chunk))):
+                yield wanted[row.key], row
