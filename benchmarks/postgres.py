@@ -19,12 +19,12 @@ ROUNDS = 3
 def measure(directory: Path, entries: int) -> Iterator[Row]:
     from tests.support.postgres import NoServer, serve
 
-    n = min(entries, ENTRIES_MAX)
+    n = min(entries // 5, ENTRIES_MAX)
     stream = Federation(directory, 3).publish_new(n)
     ours, floor = [], []
     try:
         with serve(durable=True, settings={"max_wal_size": "4GB"}) as server:
-            for _ in range(ROUNDS if n <= 100_000 else 1):
+            for _ in range(ROUNDS if n <= 10_000 else 1):
                 with server.database() as here, server.database() as there:
                     store, target = Store(here), Store(there)
                     ours.append(timed(lambda: ingest(store, stream)))  # noqa: B023
@@ -35,5 +35,5 @@ def measure(directory: Path, entries: int) -> Iterator[Row]:
         yield from not_run(NAMES, str(error).splitlines()[0])
         return
     rate, bare = n / median(ours).wall_s, n / median(floor).wall_s
-    yield Row(NAMES[0], rate, "file DIDs a second, verified and durable", "COPY of the rows", bare)
-    yield Row(NAMES[1], rate / bare, "of its rate")
+    yield Row("ingest_pg_new_ops_per_s", rate, "file DIDs a second, verified and durable", "COPY of the rows", bare)
+    yield Row("ingest_pg_vs_copy_floor", rate / bare, "of its rate")
