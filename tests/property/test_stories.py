@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from nsync.authority.effective import Authority
 from nsync.catalogue.reference import Reference
 from nsync.catalogue.world import World
 from nsync.log.segment import Segment
+from nsync.store import state
 from nsync.store.database import writing
 from nsync.store.log import SqlLog
 from tests.property.stories import FORK_STORIES, GRANT_STORIES, STORIES, Story, tell
@@ -86,6 +88,20 @@ def compacted(engine: Engine, story: Story, rng: random.Random) -> tuple[dict[st
     return contents(engine, authority), live
 
 
+def rebuilt(engine: Engine, story: Story, rng: random.Random) -> dict[str, Any]:
+    """What a store holds that takes everything in first, and derives the catalogue at the end."""
+    authority = Authority(story.charters[-1])
+    receive(engine, [segment.frame for segment in in_causal_order(story.segments, rng)], authority)
+    with writing(engine) as connection:
+        log = SqlLog(connection, authority)
+        log.vote(story.votes)
+        while log.apply_next(1 << 44, catalogue=False) is not None:
+            pass
+    with writing(engine) as connection:
+        SqlLog(connection, authority).rebuild()
+    return contents(engine, authority)
+
+
 def expected(story: Story, rng: random.Random) -> dict[str, Any]:
     reference = Reference(story.charters[-1], story.votes)
     for segment in in_causal_order(story.segments, rng):
@@ -96,6 +112,15 @@ def expected(story: Story, rng: random.Random) -> dict[str, Any]:
 def check(engine: Engine, steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
     story = tell(steps)
     found, wanted = deliver(engine, story, rng), expected(story, rng)
+    for part in wanted:
+        assert found[part] == wanted[part], part
+
+
+def check_rebuilt(engine: Engine, steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
+    story = tell(steps)
+    with mock.patch.object(state, "REBUILT_NODES", rng.randint(1, 4)):
+        found = rebuilt(engine, story, rng)
+    wanted = expected(story, rng)
     for part in wanted:
         assert found[part] == wanted[part], part
 
@@ -153,3 +178,9 @@ def test_any_story_on_postgresql(postgres_engine: Engine, steps: Sequence[tuple[
 def test_compaction_on_postgresql(postgres_engine: Engine, steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
     empty(postgres_engine)
     check_compacted(postgres_engine, steps, rng)
+
+
+@settings(max_examples=200, deadline=None)
+@given(STORIES, st.randoms(use_true_random=False))
+def test_a_catalogue_that_is_derived_at_the_end_is_the_same(steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
+    check_rebuilt(memory_engine(), steps, rng)

@@ -20,6 +20,9 @@ from nsync.catalogue.state import Derived, Draft, Hanging, Node, State
 from nsync.namespace import fields
 from nsync.namespace.keys import Attachment, Attribute, Constituent, Did, Fact, Key, Replica, Rse, Scope, fact_of
 
+VERSION = 1
+"""Of the rules: a catalogue that was derived by others must be derived anew."""
+
 MARK_RULE = "of two words about a scope at once the mark wins (R5.5)"
 
 _HANGING = (fields.ATTACHMENT, fields.CONSTITUENT, fields.REPLICA)

@@ -25,6 +25,7 @@ from nsync.log.segment import EMPTY, GONE, Dep, Header, Segment, Sign, Tip, buil
 from nsync.log.stored import Head, Receipt, StoredSegment
 from nsync.namespace.keys import Fact
 from nsync.store import recovery, schema, serving
+from nsync.store.adoption import adopt
 from nsync.store.bulk import bulk_insert
 from nsync.store.compaction import compact
 from nsync.store.intake import Intake, decode_batch
@@ -97,10 +98,11 @@ class SqlLog:
         """The branches of which something is applied."""
         return {id: branch for id, branch in self.lines.branches.items() if branch.head is not None}
 
-    def apply_next(self, now_ms: int, passed_over: Collection[bytes] = ()) -> Optional[Applied]:
+    def apply_next(self, now_ms: int, passed_over: Collection[bytes] = (), catalogue: bool = True) -> Optional[Applied]:
         """Apply one changeset whose deps are applied, and tell what it changed; None when there is none.
 
-        `passed_over`: authors to leave alone for now. `applying` tells whose changeset it was, should this fail.
+        `passed_over`: authors to leave alone for now. `applying` tells whose changeset it was, should this fail. Without
+        `catalogue` nothing is shown of it until `rebuild`: a newcomer that takes in millions of ops derives them once, at the end.
         """
         for changeset in self._complete_changesets():
             author = changeset.branch.author
@@ -112,7 +114,7 @@ class SqlLog:
                 self._refuse(changeset.branch, str(error))
                 continue
             self.applying = author
-            return self._apply(changeset, deps)
+            return self._apply(changeset, deps, catalogue)
         return None
 
     def waits(self, now_ms: int) -> dict[bytes, str]:
@@ -207,7 +209,7 @@ class SqlLog:
         self.connection.execute(update(schema.branch).where(_BRANCH.id == branch.id).values(refused=reason))
         self.lines.forget()
 
-    def _apply(self, changeset: _Changeset, deps: Sequence[tuple[Header, list[Mark]]]) -> Applied:
+    def _apply(self, changeset: _Changeset, deps: Sequence[tuple[Header, list[Mark]]], catalogue: bool = True) -> Applied:
         branch, headers = changeset.branch, changeset.headers
         before = self.state.readings()
         for header, marks in deps:
@@ -244,6 +246,10 @@ class SqlLog:
         self.lines.forget()
         return frozenset(self.state.settle(before))
 
+    def rebuild(self) -> int:
+        """Derive the catalogue anew from all that counts, in bounded memory; returns how many keys there are."""
+        return self.state.rebuild()
+
     def compact(self) -> int:
         """Collect below the newest floor what it lets go (R4.7); returns how many ops went."""
         return compact(self.connection, self.lines, self.state)
@@ -259,8 +265,7 @@ class SqlLog:
 
     def adopt(self, charter: Charter) -> frozenset[Fact]:
         """Go over to an amended charter; returns the facts whose entries that changed."""
-        before = self.state.readings()
-        changed = self.state.adopt(charter, before)
+        changed = adopt(self.state, charter)
         self.authority = Authority(charter)
         return frozenset(changed)
 

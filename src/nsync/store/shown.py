@@ -50,6 +50,11 @@ class Shown:
 
     # ---- writing
 
+    def clear(self) -> None:
+        """Show nothing."""
+        for table in (schema.entry, schema.conflict):
+            self.connection.execute(delete(table))
+
     def update(self, derived: Derived) -> set[Fact]:
         """Write what was derived; returns the facts whose entries changed."""
         before = self.entries(derived.entries.keys())

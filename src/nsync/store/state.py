@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Optional
 
 from sqlalchemy import Connection, select
 
-from nsync.authority.charter import Charter, Instance, Move
+from nsync.authority.charter import Charter, Instance
 from nsync.authority.effective import Authority
 from nsync.authority.rulings import VOID, WAITING, Ruling, Rulings, owner_of
 from nsync.catalogue.entries import Conflict, Entry
@@ -21,14 +21,15 @@ from nsync.catalogue.explain import Explanation, Word, entries_needed, explain
 from nsync.catalogue.opendata import Name, name_of
 from nsync.catalogue.rules import Reader
 from nsync.catalogue.state import About, Hanging, Node
+from nsync.catalogue.view import VERSION as CATALOGUE_VERSION
 from nsync.catalogue.view import derive
 from nsync.crdt import Dot, Slot
 from nsync.log.forks import Line, Mark, line_to
 from nsync.log.segment import GONE, Header
 from nsync.namespace import fields
-from nsync.namespace.keys import Attachment, Did, Fact, Key, Scope, fact_of, key_of, scope_of
+from nsync.namespace.keys import Attachment, Did, Fact, Key, fact_of, key_of, scope_of
 from nsync.namespace.ops import GRANT_KIND, REVOKE_KIND, STATEMENTS_KIND, Retract, Statement, stored_op
-from nsync.store import schema
+from nsync.store import kept, schema
 from nsync.store.bulk import bulk_insert
 from nsync.store.index import Listing, numbers
 from nsync.store.lines import BranchRow, SqlLines
@@ -37,8 +38,11 @@ from nsync.store.statements import Op, Statements, read_op
 
 _GUEST = schema.guest.c
 
-STRETCH_OPS = 4096
-"""Ops looked at together where a log is read through."""
+REBUILT_NODES = 4096
+"""Nodes of the index whose keys are derived together when the catalogue is rebuilt."""
+
+CATALOGUE = "catalogue"
+"""Under which the version of the rules is kept that the catalogue was derived by."""
 
 UNSEEN_MAX = 4096
 """Ops of guests in a home's scopes that it may leave unacknowledged."""
@@ -146,7 +150,7 @@ class SqlState:
             if wire[0] == STATEMENTS_KIND:
                 mark, op = Mark(branch.id, seq), read_op(header.stamp, wire)
                 listing.add(seq, op.says)
-                deciders = self._who_decides(op.says, me)
+                deciders = self.who_decides(op.says, me)
                 guests += [(home, *mark) for home in deciders]
                 if deciders or any(self._is_nobodys(key, me) for key in op.says):
                     self._taken.append(mark)
@@ -190,6 +194,7 @@ class SqlState:
 
     def settle(self, before: Readings) -> set[Fact]:
         """Bring the catalogue up to date; returns the facts whose entries changed."""
+        self._check_catalogue()
         self.__dict__.pop("rulings", None)
         self.statements.ruled_by(self.rulings)
         for mark in self._revoked:
@@ -199,58 +204,16 @@ class SqlState:
         self.touched, self._revoked[:] = set(), []
         return changed
 
-    def adopt(self, charter: Charter, before: Readings) -> set[Fact]:
-        """Judge by an amended charter from here on: what is said in scopes that moved, and on logs that ended, may count or cease to.
-
-        The work grows with what guests said there and the old home since; and, for prefixes that nobody had, with the logs.
-        """
-        old, self.lines.charter = self.lines.charter, charter
+    def judge_by(self, charter: Charter) -> None:
+        """Judge by another charter from here on (store.adoption)."""
+        self.lines.charter = charter
         self.lines.forget()
         self.authority = Authority(charter)
         self.__dict__.pop("rulings", None)
         self.statements.ruled_by(self.rulings)
         self._homes_of.clear()
-        for move in charter.moves[len(old.moves) :]:
-            self._moved(move)
-        for instance in charter.instances:
-            had = old.by_name(instance.name)
-            fresh = tuple(prefix for prefix in instance.scopes if old.home(prefix) is None)
-            self._rehome([branch.id for life in instance.incarnations for branch in self.lines.of(life.author)] if fresh else [], 0, fresh)
-            if set(instance.dois) - set(had.dois if had is not None else ()):
-                self._rehome(list(self.lines.branches), 0, ("",))
-        return self.settle(before)
 
-    def _moved(self, move: Move) -> None:
-        instance = self.lines.charter.by_name(move.home)
-        assert instance is not None
-        rows = self.connection.execute(select(_GUEST.branch, _GUEST.seq).where(_GUEST.home == move.home)).all()
-        self._list_anew([Mark(*row) for row in rows], (move.prefix,))
-        for author in (life.author for life in instance.incarnations):
-            after = move.finals[author].seq if author in move.finals else 0
-            self._rehome([branch.id for branch in self.lines.of(author)], after, (move.prefix,))
-        scopes = select(schema.entry.c.scope).where(
-            schema.entry.c.kind == fields.SCOPE, schema.entry.c.scope.startswith(move.prefix, autoescape=True)
-        )
-        self.touched |= {Scope(scope) for scope in self.connection.execute(scopes).scalars()}
-
-    def _rehome(self, branches: Iterable[int], after: int, prefixes: tuple[str, ...]) -> None:
-        """List anew what `branches` say after `after` in scopes below `prefixes`."""
-        for branch in branches:
-            until = self.lines.branches[branch].applied
-            for low in range(max(after, self.lines.branches[branch].first - 1), until, STRETCH_OPS):
-                self._list_anew([Mark(branch, seq) for seq in range(low + 1, min(low + STRETCH_OPS, until) + 1)], prefixes)
-
-    def _list_anew(self, marks: Collection[Mark], prefixes: tuple[str, ...]) -> None:
-        guests = []
-        for mark, op in self.statements.ops(marks):
-            concerned = [key for key in op.says if (scope_of(key) or "").startswith(prefixes)]
-            if concerned:
-                self.touched |= set(concerned)
-                me = self.authority.name(self.lines.branches[mark.branch].author)
-                guests += [(home, *mark) for home in self._who_decides(op.says, me)]
-        bulk_insert(self.connection, schema.guest.name, ("home", "branch", "seq"), guests, skip_known=True)
-
-    def _who_decides(self, says: Mapping[Any, Any], me: str) -> set[str]:
+    def who_decides(self, says: Mapping[Any, Any], me: str) -> set[str]:
         """The instances, but `me`, that decide or decided about what an op says."""
         found: set[str] = set()
         for key, value in says.items():
@@ -268,6 +231,30 @@ class SqlState:
                 slot = self.statements.slot_of(key, mark, op)
                 count += not self.lines.stands(mark) or self.rulings.ruling(key_of(key), slot).standing == VOID
         self._taken = []
+        return count
+
+    def _check_catalogue(self) -> None:
+        """What is derived adds up only to what was derived by the same rules."""
+        version, known = str(CATALOGUE_VERSION).encode(), kept.read(self.connection, CATALOGUE)
+        if known is None:
+            kept.write(self.connection, CATALOGUE, version)
+        assert known in (None, version), "the catalogue is behind, or of other rules: rebuild it first"
+
+    def defer(self) -> set[Fact]:
+        """Leave the catalogue as it is: it is behind from here on, until `rebuild`."""
+        kept.write(self.connection, CATALOGUE, b"behind")
+        self.touched, self._revoked[:] = set(), []
+        return set()
+
+    def rebuild(self) -> int:
+        """Derive the catalogue anew, a stretch of the index at a time; returns how many keys there are."""
+        self.shown.clear()
+        count, after = 0, -(1 << 63)
+        while nodes := self.statements.nodes_after(after, REBUILT_NODES):
+            keys = self.statements.keys_at(nodes)
+            self.shown.update(derive(self, Reader(self.rulings), keys))
+            count, after = count + len(keys), nodes[-1]
+        kept.write(self.connection, CATALOGUE, str(CATALOGUE_VERSION).encode())
         return count
 
     def refresh(self, touched: Collection[Key]) -> set[Fact]:

@@ -189,6 +189,18 @@ class Statements:
         facts = {key_of(key) for op in self._ops_at(places) for key in op.says if key[0] in _EDGES}
         return {fact for fact in facts if not wanted.isdisjoint(ends_of(fact))}
 
+    def nodes_after(self, after: int, count: int) -> list[int]:
+        """The next `count` nodes of the index, without those under which only other ends are listed."""
+        query = select(_ABOUT.node).where(_ABOUT.node > after, _ABOUT.node.op("&")(3) != HANGING).distinct()
+        return list(self._connection.execute(query.order_by(_ABOUT.node).limit(count)).scalars())
+
+    def keys_at(self, nodes: Collection[int]) -> set[Key]:
+        """Every key about which something is said that is listed under one of `nodes`."""
+        wanted = set(nodes)
+        rows = self._listed("a.branch, a.seq", "a.node = t.x", [Listed(node, 0) for node in wanted])
+        ops = self.ops({Mark(row.branch, row.seq) for row in rows})
+        return {key_of(key) for _, op in ops for key in op.says if self.numbers.about(key).node in wanted}
+
     def unseen_in(self, parent: Did, seen: Mapping[int, int]) -> set[Any]:
         """Every attachment to `parent` of which something is said that is not in `seen` (branch → seq)."""
         place = Listed(self.numbers.node(parent, HANGING), 0)
