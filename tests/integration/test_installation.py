@@ -68,7 +68,7 @@ def without_rucio(interpreter: str, directory: Path) -> None:
     shutil.copytree(ROOT / "tests", directory / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", directory)
     assert run(python, "-c", "import nsync; print(nsync.__file__)", cwd=directory).startswith(str(directory)), "the installed one"
-    assert " passed" in run(python, "-m", "pytest", "-q", "-m", "not postgres", *PURE, cwd=directory)
+    assert " passed" in run("env", "NSYNC_STORIES=100", python, "-m", "pytest", "-q", "-m", "not postgres", *PURE, cwd=directory)
     assert "rucio is not installed here" in run(python, "-m", "pytest", "--collect-only", cwd=directory), (
         "the rest is left out, and says so"
     )

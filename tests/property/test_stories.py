@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,10 @@ from nsync.store.database import writing
 from nsync.store.log import SqlLog
 from tests.property.stories import FORK_STORIES, GRANT_STORIES, STORIES, Story, tell
 from tests.support.database import apply_all, contents, disposed, empty, memory_engine, receive, reference_contents
+
+
+STORIES_TOLD = int(os.environ.get("NSYNC_STORIES", "2000"))
+"""In all, on SQLite. Fewer where the same is tested again on another Python."""
 
 
 def in_causal_order(segments: Sequence[Segment], rng: random.Random) -> list[Segment]:
@@ -125,21 +130,21 @@ def check_rebuilt(engine: Engine, steps: Sequence[tuple[Any, ...]], rng: random.
         assert found[part] == wanted[part], part
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=STORIES_TOLD * 400 // 2000, deadline=None)
 @given(GRANT_STORIES, st.randoms(use_true_random=False))
 def test_grants_and_revocations(steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
     with disposed(memory_engine()) as engine:
         check(engine, steps, rng)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=STORIES_TOLD * 400 // 2000, deadline=None)
 @given(FORK_STORIES, st.randoms(use_true_random=False))
 def test_clones_and_floors(steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
     with disposed(memory_engine()) as engine:
         check(engine, steps, rng)
 
 
-@settings(max_examples=700, deadline=None)
+@settings(max_examples=STORIES_TOLD * 700 // 2000, deadline=None)
 @given(STORIES, st.randoms(use_true_random=False))
 def test_everything_at_once(steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
     with disposed(memory_engine()) as engine:
@@ -154,7 +159,7 @@ def check_compacted(engine: Engine, steps: Sequence[tuple[Any, ...]], rng: rando
     assert live == World(story.charters[-1], in_causal_order(story.segments, rng), story.votes).live()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=STORIES_TOLD * 300 // 2000, deadline=None)
 @given(STORIES, st.randoms(use_true_random=False))
 def test_compaction_changes_no_reading_and_keeps_what_is_live(steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
     with disposed(memory_engine()) as engine:
@@ -180,7 +185,7 @@ def test_compaction_on_postgresql(postgres_engine: Engine, steps: Sequence[tuple
     check_compacted(postgres_engine, steps, rng)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=STORIES_TOLD * 200 // 2000, deadline=None)
 @given(STORIES, st.randoms(use_true_random=False))
 def test_a_catalogue_that_is_derived_at_the_end_is_the_same(steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
     check_rebuilt(memory_engine(), steps, rng)
