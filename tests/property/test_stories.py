@@ -23,7 +23,6 @@ from nsync.store.log import SqlLog
 from tests.property.stories import FORK_STORIES, GRANT_STORIES, STORIES, Story, tell
 from tests.support.database import apply_all, contents, disposed, empty, memory_engine, receive, reference_contents
 
-
 STORIES_TOLD = int(os.environ.get("NSYNC_STORIES", "2000"))
 """In all, on SQLite. Fewer where the same is tested again on another Python."""
 
