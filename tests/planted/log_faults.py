@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import delete
-
-from nsync.clock import AHEAD_MS_MAX, Stamp
+from nsync.authority.rulings import Rulings
+from nsync.clock import Stamp
 from nsync.log import admission, segment
-from nsync.log.segment import Tip, stored_header
 from nsync.log.stored import Head, Receipt
-from nsync.store import log, schema, state
+from nsync.store import log
 from nsync.store.log import SqlLog
 from nsync.transport.peers import PeerState
-from tests.planted.faults import _LAST_ARRIVAL, Fault, function, method, wrapped
+from tests.planted.faults import Fault, _nothing_waits, function, method, wrapped
 
-STORIES, ORDERS = "simulation.test_stories", "simulation.test_interleavings"
+STORIES, STORE, ORDERS = "simulation.test_stories", "simulation.test_store", "simulation.test_interleavings"
 NEVER_MS = 10**12
 
 Original = Callable[..., Any]
@@ -47,22 +45,26 @@ def _known_by_place(original: Original) -> Original:
     return store
 
 
-def _dropping_what_is_ahead(original: Original) -> Original:
-    def apply_next(self: SqlLog, now_ms: int, *args: Any) -> Any:
-        columns = schema.segment.c
-        ahead = (columns.state == schema.WAITING) & (columns.stamp_ms > now_ms + AHEAD_MS_MAX)
-        self.connection.execute(delete(schema.segment).where(ahead))
-        return original(self, now_ms, *args)
+def _refusing_what_is_ahead(original: Original) -> Original:
+    def waits_for(self: SqlLog, changeset: Any, now_ms: int) -> Any:
+        reason = original(self, changeset, now_ms)
+        if reason is not None and "ahead of the clock" in reason:
+            self._refuse(changeset.branch, reason)
+        return reason
 
-    return apply_next
+    return waits_for
+
+
+def _waiting_for_no_dep(original: Original) -> Original:
+    def waits_for(self: SqlLog, changeset: Any, now_ms: int) -> Any:
+        reason = original(self, changeset, now_ms)
+        return reason if reason is not None and "ahead of the clock" in reason else None
+
+    return waits_for
 
 
 def _applied_heads(self: SqlLog) -> list[Head]:
-    return [Head(author, dep.seq, dep.hash) for author, (dep, _) in sorted(self.heads().items())]
-
-
-def _takes_gaps(segment: Any, tip: Tip) -> Tip:
-    return Tip(segment.header.last, segment.hash, segment.header.stamp, 0)
+    return sorted(Head(*branch.head) for branch in self.heads().values() if branch.head is not None)
 
 
 def _takes_any_stamp(original: Original) -> Original:
@@ -91,7 +93,7 @@ LOG_FAULTS = (
     Fault(
         "a segment is known by its place, whatever it holds",
         wrapped(SqlLog, "store", _known_by_place),
-        f"{STORIES}::test_the_second_branch_of_a_fork_does_not_pass_for_the_first",
+        f"{STORE}::test_the_second_branch_of_a_fork_does_not_pass_for_the_first",
     ),
     Fault(
         "only what is applied is passed on",
@@ -99,13 +101,18 @@ LOG_FAULTS = (
         f"{STORIES}::test_time_releases_what_the_clock_guard_held",
     ),
     Fault(
-        "a restored instance does not wait for its own log",
-        method(SqlLog, "is_applied", lambda self, author: True),
-        f"{STORIES}::test_a_restored_instance_gets_its_own_log_back_before_it_signs",
+        "a restored instance signs on",
+        method(SqlLog, "read_only", lambda self, author: None),
+        f"{STORIES}::test_a_restored_instance_signs_nothing_more_once_it_hears_what_it_lost",
     ),
     Fault(
-        "of an author's statements the one that takes effect last stays",
-        method(state, "_JOIN", _LAST_ARRIVAL),
+        "nobody compares their own log with what others have of it",
+        method(SqlLog, "heard", lambda self, author, theirs: None),
+        f"{STORIES}::test_a_restored_instance_signs_nothing_more_once_it_hears_what_it_lost",
+    ),
+    Fault(
+        "what a guest takes back is gone at once",
+        wrapped(Rulings, "ruling", _nothing_waits),
         f"{ORDERS}::test_what_a_guest_takes_back_stays_taken_back_in_every_order",
     ),
     # ---- admission and delivery
@@ -113,11 +120,6 @@ LOG_FAULTS = (
         "signatures are not looked at",
         function(segment.check_signature, lambda *_: None),
         f"{STORIES}::test_a_hostile_instance_changes_nothing_for_the_others",
-    ),
-    Fault(
-        "a log may have gaps",
-        function(admission.admit, _takes_gaps),
-        f"{STORIES}::test_a_log_has_no_gaps",
     ),
     Fault(
         "an author may stamp before what it said before",
@@ -131,18 +133,18 @@ LOG_FAULTS = (
     ),
     Fault(
         "nothing waits for its deps",
-        function(segment.stored_header, lambda frame: stored_header(frame)._replace(deps=())),
+        wrapped(SqlLog, "_waits_for", _waiting_for_no_dep),
         f"{STORIES}::test_cut_links_heal",
     ),
     Fault(
         "an author does not name what it has seen",
-        function(admission.choose_deps, lambda *_: []),
+        method(SqlLog, "_choose_deps", lambda self, author, tip: []),
         f"{STORIES}::test_segments_arrive_in_any_order_and_often",
     ),
     # ---- clocks
     Fault(
-        "what is stamped ahead is dropped, not held",
-        wrapped(SqlLog, "apply_next", _dropping_what_is_ahead),
+        "what is stamped ahead is refused, not held",
+        wrapped(SqlLog, "_waits_for", _refusing_what_is_ahead),
         f"{STORIES}::test_time_releases_what_the_clock_guard_held",
     ),
     Fault(

@@ -10,17 +10,14 @@ from functools import lru_cache
 
 import pytest
 
-from nsync.clock import Stamp
 from nsync.errors import ConfigError
-from nsync.log.segment import EMPTY, Dep, Tip, build_changeset, decode_frame
-from nsync.namespace.ops import ACKNOWLEDGE
 from nsync.testing import Simulation, Story
 from nsync.testing.faults import HOSTILE, KINDS
-from nsync.testing.federation import federation
-from nsync.testing.peer import STORES_FORKS, Peer
 
 BLOCKS = tuple(range(first, first + 20) for first in (0, 20, 40))
 """Seeds: some 25 seconds on one core. `python -m nsync.testing --forever` goes on."""
+
+UNTIL_MENDED = pytest.mark.xfail(strict=True, reason="the three defects of the store that test_store.py shows")
 
 PLACES = {
     *("receive-verified", "log-segment-stored", "receive-before-commit", "receive-after-commit"),
@@ -28,8 +25,6 @@ PLACES = {
     *("work-before-commit", "work-after-commit", "idle"),
 }
 """Where a process may end: between any two steps."""
-
-DAY_MS = 86_400_000
 
 
 def tell(seeds: range, *kinds: str) -> list[Story]:
@@ -48,11 +43,13 @@ def all_stories() -> list[Story]:
     return [story for block in BLOCKS for story in stories(block)]
 
 
+@UNTIL_MENDED
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_after_any_faults_everything_comes_right(block: range) -> None:
     assert all(story.changesets for story in stories(block))
 
 
+@UNTIL_MENDED
 def test_every_fault_came_to_pass() -> None:
     happened: Counter[str] = Counter()
     for story in all_stories():
@@ -63,6 +60,7 @@ def test_every_fault_came_to_pass() -> None:
     assert any(" of 2 segments" in line for story in all_stories() for line in story.trace), "a batch had several segments"
 
 
+@UNTIL_MENDED
 def test_a_process_may_end_between_any_two_steps() -> None:
     ended = {place for story in all_stories() for place in story.places}
     for seed in range(60):
@@ -90,26 +88,27 @@ def test_what_the_departed_gave_to_one_all_get() -> None:
     tell(range(130, 136), "departure", "partition", "loss")
 
 
+@UNTIL_MENDED
 def test_time_releases_what_the_clock_guard_held() -> None:
     assert any(story.held for story in tell(range(140, 148), "skew"))
 
 
-def test_a_restored_instance_gets_its_own_log_back_before_it_signs() -> None:
+def test_a_restored_instance_signs_nothing_more_once_it_hears_what_it_lost() -> None:
     tell(range(150, 158), "restore", "loss")
 
 
+@UNTIL_MENDED
 def test_a_hostile_instance_changes_nothing_for_the_others() -> None:
-    tell(range(160, 168), *(kind for kind in HOSTILE if kind != "fork"))
+    tell(range(160, 168), *HOSTILE)
 
 
-@pytest.mark.xfail(not STORES_FORKS, strict=True, reason="the second branch is refused where the first is, so they never agree (R4.4)")
 def test_honest_instances_agree_beside_a_fork() -> None:
-    tell(range(170, 176), "fork", "loss")
+    tell(range(170, 178), "fork", "loss", "partition")
 
 
-@pytest.mark.xfail(not STORES_FORKS, strict=True, reason="it signs anew what it had signed before: a fork (R4.6)")
-def test_honest_instances_agree_beside_one_that_forgot() -> None:
-    tell(range(180, 186), "amnesia")
+@UNTIL_MENDED
+def test_honest_instances_agree_beside_one_that_forgot_what_it_signed() -> None:
+    tell(range(180, 188), "amnesia", "loss")
 
 
 # ---- what a story is
@@ -152,70 +151,3 @@ def test_the_command_tells_seeds_and_their_rate() -> None:
     assert "2 seeds in" in run.stdout
     assert "a second; all hold" in run.stdout
     assert "  loss\n" in run.stdout
-
-
-# ---- what the store does with a bad author, at the lowest layer that can show it
-
-
-MEMBERS = federation(3)
-
-
-def a_peer(name: str) -> Peer:
-    return Peer(MEMBERS.authority, MEMBERS.instance(name).author, MEMBERS.keys[name].sign)
-
-
-def a_segment(tip: Tip, stamp_ms: int, deps: list[Dep]) -> tuple[bytes, Tip]:
-    """The next segment of cms."""
-    charter, author = MEMBERS.charter, MEMBERS.instance("cms").author
-    (segment,) = build_changeset(
-        [ACKNOWLEDGE],
-        federation=charter.federation,
-        charter_version=charter.version,
-        author=author,
-        tip=tip,
-        stamp=Stamp(stamp_ms, 0),
-        deps=deps,
-        sign=MEMBERS.keys["cms"].sign,
-    )
-    return segment.frame, Tip(segment.header.last, segment.hash, segment.header.stamp, 0)
-
-
-def test_the_second_branch_of_a_fork_does_not_pass_for_the_first() -> None:
-    peer = a_peer("atlas")
-    one, other = (a_segment(EMPTY, stamp_ms, [])[0] for stamp_ms in (1, 2))
-    assert peer.receive([one], "cms") == (1, ())
-    assert peer.receive([one], "cms") == (0, ())
-    receipt = peer.receive([other], "cms")
-    assert (receipt.stored, len(receipt.rejected)) == ((1, 0) if STORES_FORKS else (0, 1))
-
-
-def test_a_log_has_no_gaps() -> None:
-    peer = a_peer("atlas")
-    one, tip = a_segment(EMPTY, 1, [])
-    two, _ = a_segment(tip, 2, [])
-    receipt = peer.receive([two], "cms")
-    assert (receipt.stored, len(receipt.rejected)) == (0, 1)
-    assert peer.receive([one, two], "cms") == (2, ())
-
-
-def test_whoever_stored_a_segment_has_it_after_a_crash() -> None:
-    peer = a_peer("atlas")
-    frame, tip = a_segment(EMPTY, 1, [])
-    peer.receive([frame], "cms")
-    peer.kill()
-    assert [(head.seq, head.hash) for head in peer.heads()] == [(tip.seq, tip.hash)]
-    assert decode_frame(peer.rows()[0].frame).hash == tip.hash
-
-
-@pytest.mark.xfail(strict=True, reason="what comes after the refusal is stored as waiting; what was there already is refused with it")
-def test_what_follows_a_refused_changeset_fares_the_same_in_any_order() -> None:
-    bad, tip = a_segment(EMPTY, 1, [])
-    worse, tip = a_segment(tip, 2, [Dep(MEMBERS.instance("cms").author, 1, tip.hash)])
-    after, _ = a_segment(tip, 3, [])
-    at_once, one_by_one = a_peer("atlas"), a_peer("belle2")
-    at_once.receive([bad, worse, after], "cms")
-    for frame in (bad, worse, after):
-        one_by_one.receive([frame], "cms")
-        one_by_one.work(DAY_MS, changesets_max=9)
-    at_once.work(DAY_MS, changesets_max=9)
-    assert [row.state for row in at_once.rows()] == [row.state for row in one_by_one.rows()]

@@ -12,7 +12,7 @@ from typing import Optional
 
 from nsync.errors import ConfigError
 from nsync.testing import Failed, Simulation
-from nsync.testing.faults import KINDS, UNSURVIVED
+from nsync.testing.faults import KINDS
 
 TOLD_S = 60.0
 """How often to say how far it has come."""
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("seeds", nargs="?", type=_seeds, default=range(100), help="one seed, or a range as 1-100 (0-99)")
     parser.add_argument("--forever", action="store_true", help="go on from the first seed until it is stopped")
     parser.add_argument("--peers", type=int, help="instances in each story (drawn: 3 to 5)")
-    parser.add_argument("--faults", help=f"kinds of fault, with commas between them (drawn): {', '.join([*KINDS, *UNSURVIVED])}")
+    parser.add_argument("--faults", help=f"kinds of fault, with commas between them (drawn): {', '.join(KINDS)}")
     return parser
 
 

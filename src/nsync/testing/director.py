@@ -28,6 +28,8 @@ STEPS_MAX = 12
 RETRY_S = 1.0
 BURSTS_MAX = 20
 BURST_S = 5.0
+ALONE_S = 5.0
+"""How long a restored instance that does not wait is cut off."""
 
 Act = Callable[[], bool]
 """Does what is to be done; tells whether that was possible."""
@@ -123,10 +125,11 @@ class Director:
         for kind, act in plans.items():
             for _ in range(self._rng.randint(1, 3) if kind in self._stage.dice.kinds else 0):
                 yield Event(self._rng.uniform(0.05, 0.8) * self._until_s, act)
-        if "restore" in self._stage.dice.kinds or "amnesia" in self._stage.dice.kinds:
-            host = self._rng.choice([host for host in self._honest if host is not self._departing])
-            yield Event(self._rng.uniform(0.05, 0.3) * self._until_s, partial(self._back_up, host))
-            yield Event(self._rng.uniform(0.5, 0.8) * self._until_s, partial(self._restore, host))
+        for kind in ("restore", "amnesia"):
+            if kind in self._stage.dice.kinds:
+                host = self._rng.choice([host for host in self._honest if host is not self._departing])
+                yield Event(self._rng.uniform(0.05, 0.3) * self._until_s, partial(self._back_up, kind, host))
+                yield Event(self._rng.uniform(0.5, 0.8) * self._until_s, partial(self._restore, kind, host))
         if self._departing is not None:
             yield Event(self._rng.uniform(0.3, 0.9) * self._until_s, self._depart)
 
@@ -170,24 +173,23 @@ class Director:
         self._hostile.attack(kind)
         return True
 
-    def _back_up(self, host: Host) -> bool:
-        self._images[host.name] = host.peer.image()
+    def _back_up(self, kind: str, host: Host) -> bool:
+        self._images[kind] = host.peer.image()
         return True
 
-    def _restore(self, host: Host) -> bool:
+    def _restore(self, kind: str, host: Host) -> bool:
         """Put the backup in the place of the database; for amnesia its users go on at once, and nobody can reach it."""
         others = [other for other in self.hosts.values() if other is not host and not other.gone]
-        kind = "amnesia" if "amnesia" in self._stage.dice.kinds else "restore"
         self._stage.dice.counts[kind] += 1
-        host.restore(self._images[host.name], others)
-        if kind == "amnesia":
-            links = [link for other in self.hosts for link in ((host.name, other), (other, host.name))]
-            self._stage.network.cut(links, 5.0)
-            host.hasty = True
-            host.boot()
-            host.publish(self._workload.changeset(host.name))
-        else:
+        host.hasty = host.hasty or kind == "amnesia"
+        host.restore(self._images[kind], others)
+        if kind == "restore":
             asyncio.get_running_loop().call_later(self._rng.uniform(0.5, 5), host.again, host.life)
+            return True
+        links = [link for other in self.hosts for link in ((host.name, other), (other, host.name))]
+        self._stage.network.cut(links, ALONE_S)
+        host.boot()
+        host.publish(self._workload.changeset(host.name))
         return True
 
     def _depart(self) -> bool:

@@ -19,22 +19,18 @@ KINDS = {
     "partition": "some links are cut, in one direction or both",
     "crash": "a process ends between any two steps, what is not committed is lost, and it starts again",
     "restore": "a database is replaced by an older copy of itself",
+    "amnesia": "the same, and it signs again before it has heard how far its own log had come",
     "departure": "an instance is gone for good, its database too",
     "skew": "a clock jumps by a second to a year, forwards or backwards",
     "backdating": "an author stamps a segment before what it has seen",
     "wrong-deps": "an author names deps that no honest author names",
     "forgery": "an instance passes on segments in another's name",
+    "fork": "an author signs two histories, and shows one to some and the other to others",
     "lying-heads": "an instance announces more or less than it has",
     "withholding": "an instance leaves out segments of what it passes on",
     "garbage": "an instance sends bytes that are no segment, or no message",
 }
 """The faults that everything must survive."""
-
-UNSURVIVED = {
-    "fork": "an author signs two histories, and shows one to some and the other to others",
-    "amnesia": "a restored instance signs before it has heard how far its own log had come",
-}
-"""The faults that today's store does not survive; peer.STORES_FORKS and peer.RESTORED_IS_READ_ONLY say so."""
 
 HOSTILE = ("backdating", "wrong-deps", "forgery", "lying-heads", "withholding", "garbage", "fork")
 """What only a hostile instance does. It has a valid key, and goes on after the network has healed."""

@@ -16,7 +16,7 @@ from nsync.failpoints import watched
 from nsync.log.stored import Head, Receipt, StoredSegment
 from nsync.testing import network
 from nsync.testing.network import Answer, Client, Crash
-from nsync.testing.peer import RESTORED_IS_READ_ONLY, Image, Peer, Worked
+from nsync.testing.peer import Image, Peer, Worked
 from nsync.testing.stage import Stage
 from nsync.transport.exchange import Peer as RemotePeer
 from nsync.transport.gossip import Gossip
@@ -51,7 +51,7 @@ class Host:
         self.lost_before = 0
         self.skew_ms = 0
         self.hasty = False
-        """Whether it signs as soon as it can, also when its own log may have come further than it knows."""
+        """Whether its operator lets it sign after a restore before it has heard from its peers."""
         self._stage = stage
         self._rng = stage.rng("host", name)
         self._armed = 0
@@ -126,7 +126,7 @@ class Host:
         self.kill("a restore")
         self.peer.restore(image)
         self.lost_before = self.life + 1
-        self._stage.ledger.restored(self.name, self.peer, [other.peer for other in others])
+        self._stage.ledger.restored(self.name, self.peer, [other.peer for other in others], not self.hasty)
 
     def publish(self, ops: Sequence[bytes]) -> None:
         """Its users say something; while it is down, or waits for its own log, they cannot."""
@@ -180,7 +180,7 @@ class Host:
 
     def _work(self, ops: Sequence[bytes], changesets_max: int) -> Worked:
         now_ms, ledger = self.now_ms(), self._stage.ledger
-        may_sign = RESTORED_IS_READ_ONLY or self.hasty or ledger.has_own_log(self.name, self.peer)
+        may_sign = self.name not in ledger.silent or self.peer.read_only() is not None  # once it knows, it is for the store to refuse
         worked = self._step(lambda: self.peer.work(now_ms, ops if may_sign else (), changesets_max, may_sign))
         for applied in worked:
             verb = "publishes" if applied.author == self.me.author else "applies"

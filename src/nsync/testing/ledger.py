@@ -2,28 +2,27 @@
 
     signed         nobody takes a segment in an honest instance's name that it did not sign
     acknowledged   what an instance said it stored or published, it has, also after a crash
-    whole          a log has no gaps; its head is the last applied segment, and that one ends a changeset
+    whole          a log has no gaps, and is applied up to the end of a changeset
     causal         a changeset is applied once, after its predecessor and its deps
     seen           what an author had applied is the past of what it publishes: no less, and no more
     clock          nothing stamped more than 60 s ahead is applied, and a stamp follows the clock and what was seen
+    silent         an instance signs nothing on a restored database that lacks what others have of its own log
 
-The heads that the ledger keeps are its own: those that an instance's answers imply.
+What it keeps of an instance is what that has told, by the hashes of segments: so forks are nothing special here.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Optional
 
 from nsync.clock import AHEAD_MS_MAX
 from nsync.log.segment import NO_HASH, Header, Sign, decode_frame, header_hash, name_of
 from nsync.log.stored import Receipt
 from nsync.store.log import Applied
 from nsync.testing.federation import Federation
-from nsync.testing.peer import Peer, Worked
-
-Heads = dict[bytes, int]
-"""How far each author's log goes."""
+from nsync.testing.peer import Peer, Row, Worked
 
 
 class Broken(AssertionError):
@@ -46,13 +45,16 @@ class Ledger:
         """By hash: every segment that anybody has stored."""
         self.published = 0
         """Changesets."""
-        self._federation = federation
+        self.silent: set[str] = set()
+        """Instances that may sign nothing more (R4.6): others have more of their log than their restored database, and they ask first."""
         self._honest = {federation.instance(name).author: name for name in honest}
+        self._federation = federation
         self._signed: set[bytes] = set()
-        self._heads: dict[str, Heads] = defaultdict(dict)
+        self._lost: dict[str, set[bytes]] = defaultdict(set)
+        """By instance: what it had signed, and its database did not hold after a restore."""
+        self._applied: dict[str, set[bytes]] = defaultdict(set)
         self._hashes: dict[bytes, bytes] = {}
-        self._ends: dict[tuple[bytes, int], list[bytes]] = defaultdict(list)
-        self._own_log_reached: dict[str, int] = {}
+        self._pasts: dict[bytes, frozenset[bytes]] = {}
 
     # ---- what happens
 
@@ -73,7 +75,6 @@ class Ledger:
             header, hash_ = segment.header, segment.hash
             hold(header.author not in self._honest or hash_ in self._signed, f"{_name(header)} was taken, and its author never signed it")
             self._hashes[frame], self.headers[hash_] = hash_, header
-            self._ends[header.author, header.last].append(hash_)
         return self._hashes[frame]
 
     def received(self, name: str, peer: Peer, frames: Sequence[bytes], receipt: Receipt) -> None:
@@ -85,42 +86,47 @@ class Ledger:
 
     def worked(self, name: str, peer: Peer, worked: Worked, now_ms: int) -> None:
         """`name` has committed a transaction of `work`."""
-        for applied in worked:
-            frames = peer.frames(applied)
-            fresh = not self._hashes.keys() >= {*frames}
-            hashes = [self.learn(frame) for frame in frames]
-            if applied.author == peer.author and applied.author in self._honest and fresh:
-                self._check_publication(name, hashes, now_ms)
+        if not worked:
+            return
+        rows = [row for row in peer.rows() if row.is_applied and row.hash not in self._applied[name]]
+        fresh = {row.hash for row in rows if row.frame not in self._hashes}
+        for changeset in self._in_order(name, worked, rows):
+            header = self.headers[changeset[0].hash]
+            if header.author == peer.author and header.author in self._honest and changeset[0].hash in fresh:
+                self._check_publication(name, changeset[0].hash, header, now_ms)
+                self.acknowledged[name].update(row.hash for row in changeset)
             else:  # another's; or its own, which it had before a restore
-                self._check_application(name, applied, hashes, now_ms)
-            self._heads[name][applied.author] = applied.last
+                ahead_ms = self.headers[changeset[-1].hash].stamp.ms - now_ms
+                hold(ahead_ms <= AHEAD_MS_MAX, f"{name} applies {_name(header)}, which is stamped {ahead_ms} ms ahead of its clock")
+            self._applied[name].update(row.hash for row in changeset)
 
     def restarted(self, name: str, peer: Peer) -> None:
         """The process of `name` had ended, and begins again on what was committed."""
         rows = peer.rows()
         missing = self.acknowledged[name] - {row.hash for row in rows}
         hold(not missing, f"{name} had acknowledged {self._names(missing)}, and has lost it in a crash")
-        heads = peer.applied()
-        for author, seq in self._heads[name].items():
-            hold(heads.get(author, (0,))[0] >= seq, f"{name} had applied {name_of(author, 1, seq)}, and has lost it in a crash")
+        missing = self._applied[name] - {row.hash for row in rows if row.is_applied}
+        hold(not missing, f"{name} had applied {self._names(missing)}, and has not any more after a crash")
         self._check_whole(name, peer)
         self._adopt(name, peer)
 
-    def restored(self, name: str, peer: Peer, others: Sequence[Peer]) -> None:
+    def restored(self, name: str, peer: Peer, others: Sequence[Peer], hears_first: bool) -> None:
         """The database of `name` was replaced by an older one. What only the newer one held is gone for good."""
-        self.acknowledged[name] &= {row.hash for row in peer.rows()}
-        self._own_log_reached[name] = max((head.seq for other in others for head in other.heads() if head.author == peer.author), default=0)
+        stored = {row.hash for row in peer.rows()}
+        self.acknowledged[name] &= stored
+        self._lost[name] |= self._signed - stored
+        if hears_first and any(row.author == peer.author and row.hash not in stored for other in others for row in other.rows()):
+            self.silent.add(name)
         self._adopt(name, peer)
 
     def _adopt(self, name: str, peer: Peer) -> None:
         for row in peer.rows():
             self.learn(row.frame)
-        self._heads[name] = {author: seq for author, (seq, _) in peer.applied().items()}
+        self._applied[name] = {row.hash for row in peer.rows() if row.is_applied}
 
-    def has_own_log(self, name: str, peer: Peer) -> bool:
-        """Whether `name` has, after a restore, all of its own log that anybody else had then."""
-        reached = self._own_log_reached.get(name, 0)
-        return reached == 0 or any(head.seq >= reached for head in peer.heads() if head.author == peer.author)
+    def got_back(self, name: str, peer: Peer) -> bool:
+        """Whether `name` has got back some of its own log that a restore had taken."""
+        return any(row.author == peer.author and row.hash in self._lost[name] for row in peer.rows())
 
     def max_stamp_ms(self) -> int:
         """The latest stamp of all."""
@@ -128,61 +134,68 @@ class Ledger:
 
     # ---- checks
 
-    def _check_publication(self, name: str, hashes: Sequence[bytes], now_ms: int) -> None:
-        self.acknowledged[name].update(hashes)
+    def _in_order(self, name: str, worked: Worked, rows: Sequence[Row]) -> list[list[Row]]:
+        """The changesets of `worked` among `rows`, each after what it continues and names. An author who forks has several of one place."""
+        by_hash = {row.hash: row for row in rows}
+
+        def rest(index: int, applied: frozenset[bytes]) -> Optional[list[list[Row]]]:
+            if index == len(worked):
+                return []
+            for changeset in self._changesets(worked[index], by_hash):
+                headers = [self.headers[row.hash] for row in changeset]
+                needed = {headers[0].prev, *(dep.hash for header in headers for dep in header.deps)} - {NO_HASH}
+                if changeset[-1].hash not in applied and needed <= applied:
+                    after = rest(index + 1, applied | {row.hash for row in changeset})
+                    if after is not None:
+                        return [changeset, *after]
+            return None
+
+        found = rest(0, frozenset(self._applied[name]))
+        what = ", ".join(name_of(applied.author, applied.first, applied.last) for applied in worked)
+        hold(found is not None, f"{name} applies {what}, and one of it before what it continues or names, or twice")
+        return found or []
+
+    def _changesets(self, applied: Applied, rows: Mapping[bytes, Row]) -> Iterator[list[Row]]:
+        """Those among `rows` that `applied` can mean."""
+        for end in (row for row in rows.values() if (row.author, row.last) == (applied.author, applied.last)):
+            found = [end]
+            while self._prev(found[0]) in rows and found[0].first > applied.first:
+                found.insert(0, rows[self._prev(found[0])])
+            if found[0].first == applied.first:
+                yield found
+
+    def _prev(self, row: Row) -> bytes:
+        return self.headers[self.learn(row.frame)].prev
+
+    def _check_publication(self, name: str, hash_: bytes, header: Header, now_ms: int) -> None:
         self.published += 1
-        header, heads = self.headers[hashes[0]], self._heads[name]
-        past = self.past(hashes[0])
-        hold(past == heads, f"{name} signs {_name(header)} with the past {_short(past)}; it has applied {_short(heads)}")
-        highest = max([now_ms, *(h.stamp.ms for a, seq in heads.items() for h in self._ending(a, seq))])
+        hold(name not in self.silent, f"{name} signs {_name(header)}; others have more of its log than its restored database")
+        past, applied = self.past(hash_), self._applied[name]
+        hold(past <= applied, f"{name} signs {_name(header)}, and names {self._names(past - applied)}, which it has not applied")
+        hold(past >= applied, f"{name} signs {_name(header)}, and has applied {self._names(applied - past)}, which that does not name")
+        highest = max([now_ms, *(self.headers[hash_].stamp.ms for hash_ in applied)])
         hold(header.stamp.ms <= highest + 1, f"{name} stamps {_name(header)} {header.stamp.ms}; its clock and what it saw say {highest}")
 
-    def _check_application(self, name: str, applied: Applied, hashes: Sequence[bytes], now_ms: int) -> None:
-        heads = self._heads[name]
-        what = f"{name} applies {name_of(applied.author, applied.first, applied.last)}"
-        before = heads.get(applied.author, 0)
-        hold(applied.first == before + 1, f"{what}, and the log that it had applied ended at {before}")
-        for header in (self.headers[hash_] for hash_ in hashes):
-            ahead_ms = header.stamp.ms - now_ms
-            hold(ahead_ms <= AHEAD_MS_MAX, f"{what}, which is stamped {ahead_ms} ms ahead of its clock")
-            for dep in header.deps:
-                hold(heads.get(dep.author, 0) >= dep.seq, f"{what} before its dep {name_of(dep.author, 1, dep.seq)}")
-
     def _check_whole(self, name: str, peer: Peer) -> None:
-        rows, heads = peer.rows(), peer.applied()
-        for author in sorted({row.author for row in rows}):
-            log = [row for row in rows if row.author == author]
-            applied = [row for row in log if row.is_applied]
-            if len({row.first for row in log}) < len(log):
-                continue  # a fork: which branch counts is not for this check to say
-            what = f"{name}'s copy of the log of {author.hex()[:12]}"
-            hold([row.first for row in log] == [1, *(row.last + 1 for row in log[:-1])], f"{what} has gaps")
-            hold(applied == log[: len(applied)], f"{what} is applied with gaps")
-            end = (applied[-1].last, applied[-1].hash) if applied else None
-            hold(heads.get(author) == end, f"{what} has its head at {heads.get(author)}, and is applied up to {end}")
-            hold(not applied or applied[-1].commits, f"{what} is applied up to the middle of a changeset, {end}")
+        rows = {row.hash: row for row in peer.rows()}
+        for row in rows.values():
+            before = rows.get(self._prev(row))
+            what = f"{name}'s copy of {name_of(row.author, row.first, row.last)}"
+            hold(before is not None or row.first == 1, f"{what} continues a segment that is not there")
+            hold(before is None or before.last + 1 == row.first, f"{what} does not begin where its predecessor ends")
+        for head in peer.applied_heads():
+            hold(rows[head.hash].commits, f"{name} has applied up to the middle of a changeset: {name_of(head.author, head.seq, head.seq)}")
 
     # ---- pasts
 
-    def past(self, hash_: bytes) -> Heads:
-        """How far the past of a segment reaches in each log: its own log before it, and the closure over its deps."""
-        past: Heads = {}
-        todo, done = [hash_], {hash_}
-        while todo:
-            header = self.headers[todo.pop()]
-            if header.first > 1:
-                past[header.author] = max(past.get(header.author, 0), header.first - 1)
-            for author, seq, _ in header.deps:
-                past[author] = max(past.get(author, 0), seq)
+    def past(self, hash_: bytes) -> frozenset[bytes]:
+        """The hashes of all that a segment had seen: its own log before it, and the closure over its deps."""
+        if hash_ not in self._pasts:
+            header = self.headers[hash_]
             before = [header.prev] if header.prev != NO_HASH else []
-            fresh = [h for h in (*before, *(dep.hash for dep in header.deps)) if h not in done]
-            done.update(fresh)
-            todo += fresh
-        return past
-
-    def _ending(self, author: bytes, seq: int) -> Iterator[Header]:
-        """The headers of the segments that end there: one, unless the author has forked."""
-        return (self.headers[hash_] for hash_ in self._ends.get((author, seq), ()))
+            named = [*before, *(dep.hash for dep in header.deps)]
+            self._pasts[hash_] = frozenset(named).union(*map(self.past, named))
+        return self._pasts[hash_]
 
     def _names(self, hashes: Collection[bytes]) -> str:
         return ", ".join(sorted(_name(self.headers[hash_]) for hash_ in hashes))
@@ -190,7 +203,3 @@ class Ledger:
 
 def _name(header: Header) -> str:
     return name_of(header.author, header.first, header.last)
-
-
-def _short(heads: Mapping[bytes, int]) -> str:
-    return "{" + ", ".join(f"{author.hex()[:12]} {seq}" for author, seq in sorted(heads.items())) + "}"

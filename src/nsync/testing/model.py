@@ -1,7 +1,7 @@
-"""What must be shown, worked out in the most obvious way: whole logs, sets of segments, no slots, nothing incremental.
+"""What must be shown, worked out in the most obvious way: from whole logs, without slots, nothing incremental.
 
-It shares nothing with what it judges but the decoding of ops and the charter's word on who may speak. It does not say what every
-entry is; it says what no correct catalogue can show or leave out:
+Which statements count at all is `catalogue.world`'s word. What they amount to is not taken from slots, as everywhere else, but read off
+everything that was ever said. It does not say what every entry is; it says what no correct catalogue can show or leave out:
 
     R3.4      a DID, scope or RSE is shown iff somebody asserts it whom no Retract answers
     R3.6      a DID has the identity that its home's log puts first
@@ -15,116 +15,67 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Optional
+from typing import Any
 
-from nsync.authority.effective import Authority
 from nsync.catalogue.entries import Conflict, DidEntry, Entry
-from nsync.crdt import Dot
-from nsync.log.segment import Segment
+from nsync.catalogue.world import Said, World
 from nsync.namespace import keys
 from nsync.namespace.keys import Attachment, Attribute, Did, Fact, Key, Replica, Rse, Scope, ends_of
-from nsync.namespace.ops import Assert, Retract, Statement, decode_op
 from nsync.testing.ledger import hold
-
-End = tuple[bytes, int]
-"""(author, seq of its last op): the name of a segment."""
-
-
-class Said(NamedTuple):
-    """One statement, and the segment that it stands in."""
-
-    dot: Dot
-    segment: End
-    stamp: Any
-    retract: bool
-    value: Any
-
-    @property
-    def order(self) -> tuple[Any, bytes, int]:
-        return (self.stamp, self.dot.author, self.dot.seq)
 
 
 class Model:
-    """Everything that `segments` say. They are closed: whatever one names is among them."""
+    """Everything that counts of what was said."""
 
-    def __init__(self, authority: Authority, segments: Sequence[Segment]) -> None:
-        self._authority = authority
-        self._segments: dict[End, Segment] = {(s.header.author, s.header.last): s for s in segments}
-        self._pasts: dict[End, frozenset[End]] = {}
-        for end in sorted(self._segments, key=lambda end: self._segments[end].header.stamp):
-            self._pasts[end] = self._past_of(self._segments[end])
+    def __init__(self, world: World) -> None:
+        self._world = world
         self._said: dict[Key, list[Said]] = defaultdict(list)
-        for segment in segments:
-            self._listen(segment)
+        for said, ruling in world.rulings:
+            if ruling.effective:
+                self._said[said.key].append(said)
 
     def facts(self) -> set[Fact]:
         """Everything that somebody effectively said something about."""
         return {key for key, said in self._said.items() if said and not isinstance(key, Attribute)}
 
-    # ---- the log
-
-    def _past_of(self, segment: Segment) -> frozenset[End]:
-        """The segments before this one: its own log, its deps, and theirs. A stamp is greater than all of its past, so these are known."""
-        header = segment.header
-        before = [end for end in self._segments if end[0] == header.author and end[1] < header.first]
-        named: list[End] = [*before, *((dep.author, dep.seq) for dep in header.deps)]
-        return frozenset(named).union(*(self._pasts[end] for end in named))
-
-    def _listen(self, segment: Segment) -> None:
-        author, end = segment.header.author, (segment.header.author, segment.header.last)
-        for offset, op in enumerate(segment.ops):
-            for statement in decode_op(op):
-                if not isinstance(statement, (Assert, Retract)):
-                    continue
-                value = None if isinstance(statement, Retract) else statement.value
-                said = Said(Dot(author, segment.header.first + offset), end, segment.header.stamp, isinstance(statement, Retract), value)
-                if self._counts(author, statement, said):
-                    self._said[statement.key].append(said)
-
-    def _counts(self, author: bytes, statement: Statement, said: Said) -> bool:
-        if not self._authority.may_write(author, statement.key):
-            return False
-        if not self._authority.waits_for_home(author, statement):
-            return True
-        home = self._authority.decider(statement.key)
-        return any(end[0] == home and said.segment in past for end, past in self._pasts.items())
-
-    def _saw(self, later: Said, earlier: Said) -> bool:
+    @staticmethod
+    def _saw(later: Said, earlier: Said) -> bool:
         """Whether `earlier` is in the past of `later`."""
-        if later.dot.author == earlier.dot.author:
-            return earlier.dot.seq < later.dot.seq
-        return earlier.segment in self._pasts[later.segment]
+        if later.slot.dot.author == earlier.slot.dot.author:
+            return earlier.slot.dot.seq < later.slot.dot.seq
+        return earlier.node.hash in later.node.past
 
     # ---- readings
 
     def stands(self, key: Key) -> bool:
-        """Whether an Assert of `key` is in the past of no Retract by the home or its own author (R3.4)."""
-        said, home = self._said[key], self._authority.decider(key)
-        retracts = [r for r in said if r.retract]
-        return any(not any(self._saw(r, a) and r.dot.author in (home, a.dot.author) for r in retracts) for a in said if not a.retract)
+        """Whether an Assert of `key` is in the past of no Retract that may silence it (R3.4)."""
+        retracts = [r for r in self._said[key] if r.slot.retract]
+        asserts = [a for a in self._said[key] if not a.slot.retract]
+        return any(not any(self._saw(r, a) and self._world.silences(key, r.slot, a.slot) for r in retracts) for a in asserts)
 
     def unanswered(self, key: Key) -> list[Any]:
         """The values that their authors have not replaced or withdrawn, and nobody answered having seen them."""
         last: dict[bytes, Said] = {}
-        for said in sorted(self._said[key]):
-            last[said.dot.author] = said
-        current = [said for said in last.values() if not said.retract]
-        return [said.value for said in current if not any(self._saw(other, said) for other in current)]
+        for said in sorted(self._said[key], key=lambda said: said.slot.dot):
+            last[said.slot.dot.author] = said
+        current = [said for said in last.values() if not said.slot.retract]
+        return [said.slot.value for said in current if not any(self._saw(other, said) for other in current)]
 
     def identity(self, did: Did) -> Any:
         """What the home's log says or sees first (R3.6)."""
         first: dict[bytes, Said] = {}
-        for said in sorted(said for said in self._said[did] if not said.retract):
-            first.setdefault(said.dot.author, said)
-        home = self._authority.decider(did)
-        return min(first.values(), key=lambda claim: self._place(home, claim)).value
+        for said in sorted((said for said in self._said[did] if not said.slot.retract), key=lambda said: said.slot.dot):
+            first.setdefault(said.slot.dot.author, said)
+        return min(first.values(), key=lambda claim: self._place(did.scope, claim)).slot.value
 
-    def _place(self, home: Optional[bytes], claim: Said) -> tuple[int, int, int, Any]:
+    def _place(self, scope: str, claim: Said) -> tuple[int, int, int, Any]:
         """Where in the home's log: its own claim at its op, another's at the first op that has it in its past; the rest at the end."""
-        if claim.dot.author == home:
-            return (0, claim.dot.seq, 0, claim.order)
-        seen = [self._segments[end].header.first for end, past in self._pasts.items() if end[0] == home and claim.segment in past]
-        return (0, min(seen), 1, claim.order) if seen else (1, 0, 0, claim.order)
+        home = self._world.charter.home(scope)
+        assert home is not None, "what counts is in a scope with a home"
+        if claim.slot.dot.author == home.author:
+            return (0, claim.slot.dot.seq, 0, claim.slot.order)
+        seen = [node.header.first for node in self._world.standing(home.author) if claim.node.hash in node.past]
+        return (0, min(seen), 1, claim.slot.order) if seen else (1, 0, 0, claim.slot.order)
 
 
 def check(model: Model, shown: Mapping[Fact, Entry], conflicts: Mapping[Fact, Sequence[Conflict]]) -> None:

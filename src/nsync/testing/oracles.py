@@ -8,11 +8,10 @@ released     nothing of an honest author waits any more
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from nsync.authority.effective import Authority
 from nsync.catalogue.reference import Reference
-from nsync.log.segment import Segment, name_of
+from nsync.log.segment import name_of
 from nsync.namespace.keys import Fact
 from nsync.testing import model
 from nsync.testing.host import Host
@@ -35,20 +34,15 @@ def check_agreement(hosts: Sequence[Host]) -> None:
 
 def check_catalogue(name: str, peer: Peer) -> None:
     """Raises Broken unless what `peer` shows follows from the segments that it has applied."""
-    segments = peer.applied_segments()
+    segments = sorted(peer.applied_segments(), key=lambda s: (s.header.stamp, s.header.author))  # a causal order
     shown, conflicts = peer.catalogue()
-    reference = replayed(peer.authority, segments)
-    _compare(f"the catalogue of {name}", shown, reference.catalogue)
-    _compare(f"the conflicts of {name}", conflicts, {fact: sorted(found) for fact, found in reference.conflicts.items()})
-    model.check(Model(peer.authority, segments), shown, conflicts)
-
-
-def replayed(authority: Authority, segments: Iterable[Segment]) -> Reference:
-    """The reference after `segments`, in the order of their stamps: a causal one."""
-    reference = Reference(authority)
-    for segment in sorted(segments, key=lambda s: (s.header.stamp, s.header.author)):
+    reference = Reference(peer.authority.charter)
+    for segment in segments:
         reference.apply(segment)
-    return reference
+    catalogue, clashes = reference.recomputed()
+    _compare(f"the catalogue of {name}", shown, catalogue)
+    _compare(f"the conflicts of {name}", conflicts, {fact: sorted(found) for fact, found in clashes.items()})
+    model.check(Model(reference.world), shown, conflicts)
 
 
 def check_kept(ledger: Ledger, hosts: Sequence[Host]) -> None:
@@ -67,7 +61,14 @@ def check_released(hosts: Sequence[Host]) -> None:
     for host in hosts:
         for row in host.peer.rows():
             what = f"{name_of(row.author, row.first, row.last)} of {authors.get(row.author)}"
-            hold(row.is_applied or row.author not in authors, f"{what} is not applied at {host.name} (state {row.state})")
+            hold(row.is_applied or row.author not in authors, f"{what} is not applied at {host.name}")
+
+
+def check_silence(ledger: Ledger, hosts: Sequence[Host]) -> None:
+    """Raises Broken if one of `hosts` would sign on, though it got back from others what it had signed before a restore."""
+    for host in hosts:
+        silent = host.peer.read_only() is not None
+        hold(silent or not ledger.got_back(host.name, host.peer), f"{host.name} knows that its database is a restored one, and signs on")
 
 
 def _compare(what: str, found: Mapping[Fact, object], wanted: Mapping[Fact, object]) -> None:

@@ -8,7 +8,7 @@ failpoints of the store, and some of its own at the steps between.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Optional
 
@@ -20,27 +20,38 @@ from nsync.authority.charter import AuthorId, Place
 from nsync.authority.effective import Authority
 from nsync.catalogue.entries import Conflict, Entry
 from nsync.failpoints import failpoint
-from nsync.log.segment import Segment, Sign, decode_frame
+from nsync.log.segment import NO_HASH, Dep, Segment, Sign, decode_frame
 from nsync.log.stored import Head, Receipt, StoredSegment
-from nsync.namespace.keys import Fact
+from nsync.namespace.keys import Did, Fact
 from nsync.namespace.ops import ACKNOWLEDGE
 from nsync.store import schema
 from nsync.store.database import create_tables, writing
 from nsync.store.keyed import keys_in
 from nsync.store.log import Applied, SqlLog, decode_batch
-from nsync.store.state import SqlState
+from nsync.transport import session
 
-STORES_FORKS = False
-"""Whether both branches of a fork are stored, so that everybody converges (R4.4). Today the second one is refused where the first is."""
+_PLACED = "JOIN nsync_branch b ON b.id = t.branch JOIN nsync_segment s ON s.branch = t.branch AND t.seq BETWEEN s.first AND s.last"
+SHARED = {
+    "nsync_segment": "SELECT b.author, t.first, t.last, t.hash, t.commits, t.size, t.header, t.signature FROM nsync_segment t "
+    "JOIN nsync_branch b ON b.id = t.branch",
+    "nsync_branch": "SELECT author, applied, applied_hash, applied_stamp_ms, applied_stamp_logical FROM nsync_branch "
+    "WHERE applied_hash IS NOT NULL",
+    "nsync_op": "SELECT b.author, t.seq, s.hash, t.stamp_ms, t.stamp_logical, t.raw FROM nsync_op t PLACED",
+    "nsync_guest": "SELECT t.home, b.author, t.seq, s.hash FROM nsync_guest t PLACED",
+    "nsync_grant": "SELECT b.author, t.seq, s.hash FROM nsync_grant t PLACED",
+    "nsync_revocation": "SELECT b.author, t.seq, s.hash, t.grant_author, t.grant_seq FROM nsync_revocation t PLACED",
+    "nsync_fork": "SELECT t.author, t.first FROM nsync_fork t WHERE 1 < (SELECT count(DISTINCT s.hash) FROM nsync_segment s "
+    "JOIN nsync_branch b ON b.id = s.branch WHERE b.author = t.author AND s.first = t.first)",
+    "nsync_vote": "SELECT number, author, hash, raw FROM nsync_vote",
+    "nsync_entry": "SELECT key, whole, kind, scope, name, entry FROM nsync_entry",
+    "nsync_conflict": "SELECT key, whole, rule, winner, loser, resolve, stamps FROM nsync_conflict",
+}
+"""Of each table what must be the same at all instances. A branch has another number and another parent where another one came first,
+so an op is told by the hash of its segment. Left out: proofs of forks whose other branch was refused; the index, whose hash has a
+key of its own in each database; pasts, which are written down branch by branch; and what is an instance's own."""
 
-RESTORED_IS_READ_ONLY = False
-"""Whether a restored instance signs nothing until its next incarnation (R4.6). Today it waits for its own log, and signs too early
-where it has not heard of it."""
-
-LOCAL_TABLES = ("nsync_outbox", "nsync_shared_scope", "nsync_parked")
-LOCAL_COLUMNS = ("arrival", "id", "state", "reason")
-"""What may differ between instances: the bridge's own tables, the order in which things came, and whether what follows a refused
-changeset is refused or waits. How much of each log is applied is in `nsync_head` too."""
+ALL_BYTES = 1 << 30
+"""More than any story stores."""
 
 Image = sqlite3.Connection
 """A copy of a database, in memory."""
@@ -58,12 +69,8 @@ class Row(NamedTuple):
     last: int
     hash: bytes
     commits: bool
-    state: str
+    is_applied: bool
     frame: bytes
-
-    @property
-    def is_applied(self) -> bool:
-        return self.state == schema.APPLIED
 
 
 class Peer:
@@ -75,6 +82,7 @@ class Peer:
         self._sign = sign
         self._raw, self._engine = _SPARE.pop() if _SPARE else _database()
         self._heads: Optional[tuple[int, list[Head]]] = None
+        self._rows: Optional[tuple[int, list[Row]]] = None
         self.restore(_empty())
 
     # ---- what peers ask (transport's SegmentLog)
@@ -120,7 +128,7 @@ class Peer:
     def work(self, now_ms: int, ops: Sequence[bytes] = (), changesets_max: int = 1, acknowledges: bool = True) -> Worked:
         """Publish `ops`, apply at most `changesets_max` of what others sent, and acknowledge what waits for this home: one transaction.
 
-        A restored instance whose own log is not applied here publishes nothing.
+        An instance whose own log has more elsewhere, or is not applied here, publishes nothing.
         """
         with writing(self._engine) as connection:
             failpoint("work-locked")
@@ -139,18 +147,15 @@ class Peer:
 
     def _publish(self, connection: Any, ops: Sequence[bytes], now_ms: int) -> list[Applied]:
         log = SqlLog(connection, self.authority)
-        return (
-            [log.publish(ops, self.author, self._sign, now_ms)]
-            if log.read_only(self.author) is None and log.is_applied(self.author)
-            else []
-        )
+        may = log.read_only(self.author) is None and log.is_applied(self.author)
+        return [log.publish(ops, self.author, self._sign, now_ms)] if may else []
 
     # ---- crash, backup and recovery
 
     def kill(self) -> None:
         """The process ends here: what is not committed never was."""
         self._raw.rollback()
-        self._heads = None
+        self._heads = self._rows = None
 
     def image(self) -> Image:
         """A backup."""
@@ -168,48 +173,76 @@ class Peer:
 
     # ---- what oracles look at
 
+    def read_only(self) -> Optional[str]:
+        """Why this instance signs nothing more, or None."""
+        with self._engine.connect() as connection:
+            return SqlLog(connection, self.authority).read_only(self.author)
+
     def something_waits(self) -> bool:
         """Whether a stored segment is not applied yet."""
-        return self._raw.execute("SELECT 1 FROM nsync_segment WHERE state = ? LIMIT 1", (schema.WAITING,)).fetchone() is not None
+        return any(not row.is_applied for row in self.rows())
 
     def rows(self) -> list[Row]:
-        """Every stored segment, by author and place."""
-        columns = ", ".join(Row._fields)
-        return [Row(*row) for row in self._raw.execute(f"SELECT {columns} FROM nsync_segment ORDER BY author, first")]  # noqa: S608
+        """Every stored segment, by author and place; read anew when a row has changed since."""
+        if self._rows is None or self._rows[0] != self._raw.total_changes:
+            segments = {segment.hash: segment for segment in map(_segment, self._frames())}
+            applied = self._applied(segments)
+            self._rows = self._raw.total_changes, sorted(_row(segment, applied) for segment in segments.values())
+        return self._rows[1]
 
-    def applied(self) -> dict[bytes, tuple[int, bytes]]:
-        """The head of each applied log: seq and hash."""
-        return {author: (seq, hash_) for author, seq, hash_ in self._raw.execute("SELECT author, seq, hash FROM nsync_head")}
+    def _frames(self) -> Iterator[bytes]:
+        have: session.Have = {head.author: [] for head in self.heads()}
+        while batch := self.segments_after(have, ALL_BYTES):
+            have = session.advance(have, batch)
+            yield from (segment.frame for segment in batch)
+
+    def _applied(self, segments: Mapping[bytes, Segment]) -> set[bytes]:
+        """The hashes of the applied segments: each applied head, and what it continues."""
+        found: set[bytes] = set()
+        for _, _, hash_ in self.applied_heads():
+            while hash_ != NO_HASH and hash_ not in found:
+                found.add(hash_)
+                hash_ = segments[hash_].header.prev
+        return found
+
+    def applied_heads(self) -> list[Dep]:
+        """The end of what is applied of each branch of each log."""
+        with self._engine.connect() as connection:
+            heads = (branch.head for branch in SqlLog(connection, self.authority).heads().values())
+            return sorted(head for head in heads if head is not None)
 
     def applied_segments(self) -> list[Segment]:
         """Every applied segment, log by log."""
-        return [decode_frame(row.frame) for row in self.rows() if row.is_applied]
-
-    def frames(self, applied: Applied) -> list[bytes]:
-        """The frames of an applied changeset."""
-        query = "SELECT frame FROM nsync_segment WHERE author = ? AND first >= ? AND last <= ? AND state = ? ORDER BY first"
-        return [frame for (frame,) in self._raw.execute(query, (*applied[:3], schema.APPLIED))]
+        return [_segment(row.frame) for row in self.rows() if row.is_applied]
 
     def catalogue(self) -> tuple[dict[Fact, Entry], dict[Fact, list[Conflict]]]:
         """What is shown, and the conflicts."""
         with self._engine.connect() as connection:
-            state = SqlState(connection, self.authority)
+            state = SqlLog(connection, self.authority).state
             shown = keys_in(connection, schema.entry)
             clashing = keys_in(connection, schema.conflict)
             return state.entries(shown), state.conflicts(clashing)  # type: ignore[arg-type]
 
+    def hanging_on(self, did: Did) -> set[Fact]:
+        """What the store finds for the catalogue to hang on `did`."""
+        with self._engine.connect() as connection:
+            return set(SqlLog(connection, self.authority).state.hanging_on([did]))
+
     def tables(self) -> dict[str, list[tuple[Any, ...]]]:
-        """Every row of every table that must be the same at all instances, without local numbers."""
-        return {table: self._table(table, columns) for table, columns in _shared_columns()}
-
-    def _table(self, table: str, columns: str) -> list[tuple[Any, ...]]:
-        return sorted(self._raw.execute(f"SELECT {columns} FROM {table}").fetchall(), key=repr)  # noqa: S608 - names from the schema
+        """What must be the same at all instances, table by table."""
+        found = {table: self._raw.execute(query.replace("PLACED", _PLACED)) for table, query in SHARED.items()}
+        return {table: sorted(set(rows), key=repr) for table, rows in found.items()}
 
 
-@lru_cache
-def _shared_columns() -> tuple[tuple[str, str], ...]:
-    tables = [table for table in schema.metadata.sorted_tables if table.name not in LOCAL_TABLES]
-    return tuple((table.name, ", ".join(c.name for c in table.columns if c.name not in LOCAL_COLUMNS)) for table in tables)
+@lru_cache(maxsize=4096)
+def _segment(frame: bytes) -> Segment:
+    """The segment in a stored frame, decoded once for all peers."""
+    return decode_frame(frame)
+
+
+def _row(segment: Segment, applied: Collection[bytes]) -> Row:
+    header, hash_ = segment.header, segment.hash
+    return Row(header.author, header.first, header.last, hash_, header.commit, hash_ in applied, segment.frame)
 
 
 _SPARE: list[tuple[Image, Engine]] = []

@@ -71,7 +71,7 @@ class Simulation:
         """Raises ConfigError for faults that there are none of, or more than so few peers can have."""
         rng = random.Random(f"{seed}/plan")  # noqa: S311 - a story, no secret
         drawn = faults.draw(rng) if kinds is None else frozenset(kinds)
-        unknown = sorted(drawn - {*faults.KINDS, *faults.UNSURVIVED})
+        unknown = sorted(drawn - set(faults.KINDS))
         if unknown:
             raise ConfigError(f"there are no faults called {', '.join(unknown)}; see nsync.testing.faults")
         needed = STAYING_MIN + bool(drawn & set(faults.HOSTILE)) + ("departure" in drawn)
@@ -120,6 +120,7 @@ class Simulation:
             oracles.check_agreement(staying)
             oracles.check_released(staying)
             oracles.check_kept(stage.ledger, staying)
+            oracles.check_silence(stage.ledger, staying)
             oracles.check_catalogue(staying[0].name, staying[0].peer)
             never = stage.dice.never_happened()
             hold(not never, f"the story was to have {', '.join(never)}, and that never happened")
