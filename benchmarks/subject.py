@@ -37,23 +37,28 @@ class Store:
         assert not receipt.rejected, receipt.rejected[0]
         self.storing_s += time.perf_counter() - began
 
-    def apply_one(self) -> Optional[int]:
+    def apply_one(self, catalogue: bool = True) -> Optional[int]:
         """Apply the next changeset, in a transaction of its own: how many ops it has, None when nothing waits."""
         with writing(self.engine) as connection:
-            applied = SqlLog(connection, AUTHORITY).apply_next(NOW_MS)
+            applied = SqlLog(connection, AUTHORITY).apply_next(NOW_MS, catalogue=catalogue)
         if applied is None:
             return None
         assert applied.void == 0
         return applied.last - applied.first + 1
 
-    def ingest(self, batches: Iterable[list[bytes]]) -> int:
-        """Take in everything, as a node would: returns the ops applied."""
+    def ingest(self, batches: Iterable[list[bytes]], catalogue: bool = True) -> int:
+        """Take in everything: returns the ops applied. Without `catalogue`, as a newcomer does, who derives it at the end."""
         done = 0
         for batch in batches:
             self.store(batch)
-            while (ops := self.apply_one()) is not None:
+            while (ops := self.apply_one(catalogue)) is not None:
                 done += ops
         return done
+
+    def rebuild(self) -> int:
+        """Derive the catalogue: returns how many keys it is of."""
+        with writing(self.engine) as connection:
+            return SqlLog(connection, AUTHORITY).rebuild()
 
     def close(self) -> None:
         self.engine.dispose()

@@ -99,8 +99,8 @@ def rebuilt(engine: Engine, story: Story, rng: random.Random) -> dict[str, Any]:
     with writing(engine) as connection:
         log = SqlLog(connection, authority)
         log.vote(story.votes)
-        while log.apply_next(1 << 44, catalogue=False) is not None:
-            pass
+        while (applied := log.apply_next(1 << 44, catalogue=False)) is not None:
+            assert not applied.changed, "nothing is derived yet"
     with writing(engine) as connection:
         SqlLog(connection, authority).rebuild()
     return contents(engine, authority)

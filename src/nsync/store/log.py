@@ -219,7 +219,7 @@ class SqlLog:
         failpoint("log-slots-joined")
         self._advance(branch, headers[-1])
         failpoint("log-head-advanced")
-        changed = self.state.settle(before)
+        changed = self.state.settle(before) if catalogue else self.state.defer()
         failpoint("log-catalogue-shown")
         return Applied(AuthorId(branch.author), headers[0].first, headers[-1].last, frozenset(changed), self.state.void())
 
