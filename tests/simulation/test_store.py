@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pytest
-
 from nsync.clock import Stamp
 from nsync.log.segment import EMPTY, Dep, Tip, build_changeset
 from nsync.namespace.keys import Attachment, Did
@@ -75,7 +73,6 @@ def test_the_second_branch_of_a_fork_does_not_pass_for_the_first() -> None:
     assert ends(peer) == sorted([(1, tip.hash), (1, other_tip.hash)])
 
 
-@pytest.mark.xfail(strict=True, reason="the branch that it would have begun stays, empty, and is announced for ever: no peer agrees")
 def test_a_refused_segment_that_would_begin_a_branch_leaves_nothing() -> None:
     peer = a_peer("atlas")
     one, tip = a_segment("cms", EMPTY, 10)
@@ -86,7 +83,6 @@ def test_a_refused_segment_that_would_begin_a_branch_leaves_nothing() -> None:
     assert ends(peer) == [(end.seq, end.hash)]
 
 
-@pytest.mark.xfail(strict=True, reason="a dep on a branch that is not here yet is refused for good while only another branch is (R4.4)")
 def test_what_names_a_branch_that_is_not_here_yet_waits_for_it() -> None:
     """belle2 has one branch of cms's log, atlas had seen the other: atlas is honest, and is applied once that branch is here."""
     peer = a_peer("belle2")
@@ -111,7 +107,6 @@ def test_what_follows_a_refused_changeset_fares_the_same_in_any_order() -> None:
     assert len(at_once.applied_segments()) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="the store gives every edge of an op that has `node` at either end, and the catalogue fails on it")
 def test_only_what_hangs_on_a_node_is_found_there() -> None:
     """One op with two attachments: the child of one is the parent of the other."""
     top, middle, bottom = (Did("cms", name) for name in ("c1", "c2", "c3"))

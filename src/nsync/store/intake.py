@@ -135,6 +135,7 @@ class Intake:
             if branch.tip.hash == header.prev:
                 return branch
         if header.prev == NO_HASH and header.first == 1 and not branches:
+            admit(segment, EMPTY)  # what is refused begins nothing
             return self._begin(header.author, None, 1, EMPTY)
         if header.prev == NO_HASH and header.first == 1:
             return self._fork(segment, branches, None)
@@ -178,16 +179,19 @@ class Intake:
     def _fork(self, segment: Segment, branches: Sequence[_Branch], place: Optional[_Place]) -> _Branch:
         if len(branches) >= BRANCHES_MAX:
             raise RejectedSegment(f"{segment}: its author has {BRANCHES_MAX} branches here already; the charter has to name one")
+        shared = self._unfinished(place) if place is not None else []
+        before = EMPTY if place is None else self._tip_before(place.branch, shared[0].header.first if shared else place.last + 1)
+        tip = before
+        for one in (*shared, segment):
+            tip = admit(one, tip)  # what is refused begins nothing
         self._prove(segment, branches)
-        if place is None:
-            return self._begin(segment.header.author, None, 1, EMPTY)
-        shared = self._unfinished(place)
-        before = self._tip_before(place.branch, shared[0].header.first if shared else place.last + 1)
-        parent = next(branch for branch in branches if branch.id == place.branch)
-        if shared and shared[0].header.first == parent.first:  # it leaves where the parent itself begins: they are siblings
+        parent = next((branch for branch in branches if place is not None and branch.id == place.branch), None)
+        if parent is None:
+            branch = self._begin(segment.header.author, None, 1, before)
+        elif before.seq + 1 == parent.first:  # it leaves where the parent itself begins: they are siblings
             branch = self._begin(segment.header.author, parent.parent, parent.first, before)
         else:
-            branch = self._begin(segment.header.author, place.branch, before.seq + 1, before)
+            branch = self._begin(segment.header.author, parent.id, before.seq + 1, before)
         for copied in shared:
             branch.tip = admit(copied, branch.tip)
             self._append(branch.id, copied)

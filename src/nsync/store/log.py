@@ -150,10 +150,8 @@ class SqlLog:
             return f"is stamped {ahead_ms} ms ahead of the clock here, and is applied once time has caught up"
         for header in changeset.headers:
             for dep in header.deps:
-                if dep.author != header.author and not any(b.applied >= dep.seq for b in self.lines.of(dep.author)):
+                if dep.author != header.author and self._mark(dep) is None:
                     return f"waits for {dep.author.hex()[:12]} {dep.seq}, which is not applied here yet"
-                if dep.author != header.author and self._mark(dep) is None and len(self.lines.of(dep.author)) > 1:
-                    return f"waits for a branch of {dep.author.hex()[:12]} at {dep.seq}, which is not applied here yet"
         return None
 
     def _check(self, changeset: _Changeset) -> list[tuple[Header, list[Mark]]]:

@@ -14,13 +14,13 @@ from sqlalchemy import Connection, Row, select
 
 from nsync.authority.rulings import Ruling, Rulings
 from nsync.catalogue.opendata import Name, name_of
-from nsync.catalogue.state import About
+from nsync.catalogue.state import About, other_end
 from nsync.clock import Stamp
 from nsync.crdt import Dot, Slot
 from nsync.log.forks import Mark
 from nsync.log.segment import GONE
 from nsync.namespace import fields
-from nsync.namespace.keys import Did, Key, anchor_of, ends_of, key_of
+from nsync.namespace.keys import Did, Key, anchor_of, key_of
 from nsync.namespace.ops import STATEMENTS_KIND, stored_op
 from nsync.store import schema
 from nsync.store.database import chunks
@@ -187,7 +187,7 @@ class Statements:
         wanted = set(nodes)
         places = [Listed(self.numbers.node(node, HANGING), 0) for node in wanted]
         facts = {key_of(key) for op in self._ops_at(places) for key in op.says if key[0] in _EDGES}
-        return {fact for fact in facts if not wanted.isdisjoint(ends_of(fact))}
+        return {fact for fact in facts if other_end(fact) in wanted}
 
     def nodes_after(self, after: int, count: int) -> list[int]:
         """The next `count` nodes of the index, without those under which only other ends are listed."""
