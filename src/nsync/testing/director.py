@@ -25,6 +25,8 @@ LONG_SHARE = 0.1
 SKEWS_MS = (1_000, 59_000, 61_000, 300_000, 3_600_000, 31_536_000_000)
 STEPS_MAX = 12
 """How many steps ahead a crash is planned."""
+OPENING_S_MAX = 10.0
+"""When the home in whose scopes they meet grants the first rights."""
 RETRY_S = 1.0
 BURSTS_MAX = 20
 BURST_S = 5.0
@@ -112,6 +114,8 @@ class Director:
     # ---- events
 
     def _users(self) -> Iterator[Event]:
+        first = next(iter(self.hosts.values()))
+        yield Event(self._rng.uniform(0, OPENING_S_MAX), partial(self._open, first))
         count = self._rng.randint(*CHANGESETS)
         long = self._rng.randrange(count) if self._rng.random() < LONG_SHARE else None
         for index in range(count):
@@ -133,9 +137,16 @@ class Director:
         if self._departing is not None:
             yield Event(self._rng.uniform(0.3, 0.9) * self._until_s, self._depart)
 
+    def _open(self, host: Host) -> bool:
+        return self._say(host, self._workload.opening(host.name))
+
     def _publish(self, host: Host, long: bool) -> bool:
-        if host.up:
-            host.publish(self._workload.changeset(host.name, long))
+        return self._say(host, self._workload.changeset(host.name, long))
+
+    def _say(self, host: Host, ops: Sequence[bytes]) -> bool:
+        published = host.publish(ops)
+        if published is not None:
+            self._workload.published(host.name, published.author, published.first, ops)
         return host.up
 
     def _partition(self) -> bool:
@@ -189,8 +200,7 @@ class Director:
         links = [link for other in self.hosts for link in ((host.name, other), (other, host.name))]
         self._stage.network.cut(links, ALONE_S)
         host.boot()
-        host.publish(self._workload.changeset(host.name))
-        return True
+        return self._publish(host, False)
 
     def _depart(self) -> bool:
         assert self._departing is not None, "whoever departs is cast"

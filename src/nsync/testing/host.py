@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Callable, TypeVar
+from typing import Callable, Optional, TypeVar
 
 from nsync.authority.charter import Instance, Place
 from nsync.failpoints import watched
 from nsync.log.stored import Head, Receipt, StoredSegment
+from nsync.store.log import Applied
 from nsync.testing import network
 from nsync.testing.network import Answer, Client, Crash
 from nsync.testing.peer import Image, Peer, Worked
@@ -128,14 +129,16 @@ class Host:
         self.lost_before = self.life + 1
         self._stage.ledger.restored(self.name, self.peer, [other.peer for other in others], not self.hasty)
 
-    def publish(self, ops: Sequence[bytes]) -> None:
-        """Its users say something; while it is down, or waits for its own log, they cannot."""
-        if self.up:
-            try:
-                if self._work(ops, 0):
-                    self._gossip.wake()
-            except Crash:
-                self._stage.trace.say(f"{self.name} publishes nothing")
+    def publish(self, ops: Sequence[bytes]) -> Optional[Applied]:
+        """Its users say something. None where they cannot: it is down, ends in the middle, or may not sign."""
+        if not self.up:
+            return None
+        try:
+            published = next((applied for applied in self._work(ops, 0) if applied.author == self.me.author), None)
+        except Crash:
+            return None
+        self._gossip.wake()
+        return published
 
     def settle(self) -> bool:
         """Do all the work that there is now; tells whether there was any."""

@@ -114,7 +114,8 @@ class Ledger:
         """The database of `name` was replaced by an older one. What only the newer one held is gone for good."""
         stored = {row.hash for row in peer.rows()}
         self.acknowledged[name] &= stored
-        self._lost[name] |= self._signed - stored
+        self._lost[name] = self._signed - stored
+        self.silent.discard(name)
         if hears_first and any(row.author == peer.author and row.hash not in stored for other in others for row in other.rows()):
             self.silent.add(name)
         self._adopt(name, peer)

@@ -118,7 +118,7 @@ class Simulation:
             _past_the_latest_stamp(stage, list(director.hosts.values()))
             await _agree(stage, staying)
             oracles.check_agreement(staying)
-            oracles.check_released(staying)
+            oracles.check_released(stage.ledger, staying)
             oracles.check_kept(stage.ledger, staying)
             oracles.check_silence(stage.ledger, staying)
             oracles.check_catalogue(staying[0].name, staying[0].peer)
