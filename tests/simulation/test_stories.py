@@ -12,12 +12,10 @@ import pytest
 
 from nsync.errors import ConfigError
 from nsync.testing import Simulation, Story
-from nsync.testing.faults import HOSTILE, KINDS
+from nsync.testing.faults import HOSTILE, KINDS, UNSURVIVED
 
 BLOCKS = tuple(range(first, first + 20) for first in (0, 20, 40))
 """Seeds: some 25 seconds on one core. `python -m nsync.testing --forever` goes on."""
-
-UNTIL_MENDED = pytest.mark.xfail(strict=True, reason="the three defects of the store that test_store.py shows")
 
 PLACES = {
     *("receive-verified", "log-segment-stored", "receive-before-commit", "receive-after-commit"),
@@ -43,24 +41,21 @@ def all_stories() -> list[Story]:
     return [story for block in BLOCKS for story in stories(block)]
 
 
-@UNTIL_MENDED
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_after_any_faults_everything_comes_right(block: range) -> None:
     assert all(story.changesets for story in stories(block))
 
 
-@UNTIL_MENDED
 def test_every_fault_came_to_pass() -> None:
     happened: Counter[str] = Counter()
     for story in all_stories():
         happened.update(story.faults)
-    assert set(happened) == set(KINDS)
+    assert set(happened) == set(KINDS) - set(UNSURVIVED)
     assert {story.peers for story in all_stories()} == {3, 4, 5}
     assert any(story.held for story in all_stories()), "the clock held something"
     assert any(" of 2 segments" in line for story in all_stories() for line in story.trace), "a batch had several segments"
 
 
-@UNTIL_MENDED
 def test_a_process_may_end_between_any_two_steps() -> None:
     ended = {place for story in all_stories() for place in story.places}
     for seed in range(60):
@@ -88,7 +83,6 @@ def test_what_the_departed_gave_to_one_all_get() -> None:
     tell(range(130, 136), "departure", "partition", "loss")
 
 
-@UNTIL_MENDED
 def test_time_releases_what_the_clock_guard_held() -> None:
     assert any(story.held for story in tell(range(140, 148), "skew"))
 
@@ -97,7 +91,6 @@ def test_a_restored_instance_signs_nothing_more_once_it_hears_what_it_lost() -> 
     tell(range(150, 158), "restore", "loss")
 
 
-@UNTIL_MENDED
 def test_a_hostile_instance_changes_nothing_for_the_others() -> None:
     tell(range(160, 168), *HOSTILE)
 
@@ -106,9 +99,13 @@ def test_honest_instances_agree_beside_a_fork() -> None:
     tell(range(170, 178), "fork", "loss", "partition")
 
 
-@UNTIL_MENDED
 def test_honest_instances_agree_beside_one_that_forgot_what_it_signed() -> None:
     tell(range(180, 188), "amnesia", "loss")
+
+
+@pytest.mark.xfail(strict=True, reason="what a log says after the end that the charter names stays shown (test_store.py)")
+def test_an_instance_goes_on_as_its_next_incarnation() -> None:
+    tell(range(190, 206), "succession", "restore", "loss")
 
 
 # ---- what a story is

@@ -12,7 +12,10 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Callable, NamedTuple, Optional
 
+from nsync.authority.charter import Place
+from nsync.log.stored import BEGINNING
 from nsync.testing.faults import ATTACKS, HOSTILE
+from nsync.testing.federation import Federation, amended
 from nsync.testing.host import Host
 from nsync.testing.hostile import HostileHost
 from nsync.testing.peer import Image
@@ -28,6 +31,8 @@ STEPS_MAX = 12
 OPENING_S_MAX = 10.0
 """When the home in whose scopes they meet grants the first rights."""
 RETRY_S = 1.0
+GONE_OVER_S_MAX = 30.0
+"""How long an operator takes over a new charter."""
 BURSTS_MAX = 20
 BURST_S = 5.0
 ALONE_S = 5.0
@@ -71,6 +76,8 @@ class Director:
         self._until_s = until_s
         self._workload = Workload(stage.rng("workload"), parts.names)
         self._images: dict[str, Image] = {}
+        self._amended: dict[str, Federation] = {}
+        """Who has not gone over to the amended charter yet."""
         self.hosts = {name: self._host(name, name == parts.hostile) for name in parts.names}
         stage.network.hosts.update(self.hosts)
         self._hostile = self.hosts.get(parts.hostile or "")
@@ -109,6 +116,7 @@ class Director:
         self._stage.dice.peace = True
         self._stage.network.heal()
         for host in self.hosts.values():
+            self._go_over(host)
             host.heal()
 
     # ---- events
@@ -134,6 +142,8 @@ class Director:
                 host = self._rng.choice([host for host in self._honest if host is not self._departing])
                 yield Event(self._rng.uniform(0.05, 0.3) * self._until_s, partial(self._back_up, kind, host))
                 yield Event(self._rng.uniform(0.5, 0.8) * self._until_s, partial(self._restore, kind, host))
+        if "succession" in self._stage.dice.kinds:
+            yield Event(self._rng.uniform(0.3, 0.8) * self._until_s, self._succeed)
         if self._departing is not None:
             yield Event(self._rng.uniform(0.3, 0.9) * self._until_s, self._depart)
 
@@ -201,6 +211,27 @@ class Director:
         self._stage.network.cut(links, ALONE_S)
         host.boot()
         return self._publish(host, False)
+
+    def _succeed(self) -> bool:
+        """End the log of an instance where the one who has most of it has applied it; one that may not sign is served first."""
+        staying = [host for host in self._honest if host is not self._departing]
+        silent = [host for host in staying if host.peer.read_only() is not None]
+        heir = self._rng.choice(silent or staying)
+        heads = [head for host in staying for head in host.peer.applied_heads() if head.author == heir.me.author]
+        last = max(heads, key=lambda head: (head.seq, head.hash), default=None)
+        members = amended(self._stage.federation, heir.name, BEGINNING if last is None else Place(last.seq, last.hash))
+        self._stage.trace.say(f"the charter ends the log of {heir.name} at {0 if last is None else last.seq}")
+        self._stage.dice.counts["succession"] += 1
+        self._stage.ledger.succeeded(heir.name, members.instance(heir.name).author)
+        for host in self.hosts.values():
+            self._amended[host.name] = members
+            asyncio.get_running_loop().call_later(self._rng.uniform(0, GONE_OVER_S_MAX), self._go_over, host)
+        return True
+
+    def _go_over(self, host: Host) -> None:
+        members = self._amended.pop(host.name, None)
+        if members is not None:
+            host.amend(members)
 
     def _depart(self) -> bool:
         assert self._departing is not None, "whoever departs is cast"

@@ -16,6 +16,7 @@ from nsync.failpoints import watched
 from nsync.log.stored import Head, Receipt, StoredSegment
 from nsync.store.log import Applied
 from nsync.testing import network
+from nsync.testing.federation import Federation
 from nsync.testing.network import Answer, Client, Crash
 from nsync.testing.peer import Image, Peer, Worked
 from nsync.testing.stage import Stage
@@ -42,8 +43,9 @@ class Host:
 
     def __init__(self, stage: Stage, name: str) -> None:
         self.name = name
-        self.me: Instance = stage.federation.instance(name)
-        self.peer = Peer(stage.federation.authority, self.me.author, stage.ledger.signer(name))
+        self.members = stage.federation
+        """The charter of its configuration."""
+        self.peer = Peer(self.members.authority, self.me.author, stage.ledger.signer(name))
         self.up = False
         self.gone = False
         self.idle = False
@@ -58,6 +60,10 @@ class Host:
         self._armed = 0
         self._tasks: list[asyncio.Task[None]] = []
 
+    @property
+    def me(self) -> Instance:
+        return self.members.instance(self.name)
+
     def now_ms(self) -> int:
         """What its clock shows."""
         return BEGINNING_MS + int(asyncio.get_running_loop().time() * 1000) + self.skew_ms
@@ -70,11 +76,12 @@ class Host:
         self.up = True
         if self.life > 1:
             self._stage.ledger.restarted(self.name, self.peer)
+        self.peer.go_by(self.members.authority, self.me.author)
         self._news = asyncio.Event()
         self._gossip = Gossip(
-            self._stage.federation.charter,
+            self.members.charter,
             self.me,
-            self._stage.federation.keys[self.name],
+            self.members.keys[self.name],
             self,
             None,
             self._stage.rng("gossip", self.name, self.life),
@@ -111,6 +118,13 @@ class Host:
         """Start the process again, unless that has happened, or it is gone for good."""
         if not self.up and not self.gone and self.life == life:
             self._checked(self.boot)
+
+    def amend(self, members: Federation) -> None:
+        """Its operator gives it another charter, and starts it again."""
+        self.members = members
+        if self.up:
+            self.kill("a new charter")
+            self.again(self.life)
 
     def depart(self) -> None:
         """Be gone for good."""
@@ -183,7 +197,7 @@ class Host:
 
     def _work(self, ops: Sequence[bytes], changesets_max: int) -> Worked:
         now_ms, ledger = self.now_ms(), self._stage.ledger
-        may_sign = self.name not in ledger.silent or self.peer.read_only() is not None  # once it knows, it is for the store to refuse
+        may_sign = self.me.author not in ledger.silent or self.peer.read_only() is not None  # once it knows, it is for the store to refuse
         worked = self._step(lambda: self.peer.work(now_ms, ops if may_sign else (), changesets_max, may_sign))
         for applied in worked:
             verb = "publishes" if applied.author == self.me.author else "applies"

@@ -45,9 +45,9 @@ class Ledger:
         """By hash: every segment that anybody has stored."""
         self.published = 0
         """Changesets."""
-        self.silent: set[str] = set()
-        """Instances that may sign nothing more (R4.6): others have more of their log than their restored database, and they ask first."""
-        self._honest = {federation.instance(name).author: name for name in honest}
+        self.silent: set[bytes] = set()
+        """Authors who may sign nothing more (R4.6): others have more of their log than their restored database, and they ask first."""
+        self._honest: dict[bytes, str] = {federation.instance(name).author: name for name in honest}
         self._federation = federation
         self._signed: set[bytes] = set()
         self._lost: dict[str, set[bytes]] = defaultdict(set)
@@ -115,15 +115,19 @@ class Ledger:
         stored = {row.hash for row in peer.rows()}
         self.acknowledged[name] &= stored
         self._lost[name] = self._signed - stored
-        self.silent.discard(name)
+        self.silent.discard(peer.author)
         if hears_first and any(row.author == peer.author and row.hash not in stored for other in others for row in other.rows()):
-            self.silent.add(name)
+            self.silent.add(peer.author)
         self._adopt(name, peer)
 
     def _adopt(self, name: str, peer: Peer) -> None:
         for row in peer.rows():
             self.learn(row.frame)
         self._applied[name] = {row.hash for row in peer.rows() if row.is_applied}
+
+    def succeeded(self, name: str, author: bytes) -> None:
+        """`name` goes on as another author."""
+        self._honest[author] = name
 
     def got_back(self, name: str, peer: Peer) -> bool:
         """Whether `name` has got back some of its own log that a restore had taken."""
@@ -170,7 +174,7 @@ class Ledger:
 
     def _check_publication(self, name: str, hash_: bytes, header: Header, now_ms: int) -> None:
         self.published += 1
-        hold(name not in self.silent, f"{name} signs {_name(header)}; others have more of its log than its restored database")
+        hold(header.author not in self.silent, f"{name} signs {_name(header)}; others have more of its log than its restored database")
         past, applied = self.past(hash_), self._applied[name]
         hold(past <= applied, f"{name} signs {_name(header)}, and names {self._names(past - applied)}, which it has not applied")
         hold(past >= applied, f"{name} signs {_name(header)}, and has applied {self._names(applied - past)}, which that does not name")

@@ -68,14 +68,17 @@ class Model:
             first.setdefault(said.slot.dot.author, said)
         return min(first.values(), key=lambda claim: self._place(did.scope, claim)).slot.value
 
-    def _place(self, scope: str, claim: Said) -> tuple[int, int, int, Any]:
-        """Where in the home's log: its own claim at its op, another's at the first op that has it in its past; the rest at the end."""
+    def _place(self, scope: str, claim: Said) -> tuple[Any, ...]:
+        """Where in the home's logs: its own claim at its op, another's at the first op that has it in its past; the rest at the end."""
         home = self._world.charter.home(scope)
         assert home is not None, "what counts is in a scope with a home"
-        if claim.slot.dot.author == home.author:
-            return (0, claim.slot.dot.seq, 0, claim.slot.order)
-        seen = [node.header.first for node in self._world.standing(home.author) if claim.node.hash in node.past]
-        return (0, min(seen), 1, claim.slot.order) if seen else (1, 0, 0, claim.slot.order)
+        for life, author in enumerate(life.author for life in home.incarnations):
+            for node in self._world.standing(author):
+                if claim.slot.dot.author == author and node.hash == claim.node.hash:
+                    return (life, claim.slot.dot.seq, 0, claim.slot.order)
+                if claim.slot.dot.author != author and claim.node.hash in node.past:
+                    return (life, node.header.first, 1, claim.slot.order)
+        return (len(home.incarnations), 0, 0, claim.slot.order)
 
 
 def check(model: Model, shown: Mapping[Fact, Entry], conflicts: Mapping[Fact, Sequence[Conflict]]) -> None:

@@ -24,7 +24,7 @@ from nsync.log.segment import NO_HASH, Dep, Segment, Sign, decode_frame
 from nsync.log.stored import Head, Receipt, StoredSegment
 from nsync.namespace.keys import Did, Fact
 from nsync.namespace.ops import ACKNOWLEDGE
-from nsync.store import schema
+from nsync.store import kept, schema
 from nsync.store.database import create_tables, writing
 from nsync.store.keyed import keys_in
 from nsync.store.log import Applied, SqlLog, decode_batch
@@ -49,6 +49,8 @@ SHARED = {
 """Of each table what must be the same at all instances. A branch has another number and another parent where another one came first,
 so an op is told by the hash of its segment. Left out: proofs of forks whose other branch was refused; the index, whose hash has a
 key of its own in each database; pasts, which are written down branch by branch; and what is an instance's own."""
+
+_CHARTER, FIRST_VERSION = "simulated charter", 1
 
 ALL_BYTES = 1 << 30
 """More than any story stores."""
@@ -80,6 +82,7 @@ class Peer:
         self.authority = authority
         self.author = author
         self._sign = sign
+        self._charters = {authority.charter.version: authority}
         self._raw, self._engine = _SPARE.pop() if _SPARE else _database()
         self._heads: Optional[tuple[int, list[Head]]] = None
         self._rows: Optional[tuple[int, list[Row]]] = None
@@ -149,6 +152,16 @@ class Peer:
         log = SqlLog(connection, self.authority)
         may = log.read_only(self.author) is None and log.is_applied(self.author)
         return [log.publish(ops, self.author, self._sign, now_ms)] if may else []
+
+    def go_by(self, authority: Authority, author: AuthorId) -> None:
+        """Start on another version of the charter: what the database does not go by yet is brought up to date (R5.1)."""
+        self._charters[authority.charter.version] = authority
+        with writing(self._engine) as connection:
+            held = self._charters[int(kept.read(connection, _CHARTER) or FIRST_VERSION)]
+            if held.charter.version != authority.charter.version:
+                SqlLog(connection, held).adopt(authority.charter)
+                kept.write(connection, _CHARTER, b"%d" % authority.charter.version)
+        self.authority, self.author = authority, author
 
     # ---- crash, backup and recovery
 
