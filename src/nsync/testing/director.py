@@ -16,7 +16,7 @@ from nsync.authority.charter import Place
 from nsync.log.stored import BEGINNING
 from nsync.testing.faults import ATTACKS, HOSTILE
 from nsync.testing.federation import Federation, amended
-from nsync.testing.host import Host
+from nsync.testing.host import PLACES, Host
 from nsync.testing.hostile import HostileHost
 from nsync.testing.peer import Image
 from nsync.testing.stage import Stage
@@ -131,11 +131,12 @@ class Director:
             yield Event(self._rng.uniform(0, 0.95 * self._until_s), partial(self._publish, host, index == long))
 
     def _faults(self) -> Iterator[Event]:
-        """Each kind that is planned, one to three times."""
+        """Each kind that is planned, one to three times; crashes twice as often, since there are many places for them."""
         plans: dict[str, Act] = {"partition": self._partition, "crash": self._crash, "skew": self._skew}
         plans.update({kind: partial(self._attack, kind) for kind in ATTACKS})
         for kind, act in plans.items():
-            for _ in range(self._rng.randint(1, 3) if kind in self._stage.dice.kinds else 0):
+            times = self._rng.randint(1, 3) * (1 + (kind == "crash"))
+            for _ in range(times if kind in self._stage.dice.kinds else 0):
                 yield Event(self._rng.uniform(0.05, 0.8) * self._until_s, act)
         for kind in ("restore", "amnesia"):
             if kind in self._stage.dice.kinds:
@@ -179,7 +180,9 @@ class Director:
     def _crash(self) -> bool:
         up = [host for host in self._honest if host.up and not host.is_armed]
         if up:
-            self._rng.choice(up).arm(self._rng.randint(1, STEPS_MAX))
+            aimed = self._rng.randrange(2)
+            host, steps, place = self._rng.choice(up), self._rng.randint(1, STEPS_MAX), self._rng.choice(PLACES)
+            host.arm(*((1, place) if aimed else (steps,)))
         return bool(up)
 
     def _skew(self) -> bool:

@@ -35,6 +35,14 @@ CHANGESETS = (1, 1, 2, 5)
 ARMED_S_MAX = 10.0
 """A process that has not come to the step at which it was to end, ends after this time where it then stands."""
 
+PLACES = (
+    *("receive-verified", "log-segment-stored", "receive-before-commit", "receive-after-commit"),
+    *("intake-headers-written", "intake-ops-written", "publish-signed"),
+    *("work-locked", "log-slots-joined", "log-head-advanced", "log-catalogue-shown", "work-state-moved"),
+    *("work-before-commit", "work-after-commit"),
+)
+"""The failpoints that a process passes: between any two steps of the store, and around its transactions."""
+
 T = TypeVar("T")
 
 
@@ -58,6 +66,7 @@ class Host:
         self._stage = stage
         self._rng = stage.rng("host", name)
         self._armed = 0
+        self._aim: Optional[str] = None
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -105,9 +114,9 @@ class Host:
         for task in self._tasks:
             task.cancel()
 
-    def arm(self, steps: int) -> None:
-        """Let the process end at the step after `steps` from now, or when it has done nothing for a while."""
-        self._armed = steps
+    def arm(self, steps: int, place: Optional[str] = None) -> None:
+        """Let the process end when it has passed so many places, or `place` so often; or after a while, where it then stands."""
+        self._armed, self._aim = steps, place
         asyncio.get_running_loop().call_later(ARMED_S_MAX, self._overdue, self.life)
 
     @property
@@ -249,7 +258,7 @@ class Host:
             raise
 
     def _passed(self, place: str) -> None:
-        if self._armed:
+        if self._armed and self._aim in (None, place):
             if self._armed == 1:
                 self._crash(place)
                 raise Crash(self.name)
