@@ -19,7 +19,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 RUCIO = ("rucio==41.5.1", "rucio-clients==41.5.1")
 VERSIONS = ("3.9", "3.12")
-PURE = ("tests/unit", "tests/property", "tests/conformance")
+PURE = (
+    "tests/unit",
+    "tests/conformance",
+    "tests/property/test_store.py",
+    "tests/property/test_stories.py",
+    "--ignore=tests/unit/test_fuzz.py",
+)
 
 
 def clean() -> dict[str, str]:

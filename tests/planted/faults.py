@@ -100,13 +100,10 @@ def _nothing_waits(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _oldest_slot(original: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda self, keyed, newest: original(self, keyed, False)
+    def first(self: Statements, key: Any, author: bytes, mark: Any, newest: bool) -> Any:
+        return next(self._others(key, author, 0, newest=False), None)
 
-
-def _newest_claim(original: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda self, keyed, newest: {
-        key: [slot for slot in slots if newest or not slot.retract] for key, slots in original(self, keyed, True).items()
-    }
+    return first
 
 
 def _echo_stays(self: Bridge, session: Any, log: SqlLog, facts: Any, batch: str, now_ms: int) -> bool:
@@ -203,7 +200,7 @@ FAULTS = (
     ),
     Fault(
         "a slot is the oldest statement that counts",
-        wrapped(Statements, "_pick", _oldest_slot),
+        wrapped(Statements, "_first", _oldest_slot),
         f"{CONCURRENCY}::test_a_guest_takes_back_a_close_that_the_home_has_not_acknowledged",
     ),
     # ---- authority
@@ -240,7 +237,7 @@ FAULTS = (
     ),
     Fault(
         "a later claim replaces an author's first",
-        wrapped(Statements, "_pick", _newest_claim),
+        method(Statements, "_claims", lambda self, did, its, slots: [slot for slot in slots if not slot.retract]),
         f"{CONFLICTS}::test_the_name_of_a_removed_file_keeps_its_identity",
     ),
     Fault(

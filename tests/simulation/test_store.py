@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pytest
-
 from nsync.authority.charter import Place
 from nsync.clock import Stamp
 from nsync.log.segment import EMPTY, Dep, Tip, build_changeset
@@ -120,7 +118,6 @@ def test_only_what_hangs_on_a_node_is_found_there() -> None:
     assert peer.hanging_on(middle) == {Attachment(middle, bottom)}
 
 
-@pytest.mark.xfail(strict=True, reason="who had not forked is not looked at when an amendment ends its log: what is void stays shown")
 def test_what_a_log_says_after_the_end_that_the_charter_names_is_shown_no_more() -> None:
     peer = a_peer("atlas")
     one, tip = a_segment("cms", EMPTY, 1, op=encode_op([Assert(Did("cms", "c1"), Identity(fields.CONTAINER))]))

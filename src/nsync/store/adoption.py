@@ -25,7 +25,7 @@ STRETCH_OPS = 4096
 
 def adopt(state: SqlState, charter: Charter) -> set[Fact]:
     """Judge by `charter`, an amendment of the present one; returns the facts whose entries that changed."""
-    before, old = state.readings(), state.lines.charter
+    before, old = state.readings(everybody=True), state.lines.charter
     state.judge_by(charter)
     adoption = _Adoption(state)
     for move in charter.moves[len(old.moves) :]:

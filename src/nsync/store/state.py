@@ -126,10 +126,10 @@ class SqlState:
 
     # ---- one segment
 
-    def readings(self) -> Readings:
-        """How things stand before a change; `settle` compares."""
+    def readings(self, everybody: bool = False) -> Readings:
+        """How things stand before a change; `settle` compares. Logs of one branch that go on cannot lose a part but by an amendment."""
         charter, branches = self.lines.charter, self.lines.branches
-        several = {b.author for b in branches.values() if b.parent is not None or len(self.lines.of(b.author)) > 1}
+        several = {b.author for b in branches.values() if everybody or b.parent is not None or len(self.lines.of(b.author)) > 1}
         ended = {life.author for instance in charter.instances for life in instance.incarnations if life.final is not None}
         return Readings({author: self.lines.line(author) for author in sorted(several | ended)}, len(self.lines.usable_floors))
 
