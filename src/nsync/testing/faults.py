@@ -33,9 +33,6 @@ KINDS = {
 }
 """The faults that everything must survive."""
 
-UNSURVIVED = ("succession",)
-"""Of these, what today's store does not survive: never drawn, only told when it is asked for."""
-
 HOSTILE = ("backdating", "wrong-deps", "forgery", "lying-heads", "withholding", "garbage", "fork")
 """What only a hostile instance does. It has a valid key, and goes on after the network has healed."""
 
@@ -51,7 +48,7 @@ KEPT = 0.6
 
 def draw(rng: random.Random) -> frozenset[str]:
     """The kinds of one story, three at least."""
-    kinds = sorted(set(KINDS) - set(UNSURVIVED))
+    kinds = sorted(KINDS)
     kept = [kind for kind in kinds if rng.random() < KEPT]
     return frozenset(kept) | frozenset(rng.sample(kinds, 3))
 

@@ -14,7 +14,7 @@ from typing import Optional
 from nsync.authority.charter import AuthorId, Place
 from nsync.clock import Stamp, next_stamp
 from nsync.errors import NsyncError
-from nsync.log.segment import EMPTY, Dep, Tip, build_changeset, stored_header
+from nsync.log.segment import EMPTY, Dep, Tip, build_changeset
 from nsync.log.stored import Head, StoredSegment
 from nsync.testing.host import Host
 from nsync.testing.network import Crash
@@ -100,7 +100,7 @@ class HostileHost(Host):
 
     def _garbage(self) -> list[bytes]:
         """Bytes, and segments with a bit turned or the end cut off."""
-        frames = [row.frame for row in self.peer.rows()[-3:]]
+        frames = [segment.frame for segment in self.peer.segments()[-3:]]
         return [self._lies.randbytes(self._lies.randint(64, 300)), *map(self._damaged, frames)]
 
     def _fork(self) -> list[bytes]:
@@ -134,12 +134,12 @@ class HostileHost(Host):
 
     def _tip(self, author: Optional[AuthorId] = None) -> Tip:
         rows = [row for row in self.peer.rows() if row.author == (author or self.me.author)]
-        return Tip(rows[-1].last, rows[-1].hash, stored_header(rows[-1].frame).stamp, 0) if rows else EMPTY
+        return Tip(rows[-1].last, rows[-1].hash, rows[-1].header.stamp, 0) if rows else EMPTY
 
     def _ends(self) -> list[tuple[Dep, Stamp]]:
         """Of the other logs that it has applied, the last segments."""
         rows = {row.author: row for row in self.peer.rows() if row.is_applied and row.author != self.me.author}
-        return [(Dep(AuthorId(row.author), row.last, row.hash), stored_header(row.frame).stamp) for row in rows.values()]
+        return [(Dep(AuthorId(row.author), row.last, row.hash), row.header.stamp) for row in rows.values()]
 
     def _damaged(self, frame: bytes) -> bytes:
         if self._lies.randrange(2):

@@ -101,7 +101,7 @@ class Explorer:
         def step(peer: Peer) -> Logs:
             saying = self._says[me][index]
             peer.work(BEGINNING_MS + saying.at_ms, saying.ops, 0, acknowledges=False)
-            return _with(logs, me, tuple(row.frame for row in peer.rows() if row.author == peer.author))
+            return _with(logs, me, tuple(said.frame for said in peer.segments() if said.header.author == peer.author))
 
         return self._move(me, logs, index, step)
 
@@ -109,8 +109,7 @@ class Explorer:
         def step(peer: Peer) -> Logs:
             receipt = peer.receive([frame], self._names[other])
             hold(receipt == (1, ()), f"{self._names[me]} does not take the next segment of {self._names[other]}: {receipt.rejected}")
-            while peer.work(self._last_ms, acknowledges=False):
-                pass
+            peer.work(self._last_ms, changesets_max=OPS_MAX, acknowledges=False)
             return _with(logs, other, (*logs[other], frame))
 
         return self._move(me, logs, frame, step)

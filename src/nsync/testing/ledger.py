@@ -14,7 +14,8 @@ What it keeps of an instance is what that has told, by the hashes of segments: s
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Optional
 
 from nsync.clock import AHEAD_MS_MAX
@@ -53,7 +54,6 @@ class Ledger:
         self._lost: dict[str, set[bytes]] = defaultdict(set)
         """By instance: what it had signed, and its database did not hold after a restore."""
         self._applied: dict[str, set[bytes]] = defaultdict(set)
-        self._hashes: dict[bytes, bytes] = {}
         self._pasts: dict[bytes, frozenset[bytes]] = {}
 
     # ---- what happens
@@ -68,35 +68,38 @@ class Ledger:
 
         return sign
 
-    def learn(self, frame: bytes) -> bytes:
-        """The hash of a segment that somebody has stored."""
-        if frame not in self._hashes:
-            segment = decode_frame(frame)
-            header, hash_ = segment.header, segment.hash
-            hold(header.author not in self._honest or hash_ in self._signed, f"{_name(header)} was taken, and its author never signed it")
-            self._hashes[frame], self.headers[hash_] = hash_, header
-        return self._hashes[frame]
+    def learn(self, rows: Iterable[Row]) -> None:
+        """Somebody has stored these segments."""
+        for row in rows:
+            if row.hash not in self.headers:
+                hold(
+                    row.author not in self._honest or row.hash in self._signed,
+                    f"{_name(row.header)} was taken, and its author never signed it",
+                )
+                self.headers[row.hash] = row.header
 
     def received(self, name: str, peer: Peer, frames: Sequence[bytes], receipt: Receipt) -> None:
         """`name` has answered for a batch: if it refused nothing, it has all of it."""
-        if not receipt.rejected:
-            self.acknowledged[name].update(self.learn(frame) for frame in frames)
         if receipt.stored:
+            self.learn(peer.rows())
             self._check_whole(name, peer)
+        if not receipt.rejected:
+            self.acknowledged[name].update(map(_hash, frames))
 
     def worked(self, name: str, peer: Peer, worked: Worked, now_ms: int) -> None:
         """`name` has committed a transaction of `work`."""
         if not worked:
             return
         rows = [row for row in peer.rows() if row.is_applied and row.hash not in self._applied[name]]
-        fresh = {row.hash for row in rows if row.frame not in self._hashes}
+        fresh = {row.hash for row in rows if row.hash not in self.headers}
+        self.learn(rows)
         for changeset in self._in_order(name, worked, rows):
-            header = self.headers[changeset[0].hash]
+            header = changeset[0].header
             if header.author == peer.author and header.author in self._honest and changeset[0].hash in fresh:
                 self._check_publication(name, changeset[0].hash, header, now_ms)
                 self.acknowledged[name].update(row.hash for row in changeset)
             else:  # another's; or its own, which it had before a restore
-                ahead_ms = self.headers[changeset[-1].hash].stamp.ms - now_ms
+                ahead_ms = changeset[-1].header.stamp.ms - now_ms
                 hold(ahead_ms <= AHEAD_MS_MAX, f"{name} applies {_name(header)}, which is stamped {ahead_ms} ms ahead of its clock")
             self._applied[name].update(row.hash for row in changeset)
 
@@ -121,8 +124,7 @@ class Ledger:
         self._adopt(name, peer)
 
     def _adopt(self, name: str, peer: Peer) -> None:
-        for row in peer.rows():
-            self.learn(row.frame)
+        self.learn(peer.rows())
         self._applied[name] = {row.hash for row in peer.rows() if row.is_applied}
 
     def succeeded(self, name: str, author: bytes) -> None:
@@ -147,8 +149,7 @@ class Ledger:
             if index == len(worked):
                 return []
             for changeset in self._changesets(worked[index], by_hash):
-                headers = [self.headers[row.hash] for row in changeset]
-                needed = {headers[0].prev, *(dep.hash for header in headers for dep in header.deps)} - {NO_HASH}
+                needed = {changeset[0].header.prev, *(dep.hash for row in changeset for dep in row.header.deps)} - {NO_HASH}
                 if changeset[-1].hash not in applied and needed <= applied:
                     after = rest(index + 1, applied | {row.hash for row in changeset})
                     if after is not None:
@@ -164,13 +165,10 @@ class Ledger:
         """Those among `rows` that `applied` can mean."""
         for end in (row for row in rows.values() if (row.author, row.last) == (applied.author, applied.last)):
             found = [end]
-            while self._prev(found[0]) in rows and found[0].first > applied.first:
-                found.insert(0, rows[self._prev(found[0])])
+            while found[0].header.prev in rows and found[0].first > applied.first:
+                found.insert(0, rows[found[0].header.prev])
             if found[0].first == applied.first:
                 yield found
-
-    def _prev(self, row: Row) -> bytes:
-        return self.headers[self.learn(row.frame)].prev
 
     def _check_publication(self, name: str, hash_: bytes, header: Header, now_ms: int) -> None:
         self.published += 1
@@ -184,12 +182,15 @@ class Ledger:
     def _check_whole(self, name: str, peer: Peer) -> None:
         rows = {row.hash: row for row in peer.rows()}
         for row in rows.values():
-            before = rows.get(self._prev(row))
+            before = rows.get(row.header.prev)
             what = f"{name}'s copy of {name_of(row.author, row.first, row.last)}"
             hold(before is not None or row.first == 1, f"{what} continues a segment that is not there")
             hold(before is None or before.last + 1 == row.first, f"{what} does not begin where its predecessor ends")
         for head in peer.applied_heads():
-            hold(rows[head.hash].commits, f"{name} has applied up to the middle of a changeset: {name_of(head.author, head.seq, head.seq)}")
+            hold(
+                rows[head.hash].header.commit,
+                f"{name} has applied up to the middle of a changeset: {name_of(head.author, head.seq, head.seq)}",
+            )
 
     # ---- pasts
 
@@ -204,6 +205,11 @@ class Ledger:
 
     def _names(self, hashes: Collection[bytes]) -> str:
         return ", ".join(sorted(_name(self.headers[hash_]) for hash_ in hashes))
+
+
+@lru_cache(maxsize=4096)
+def _hash(frame: bytes) -> bytes:
+    return decode_frame(frame).hash
 
 
 def _name(header: Header) -> str:

@@ -8,7 +8,7 @@ failpoints of the store, and some of its own at the steps between.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Optional
 
@@ -20,7 +20,7 @@ from nsync.authority.charter import AuthorId, Place
 from nsync.authority.effective import Authority
 from nsync.catalogue.entries import Conflict, Entry
 from nsync.failpoints import failpoint
-from nsync.log.segment import NO_HASH, Dep, Segment, Sign, decode_frame
+from nsync.log.segment import NO_HASH, Dep, Header, Segment, Sign, decode_frame, decode_header
 from nsync.log.stored import Head, Receipt, StoredSegment
 from nsync.namespace.keys import Did, Fact
 from nsync.namespace.ops import ACKNOWLEDGE
@@ -70,9 +70,8 @@ class Row(NamedTuple):
     first: int
     last: int
     hash: bytes
-    commits: bool
     is_applied: bool
-    frame: bytes
+    header: Header
 
 
 class Peer:
@@ -198,25 +197,29 @@ class Peer:
     def rows(self) -> list[Row]:
         """Every stored segment, by author and place; read anew when a row has changed since."""
         if self._rows is None or self._rows[0] != self._raw.total_changes:
-            segments = {segment.hash: segment for segment in map(_segment, self._frames())}
-            applied = self._applied(segments)
-            self._rows = self._raw.total_changes, sorted(_row(segment, applied) for segment in segments.values())
+            headers = {hash_: _header(raw) for hash_, raw in self._raw.execute("SELECT hash, header FROM nsync_segment")}
+            applied = self._applied(headers)
+            rows = [Row(h.author, h.first, h.last, hash_, hash_ in applied, h) for hash_, h in headers.items()]
+            self._rows = self._raw.total_changes, sorted(rows)
         return self._rows[1]
 
-    def _frames(self) -> Iterator[bytes]:
-        have: session.Have = {head.author: [] for head in self.heads()}
-        while batch := self.segments_after(have, ALL_BYTES):
-            have = session.advance(have, batch)
-            yield from (segment.frame for segment in batch)
-
-    def _applied(self, segments: Mapping[bytes, Segment]) -> set[bytes]:
+    def _applied(self, headers: Mapping[bytes, Header]) -> set[bytes]:
         """The hashes of the applied segments: each applied head, and what it continues."""
         found: set[bytes] = set()
-        for _, _, hash_ in self.applied_heads():
+        for (hash_,) in self._raw.execute("SELECT applied_hash FROM nsync_branch WHERE applied_hash IS NOT NULL"):
             while hash_ != NO_HASH and hash_ not in found:
                 found.add(hash_)
-                hash_ = segments[hash_].header.prev
+                hash_ = headers[hash_].prev
         return found
+
+    def segments(self) -> list[Segment]:
+        """Every stored segment, each after what it continues."""
+        have: session.Have = {head.author: [] for head in self.heads()}
+        found: dict[bytes, Segment] = {}
+        while batch := self.segments_after(have, ALL_BYTES):
+            have = session.advance(have, batch)
+            found.update((stored.hash, decode_frame(stored.frame)) for stored in batch)
+        return list(found.values())
 
     def applied_heads(self) -> list[Dep]:
         """The end of what is applied of each branch of each log."""
@@ -225,8 +228,9 @@ class Peer:
             return sorted(head for head in heads if head is not None)
 
     def applied_segments(self) -> list[Segment]:
-        """Every applied segment, log by log."""
-        return [_segment(row.frame) for row in self.rows() if row.is_applied]
+        """Every applied segment."""
+        applied = {row.hash for row in self.rows() if row.is_applied}
+        return [segment for segment in self.segments() if segment.hash in applied]
 
     def catalogue(self) -> tuple[dict[Fact, Entry], dict[Fact, list[Conflict]]]:
         """What is shown, and the conflicts."""
@@ -248,14 +252,9 @@ class Peer:
 
 
 @lru_cache(maxsize=4096)
-def _segment(frame: bytes) -> Segment:
-    """The segment in a stored frame, decoded once for all peers."""
-    return decode_frame(frame)
-
-
-def _row(segment: Segment, applied: Collection[bytes]) -> Row:
-    header, hash_ = segment.header, segment.hash
-    return Row(header.author, header.first, header.last, hash_, header.commit, hash_ in applied, segment.frame)
+def _header(raw: bytes) -> Header:
+    """A stored header, decoded once for all peers."""
+    return decode_header(raw)
 
 
 _SPARE: list[tuple[Image, Engine]] = []
