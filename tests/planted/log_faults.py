@@ -7,7 +7,7 @@ from typing import Any
 
 from nsync.authority.rulings import Rulings
 from nsync.clock import Stamp
-from nsync.log import admission, segment
+from nsync.log import admission, forks, segment
 from nsync.log.stored import Head, Receipt
 from nsync.store import log
 from nsync.store.log import SqlLog
@@ -65,6 +65,18 @@ def _waiting_for_no_dep(original: Original) -> Original:
 
 def _applied_heads(self: SqlLog) -> list[Head]:
     return sorted(Head(*branch.head) for branch in self.heads().values() if branch.head is not None)
+
+
+def _one_head_each(original: Original) -> Original:
+    return lambda self: sorted({head.author: head for head in original(self)}.values())
+
+
+def _first_come(branches: Any, **_: Any) -> forks.Line:
+    return (forks.Mark(min(branches), forks.OPEN),) if branches else forks.NOTHING
+
+
+def _without_an_end(original: Original) -> Original:
+    return lambda branches, final=None, **rest: original(branches, **rest)
 
 
 def _takes_any_stamp(original: Original) -> Original:
@@ -140,6 +152,27 @@ LOG_FAULTS = (
         "an author does not name what it has seen",
         method(SqlLog, "_choose_deps", lambda self, author, tip: []),
         f"{STORIES}::test_segments_arrive_in_any_order_and_often",
+    ),
+    # ---- forks and rights
+    Fault(
+        "one branch of a fork is passed on",
+        wrapped(SqlLog, "stored_heads", _one_head_each),
+        f"{STORIES}::test_honest_instances_agree_beside_a_fork",
+    ),
+    Fault(
+        "of a fork the branch that came first stands",
+        function(forks.standing, _first_come),
+        f"{STORIES}::test_honest_instances_agree_beside_a_fork",
+    ),
+    Fault(
+        "what was granted once is granted for ever",
+        method(Rulings, "_seen", lambda self, revocation, dot: True),
+        f"{STORIES}::test_segments_arrive_in_any_order_and_often",
+    ),
+    Fault(
+        "a log that the charter ended goes on",
+        function(forks.standing, _without_an_end(forks.standing)),
+        f"{STORIES}::test_an_instance_goes_on_as_its_next_incarnation",
     ),
     # ---- clocks
     Fault(
