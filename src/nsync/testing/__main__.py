@@ -16,6 +16,8 @@ from nsync.testing.faults import KINDS
 
 TOLD_S = 60.0
 """How often to say how far it has come."""
+NAMED_MAX = 20
+"""Failing seeds named in the sum: each was told in full."""
 
 
 def main(arguments: Optional[list[str]] = None) -> int:
@@ -53,7 +55,8 @@ def main(arguments: Optional[list[str]] = None) -> int:
 
 def _sum(told: int, seconds: float, failing: list[int]) -> str:
     rate = f"{told} seeds in {seconds:.1f} s, {told / max(seconds, 1e-9):.2f} a second; "
-    return rate + (f"FAILING: {', '.join(map(str, failing))}" if failing else "all hold")
+    named = ", ".join(map(str, failing[:NAMED_MAX])) + (", …" if len(failing) > NAMED_MAX else "")
+    return rate + (f"{len(failing)} FAIL: {named}" if failing else "all hold")
 
 
 def _seeds(text: str) -> range:
