@@ -19,6 +19,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 RUCIO = ("rucio==41.5.1", "rucio-clients==41.5.1")
 VERSIONS = ("3.9", "3.12")
+pytestmark = pytest.mark.timeout(900)  # whole suites on other Pythons, beside everything else
+
 PURE = (
     "tests/unit",
     "tests/conformance",
@@ -33,7 +35,7 @@ def clean() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV", "RUCIO", "COV_"))}
 
 
-def run(*command: object, cwd: Path = ROOT, timeout: int = 280) -> str:
+def run(*command: object, cwd: Path = ROOT, timeout: int = 560) -> str:
     done = subprocess.run([*map(str, command)], cwd=cwd, env=clean(), capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
     return done.stdout
@@ -74,7 +76,7 @@ def without_rucio(interpreter: str, directory: Path) -> None:
     shutil.copytree(ROOT / "tests", directory / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", directory)
     assert run(python, "-c", "import nsync; print(nsync.__file__)", cwd=directory).startswith(str(directory)), "the installed one"
-    assert " passed" in run("env", "NSYNC_STORIES=100", python, "-m", "pytest", "-q", "-m", "not postgres", *PURE, cwd=directory)
+    assert " passed" in run("env", "NSYNC_STORIES=20", python, "-m", "pytest", "-q", "-m", "not postgres", *PURE, cwd=directory)
     assert "rucio is not installed here" in run(python, "-m", "pytest", "--collect-only", cwd=directory), (
         "the rest is left out, and says so"
     )
