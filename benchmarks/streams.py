@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from benchmarks.names import File, files
 from nsync.auth.keys import SigningKey, verify
-from nsync.authority.charter import Charter, draft, load, sign
+from nsync.authority.charter import Charter
+from nsync.authority.documents import draft, load, sign
 from nsync.authority.effective import Authority
 from nsync.clock import Stamp, next_stamp
 from nsync.log.segment import EMPTY, Dep, Tip, build_changeset

@@ -7,7 +7,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.pool import StaticPool
 
 from nsync.auth.keys import SigningKey, verify
-from nsync.authority import charter
+from nsync.authority import documents
 from nsync.authority.effective import Authority
 from nsync.namespace.keys import DATASET, Did, Identity
 from nsync.namespace.ops import Assert, encode_op
@@ -18,8 +18,8 @@ key = SigningKey.generate()  # here it is the key of the instance, and its membe
 public, url = key.public.hex(), "http://atlas.example.org"
 instance = {"name": "atlas", "key": public, "incarnation": "00" * 16, "url": url, "scopes": ["atlas"]}
 members = [{"name": "ATLAS", "roots": [public], "threshold": 1, "instances": [instance]}]
-document = charter.sign(charter.draft("example", members), key)
-authority = Authority(charter.load(json.dumps(document), verify))
+document = documents.sign(documents.draft("example", members), key)
+authority = Authority(documents.load(json.dumps(document), verify))
 atlas, dataset = authority.charter.by_name("atlas"), Did("atlas.open", "d1")
 here, there = (create_engine("sqlite://", poolclass=StaticPool) for _ in range(2))
 now_ms = time.time_ns() // 1_000_000

@@ -11,7 +11,7 @@ from pathlib import Path
 from sqlalchemy import create_engine
 
 from nsync.auth.keys import SigningKey, verify
-from nsync.authority import charter
+from nsync.authority import documents
 from nsync.authority.effective import Authority
 from nsync.namespace.keys import DATASET, FILE, Attachment, Did, Identity
 from nsync.namespace.ops import Assert, encode_op
@@ -21,7 +21,7 @@ from nsync.store.log import SqlLog, decode_batch
 key = SigningKey.generate()
 entry = {"name": "ska", "key": key.public.hex(), "incarnation": "00" * 16, "url": "http://ska.example.org", "scopes": ["ska"]}
 members = [{"name": "SKA", "roots": [key.public.hex()], "threshold": 1, "instances": [entry]}]
-authority = Authority(charter.load(json.dumps(charter.sign(charter.draft("example", members), key)), verify))
+authority = Authority(documents.load(json.dumps(documents.sign(documents.draft("example", members), key)), verify))
 author = authority.charter.by_name("ska").author
 
 

@@ -8,7 +8,7 @@ from functools import reduce
 
 from nsync import Assert, Attachment, Did, Identity, Retract, Writer
 from nsync.auth.keys import SigningKey, verify
-from nsync.authority import charter
+from nsync.authority import documents
 
 KEYS = {"atlas": SigningKey(b"a" * 32), "cms": SigningKey(b"c" * 32)}  # only an example has keys that everybody knows
 
@@ -19,7 +19,7 @@ def member(name):
     return {"name": name.upper(), "roots": [public], "threshold": 1, "instances": [instance]}
 
 
-CHARTER = charter.load(json.dumps(reduce(charter.sign, KEYS.values(), charter.draft("example", map(member, KEYS)))), verify)
+CHARTER = documents.load(json.dumps(reduce(documents.sign, KEYS.values(), documents.draft("example", map(member, KEYS)))), verify)
 atlas, cms = (Writer(CHARTER, name, KEYS[name].sign, now_ms=1000) for name in KEYS)
 
 dataset, file, clash = (Did("atlas.shared", name) for name in ("d1", "f1", "f2"))

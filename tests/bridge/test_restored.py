@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nsync.authority.charter import sign
+from nsync.authority.documents import sign
 from nsync.errors import ConfigError
 from nsync.log.stored import Head
 from nsync.namespace.keys import Did

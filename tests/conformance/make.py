@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Optional
 
 from nsync.auth.keys import SigningKey
-from nsync.authority.charter import FORMAT as CHARTER_FORMAT
 from nsync.authority.charter import Place
+from nsync.authority.documents import FORMAT as CHARTER_FORMAT
 from nsync.clock import Stamp
 from nsync.log.segment import EMPTY, FORMAT, NO_HASH, Dep, Header, Segment, Tip, build_changeset, encode_header, root_of
 from nsync.log.stored import BEGINNING, Head, Receipt

@@ -12,7 +12,8 @@ import msgpack
 import pytest
 
 from nsync.auth.keys import verify
-from nsync.authority.charter import AuthorId, author_id, load
+from nsync.authority.charter import AuthorId, author_id
+from nsync.authority.documents import load
 from nsync.authority.effective import Authority
 from nsync.errors import RejectedSegment
 from nsync.log.admission import admit, check_deps, check_segment

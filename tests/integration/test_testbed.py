@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from nsync.auth.keys import verify
-from nsync.authority import charter
+from nsync.authority import documents
 from nsync.testbed import control, layout
 from nsync.testbed.instance import client_environment
 from nsync.testbed.layout import Instance, Layout
@@ -85,7 +85,7 @@ def test_status_for_programs(bed: Layout) -> None:
 
 
 def test_the_charter_delegates_scopes_and_dois(bed: Layout) -> None:
-    signed = charter.load(bed.charter.read_text(), verify)
+    signed = documents.load(bed.charter.read_text(), verify)
     atlas, cms = signed.instances
     assert (signed.home("atlas.open"), signed.home("cms"), signed.doi_home("10.5072/CMS.1")) == (atlas, cms, cms)
     assert [i.url for i in signed.instances] == [i.charter_url for i in bed.instances]

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from hypothesis import strategies as st
 
 from nsync.auth.keys import SigningKey
-from nsync.authority.charter import AuthorId, Charter, Place, author_id, check
+from nsync.authority.charter import AuthorId, Charter, Place, author_id
+from nsync.authority.documents import check
 from nsync.catalogue.writer import Writer
 from nsync.log.floor import Floor, Vote, sign_vote
 from nsync.log.segment import Dep, Segment

@@ -6,7 +6,8 @@ import json
 from typing import Optional
 
 from nsync.auth.keys import SigningKey, verify
-from nsync.authority.charter import Charter, draft, load, sign
+from nsync.authority.charter import Charter
+from nsync.authority.documents import draft, load, sign
 from nsync.authority.effective import Authority
 from nsync.catalogue import writer
 

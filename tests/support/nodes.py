@@ -23,7 +23,7 @@ from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
 
 from nsync.auth.keys import verify
-from nsync.authority.charter import load
+from nsync.authority.documents import load
 from nsync.authority.effective import Authority
 from nsync.log.segment import decode_frame
 from nsync.log.stored import Receipt

@@ -10,7 +10,8 @@ import pytest
 
 from nsync.auth.keys import SigningKey, verify
 from nsync.authority import charter
-from nsync.authority.charter import CHARTER_BYTES_MAX, MEMBERS_MAX, Charter, check, draft, load, missing_signatures, sign
+from nsync.authority.charter import Charter
+from nsync.authority.documents import CHARTER_BYTES_MAX, MEMBERS_MAX, check, draft, load, missing_signatures, sign
 from nsync.errors import ConfigError
 from tests.support.federation import AUTHOR, CHARTER, KEYS, NAMES, ROOTS, charter_document
 

@@ -12,7 +12,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Optional
 
-from nsync.authority.charter import CHARTER_BYTES_MAX, Charter, Instance, Verify, check, load, signed_text, valid_signatures, well_formed
+from nsync.authority.charter import Charter, Instance, Verify
+from nsync.authority.documents import CHARTER_BYTES_MAX, check, load, signed_text, valid_signatures, well_formed
 from nsync.errors import ConfigError
 
 FILE_BYTES_MAX = 64 * CHARTER_BYTES_MAX

@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from nsync.auth.keys import SigningKey, verify
-from nsync.authority import charter as document
+from nsync.authority import documents
+from nsync.authority.charter import ID_BYTES
 from nsync.cli.output import as_json
 from nsync.errors import ConfigError
 
@@ -44,7 +45,7 @@ def member(
     name: str, instance: str, roots: tuple[str, ...], threshold: int, key: str, url: str, scopes: tuple[str, ...], dois: tuple[str, ...]
 ) -> None:
     """Print the entry of the member NAME with one instance, for the charter's draft."""
-    only = {"name": instance, "key": key, "incarnation": secrets.token_hex(document.ID_BYTES), "url": url, "scopes": scopes, "dois": dois}
+    only = {"name": instance, "key": key, "incarnation": secrets.token_hex(ID_BYTES), "url": url, "scopes": scopes, "dois": dois}
     as_json({"name": name, "roots": roots, "threshold": threshold, "instances": [only]})
 
 
@@ -56,7 +57,7 @@ def draft(name: str, member: tuple[Path, ...]) -> None:
 
     'nsync charter member' makes such a file. Draft once, and sign that draft: everybody's signature covers all of it.
     """
-    click.echo(json.dumps(document.draft(name, [_read(path) for path in member]), indent=2))
+    click.echo(json.dumps(documents.draft(name, [_read(path) for path in member]), indent=2))
 
 
 @charter.command()
@@ -64,8 +65,8 @@ def draft(name: str, member: tuple[Path, ...]) -> None:
 @click.option("--key", "key_path", type=FILE, required=True, help="The file of a root key.")
 def sign(path: Path, key_path: Path) -> None:
     """Check the charter in the file PATH, add the signature of a root key to it, and say whose are still missing."""
-    signed = document.sign(_read(path), SigningKey.load(key_path))
-    missing = document.missing_signatures(signed, verify)
+    signed = documents.sign(_read(path), SigningKey.load(key_path))
+    missing = documents.missing_signatures(signed, verify)
     fresh = path.with_name(path.name + ".new")
     fresh.write_text(json.dumps(signed, indent=2) + "\n", encoding="utf-8")
     fresh.replace(path)
@@ -77,7 +78,7 @@ def sign(path: Path, key_path: Path) -> None:
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 def show(path: Path, json_: bool) -> None:
     """Check the signatures of the charter in the file PATH, and show what it says."""
-    loaded = document.load(json.dumps(_read(path)), verify)
+    loaded = documents.load(json.dumps(_read(path)), verify)
     instances: list[dict[str, Any]] = [
         {
             "instance": i.name,

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from nsync.auth.keys import SigningKey
-from nsync.authority import charter
+from nsync.authority import documents
+from nsync.authority.charter import ID_BYTES
 from nsync.testbed.layout import Instance, Layout, replace_text
 
 
@@ -26,9 +27,9 @@ def make_charter(layout: Layout) -> None:
         return
     roots = [_key(instance.home / "etc" / "root.key") for instance in layout.instances]
     members = [_member(instance, root) for instance, root in zip(layout.instances, roots)]
-    document = charter.draft("testbed", members)
+    document = documents.draft("testbed", members)
     for root in roots:
-        document = charter.sign(document, root)
+        document = documents.sign(document, root)
     replace_text(layout.charter, json.dumps(document, indent=2) + "\n")
 
 
@@ -48,7 +49,7 @@ def _member(instance: Instance, root: SigningKey) -> dict[str, Any]:
     entry = {
         "name": instance.name,
         "key": _key(key_file(instance)).public.hex(),
-        "incarnation": secrets.token_hex(charter.ID_BYTES),
+        "incarnation": secrets.token_hex(ID_BYTES),
         "url": instance.charter_url,
         "scopes": [instance.name],
         "dois": [doi_prefix(instance.name)],

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from nsync.auth.keys import SigningKey, verify
 from nsync.authority.amendments import succeed
-from nsync.authority.charter import Charter, Instance, Place, draft, load, sign
+from nsync.authority.charter import Charter, Instance, Place
+from nsync.authority.documents import draft, load, sign
 from nsync.authority.effective import Authority
 from nsync.errors import ConfigError
 
