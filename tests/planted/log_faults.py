@@ -10,10 +10,15 @@ from nsync.clock import Stamp
 from nsync.log import admission, forks, segment
 from nsync.log.stored import Head, Receipt
 from nsync.store import log
+from nsync.store.lines import SqlLines
 from nsync.store.log import SqlLog
+from nsync.store.news import News
+from nsync.store.state import SqlState
+from nsync.store.statements import Statements
 from nsync.transport.peers import PeerState
 from tests.planted.faults import Fault, _nothing_waits, function, method, wrapped
 
+NEWS = "property.test_news"
 STORIES, STORE, ORDERS = "simulation.test_stories", "simulation.test_store", "simulation.test_interleavings"
 NEVER_MS = 10**12
 
@@ -83,6 +88,14 @@ def _takes_any_stamp(original: Original) -> Original:
     return lambda segment, tip: original(segment, tip._replace(stamp=Stamp(-1, 0)))
 
 
+def _home_of_today(original: Original) -> Original:
+    def sole(self: SqlState, scope: str) -> Any:
+        home = self.lines.charter.home(scope)
+        return home.name if home is not None else None
+
+    return sole
+
+
 def _never_again(original: Original) -> Original:
     def failed(self: PeerState, now_ms: int, reason: str, rng: Any) -> PeerState:
         return original(self, now_ms + NEVER_MS, reason, rng)
@@ -126,6 +139,27 @@ LOG_FAULTS = (
         "what a guest takes back is gone at once",
         wrapped(Rulings, "ruling", _nothing_waits),
         f"{ORDERS}::test_what_a_guest_takes_back_stays_taken_back_in_every_order",
+    ),
+    # ---- the catalogue of new files
+    Fault(
+        "a file is new whatever else is said about it",
+        method(Statements, "listed_times", lambda self, counts: {place.node for place in counts}),
+        f"{NEWS}::test_a_file_that_was_attached_before_it_came_is_shown_there",
+    ),
+    Fault(
+        "new files are judged by who is at home now",
+        wrapped(SqlState, "_sole", _home_of_today),
+        f"{NEWS}::test_a_stranger_makes_no_files_also_where_it_will_be_at_home",
+    ),
+    Fault(
+        "new files count on every branch",
+        method(SqlLines, "stands", lambda self, mark: True),
+        f"{NEWS}::test_a_file_on_a_branch_that_does_not_count",
+    ),
+    Fault(
+        "no files are new",
+        method(News, "offer", lambda self, mark, op, me: False),
+        f"{NEWS}::test_a_new_file_of_its_home_is_recognised",
     ),
     # ---- admission and delivery
     Fault(

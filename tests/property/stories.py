@@ -235,11 +235,31 @@ def _identity(kind: str, n: int) -> Identity:
 
 
 @st.composite
+def arrivals(draw: st.DrawFn, who: str) -> list[Statement]:
+    """A file as instances share it: what it is, where it belongs, where it lies and more about it, in one op or in two."""
+    file, rse = Did(who, draw(st.sampled_from(["f1", "f2", "f3"]))), Rse(who, "DISK")
+    parents = draw(st.lists(st.sampled_from(["d1", "d2", "c1"]), max_size=2, unique=True))
+    more = draw(st.lists(st.sampled_from(["datatype", fields.HIDDEN, fields.STATE]), max_size=2, unique=True))
+    values = {"datatype": (file, "RAW"), fields.HIDDEN: (file, True), fields.STATE: (Replica(file, rse), fields.BAD)}
+    return [
+        Assert(file, _identity(fields.FILE, draw(st.integers(1, 2)))),
+        *(Assert(Attachment(Did(draw(st.sampled_from([who, "atlas"])), parent), file), True) for parent in parents),
+        *([Assert(Replica(file, rse), "p/1")] if draw(st.booleans()) else []),
+        *(Assert(Attribute(values[field][0], field), values[field][1]) for field in more),
+    ]
+
+
+@st.composite
 def publications(draw: st.DrawFn) -> tuple[Any, ...]:
-    """Ops of one to three statements about different keys."""
+    """Ops of one to three statements about different keys, and files with all that is known of them."""
     who = draw(WHO)
     raws = []
     for _ in range(draw(st.integers(1, 3))):
+        if who in SCOPES and draw(st.booleans()):
+            said = draw(arrivals(who))
+            cut = draw(st.integers(0, len(said) - 1))
+            raws += [encode_op(part) for part in (said[:cut], said[cut:]) if part]
+            continue
         found = {s.key: s for s in draw(st.lists(statements(who), min_size=1, max_size=3))}
         raws.append(encode_op(found.values()))
     return ("publish", who, draw(PERSONA), raws)

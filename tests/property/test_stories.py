@@ -17,7 +17,7 @@ from nsync.authority.effective import Authority
 from nsync.catalogue.reference import Reference
 from nsync.catalogue.world import World
 from nsync.log.segment import Segment
-from nsync.store import state
+from nsync.store import rebuild
 from nsync.store.database import writing
 from nsync.store.log import SqlLog
 from tests.property.stories import FORK_STORIES, GRANT_STORIES, STORIES, Story, tell
@@ -122,7 +122,7 @@ def check(engine: Engine, steps: Sequence[tuple[Any, ...]], rng: random.Random) 
 
 def check_rebuilt(engine: Engine, steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
     story = tell(steps)
-    with mock.patch.object(state, "REBUILT_NODES", rng.randint(1, 4)):
+    with mock.patch.object(rebuild, "STRETCH_OPS", rng.randint(1, 4)):
         found = rebuilt(engine, story, rng)
     wanted = expected(story, rng)
     for part in wanted:

@@ -9,7 +9,7 @@ from nsync.catalogue.entries import Conflict, DidEntry, Entry
 from nsync.catalogue.opendata import Name
 from nsync.catalogue.rules import Reader
 from nsync.crdt import Slot
-from nsync.namespace.keys import Attachment, Constituent, Did, Fact, Key, Replica, Rse
+from nsync.namespace.keys import Attachment, Constituent, Did, Fact, Key, Replica, Rse, fact_of
 
 Node = Union[Did, Rse]
 """What attachments, constituents and replicas hang on."""
@@ -76,6 +76,8 @@ class Derived(NamedTuple):
 
     entries: Mapping[Fact, Optional[Entry]]
     conflicts: Mapping[Fact, Sequence[Conflict]]
+    before: Mapping[Fact, Optional[Entry]]
+    """What was shown, as far as `derive` had to know."""
 
 
 class Draft:
@@ -97,6 +99,12 @@ class Draft:
             known = self.state.entries(fresh)
             for fact in fresh:
                 self._before[fact] = known.get(fact)
+
+    def add_new(self, did: Did, about: About) -> None:
+        """Take in a DID of which nothing was known; what is anchored there is new too, and nothing else hangs on it."""
+        self.about[did] = about
+        self._before[did] = None
+        self._before.update((fact_of(key), None) for key in about.slots)
 
     def read(self, dids: Iterable[Did]) -> None:
         """Read all that is said about `dids` into `about`."""
@@ -125,6 +133,10 @@ class Draft:
         entry = self._before[did]
         assert entry is None or isinstance(entry, DidEntry)
         return entry
+
+    def derived(self) -> Derived:
+        """What came of it."""
+        return Derived(self.entries, self.conflicts, self._before)
 
     def put(self, fact: Fact, entry: Optional[Entry], conflicts: list[Conflict]) -> None:
         self.entries[fact] = entry

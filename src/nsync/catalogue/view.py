@@ -8,7 +8,9 @@ anew: the oracle that the incremental use is held against.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
+from types import MappingProxyType
 from typing import Any, Optional
 
 from nsync.catalogue import collections, identity
@@ -16,7 +18,7 @@ from nsync.catalogue.dids import derive_dids
 from nsync.catalogue.edges import derive_attachments, seals_of
 from nsync.catalogue.entries import Conflict, ConstituentEntry, DidEntry, Entry, ReplicaEntry, RseEntry, ScopeEntry, stamps_of
 from nsync.catalogue.rules import Reader, attachable_key
-from nsync.catalogue.state import Derived, Draft, Hanging, Node, State
+from nsync.catalogue.state import About, Derived, Draft, Hanging, Node, State
 from nsync.namespace import fields
 from nsync.namespace.keys import Attachment, Attribute, Constituent, Did, Fact, Key, Replica, Rse, Scope, fact_of
 
@@ -30,9 +32,16 @@ _SEALING = (fields.CLOSED, fields.OPENDATA)
 """What decides which attachments of a collection show."""
 
 
-def derive(state: State, reader: Reader, touched: Collection[Key]) -> Derived:
-    """The entries and conflicts of every fact that statements about the `touched` keys can have changed."""
-    return _Derivation(Draft(state, reader)).run(set(touched))
+NOBODY: Mapping[Did, About] = MappingProxyType({})
+
+
+def derive(state: State, reader: Reader, touched: Collection[Key], new: Mapping[Did, About] = NOBODY) -> Derived:
+    """The entries and conflicts of every fact that statements about the `touched` keys can have changed.
+
+    `new`: DIDs of which nothing was known, with all that counts about them, so that nothing has to be asked. No statement has them at
+    its other end (`other_end`), and none asks for a name.
+    """
+    return _Derivation(Draft(state, reader)).run(set(touched), new)
 
 
 class _Facts:
@@ -56,18 +65,20 @@ class _Derivation:
         self.state = draft.state
         self.reader = draft.reader
 
-    def run(self, touched: set[Key]) -> Derived:
-        facts = _Facts(fact_of(key) for key in touched)
+    def run(self, touched: set[Key], new: Mapping[Did, About]) -> Derived:
+        facts = _Facts(chain(map(fact_of, touched), (fact_of(key) for about in new.values() for key in about.slots)))
+        for did, about in new.items():
+            self.draft.add_new(did, about)
         self._scopes(facts.scopes)
         derive_dids(self.draft, set(facts.dids))
         self._rses(facts.rses)
-        nodes = self._nodes(touched)
+        nodes = self._nodes(touched).difference(new)
         late = self._late(touched, nodes)
         hanging = _Facts(self._hanging_on(nodes).union(late, facts.attachments, facts.constituents, facts.replicas))
         derive_attachments(self.draft, hanging.attachments, {node for node in nodes if isinstance(node, Did)})
         self._constituents(hanging.constituents)
         self._replicas(hanging.replicas)
-        return Derived(self.draft.entries, self.draft.conflicts)
+        return self.draft.derived()
 
     # ---- what the change concerns
 

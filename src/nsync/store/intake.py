@@ -24,6 +24,7 @@ from nsync.log.stored import GAP, Receipt
 from nsync.namespace import codec
 from nsync.store import schema
 from nsync.store.bulk import bulk_insert
+from nsync.store.collector import collector_paused
 from nsync.store.lines import SqlLines
 
 WAITING_SEGMENTS_MAX = 1024
@@ -34,6 +35,7 @@ _SEGMENT_COLUMNS = ("branch", "first", "last", "hash", "commits", "size", "heade
 _OP_COLUMNS = ("branch", "seq", "stamp_ms", "stamp_logical", "raw")
 
 
+@collector_paused()
 def decode_batch(frames: Sequence[bytes], authority: Authority, verify: Verify) -> tuple[list[Segment], list[str]]:
     """The segments of `frames` with everything checked that needs no database, and a text for each that fails."""
     segments, rejected = [], []
@@ -75,6 +77,7 @@ class Intake:
         self._new: set[bytes] = set()
         self._next_id = max(lines.branches, default=0) + 1
 
+    @collector_paused()
     def store(self, segments: Sequence[Segment]) -> Receipt:
         """Store those of `segments`, checked by `decode_batch`, that continue their logs. Known ones count for nothing."""
         known = self._known(segments)

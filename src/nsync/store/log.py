@@ -27,9 +27,11 @@ from nsync.namespace.keys import Fact
 from nsync.store import recovery, schema, serving
 from nsync.store.adoption import adopt
 from nsync.store.bulk import bulk_insert
+from nsync.store.collector import collector_paused
 from nsync.store.compaction import compact
 from nsync.store.intake import Intake, decode_batch
 from nsync.store.lines import BranchRow, SqlLines
+from nsync.store.rebuild import rebuild
 from nsync.store.state import SqlState
 
 _SEGMENT, _BRANCH = schema.segment.c, schema.branch.c
@@ -207,6 +209,7 @@ class SqlLog:
         self.connection.execute(update(schema.branch).where(_BRANCH.id == branch.id).values(refused=reason))
         self.lines.forget()
 
+    @collector_paused()
     def _apply(self, changeset: _Changeset, deps: Sequence[tuple[Header, list[Mark]]], catalogue: bool = True) -> Applied:
         branch, headers = changeset.branch, changeset.headers
         before = self.state.readings()
@@ -245,8 +248,8 @@ class SqlLog:
         return frozenset(self.state.settle(before))
 
     def rebuild(self) -> int:
-        """Derive the catalogue anew from all that counts, in bounded memory; returns how many keys there are."""
-        return self.state.rebuild()
+        """Derive the catalogue anew from all that counts, in bounded memory; returns how many ops were read."""
+        return rebuild(self.state)
 
     def compact(self) -> int:
         """Collect below the newest floor what it lets go (R4.7); returns how many ops went."""

@@ -57,7 +57,8 @@ class Shown:
 
     def update(self, derived: Derived) -> set[Fact]:
         """Write what was derived; returns the facts whose entries changed."""
-        before = self.entries(derived.entries.keys())
+        before = {**self.entries(derived.entries.keys() - derived.before.keys())}
+        before.update((fact, entry) for fact, entry in derived.before.items() if entry is not None)
         changed = {fact for fact, entry in derived.entries.items() if entry != before.get(fact)}
         self._show(derived, before, changed)
         self._note(derived)

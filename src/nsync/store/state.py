@@ -33,13 +33,11 @@ from nsync.store import kept, schema
 from nsync.store.bulk import bulk_insert
 from nsync.store.index import Listing, numbers
 from nsync.store.lines import BranchRow, SqlLines
+from nsync.store.news import News
 from nsync.store.shown import Shown
 from nsync.store.statements import Op, Statements, read_op
 
 _GUEST = schema.guest.c
-
-REBUILT_NODES = 4096
-"""Nodes of the index whose keys are derived together when the catalogue is rebuilt."""
 
 CATALOGUE = "catalogue"
 """Under which the version of the rules is kept that the catalogue was derived by."""
@@ -64,6 +62,8 @@ class SqlState:
         self.authority = Authority(lines.charter)
         self.touched: set[Any] = set()
         """Keys, in their wire form."""
+        self.until: Optional[dict[int, int]] = None
+        """How far the logs are looked at, while the catalogue is rebuilt: branch → seq."""
         self._taken: list[Mark] = []
         """Ops that were taken in, may count for nothing, and are not judged yet."""
 
@@ -82,6 +82,11 @@ class SqlState:
         """What was said."""
         return Statements(self.connection, self.lines, self.rulings, numbers(self.connection))
 
+    @cached_property
+    def news(self) -> News:
+        """What may be all there is to know about files."""
+        return News(self.statements, self.lines, self._sole)
+
     # ---- what `derive` asks
 
     def slots(self, wanted: Collection[Key]) -> Mapping[Key, Sequence[Slot]]:
@@ -98,7 +103,7 @@ class SqlState:
         return self.shown.conflicts(facts)
 
     def hanging_on(self, nodes: Collection[Node]) -> Iterable[Hanging]:
-        return self.statements.hanging_on(nodes)
+        return self.statements.hanging_on(nodes, self.news.marks, self.until)
 
     def late_in(self, seals: Mapping[Did, Sequence[Slot]]) -> Iterable[Attachment]:
         """What is hidden for another reason than that an end is missing has a conflict; what a seal has not seen is listed after it."""
@@ -150,12 +155,14 @@ class SqlState:
             if wire[0] == STATEMENTS_KIND:
                 mark, op = Mark(branch.id, seq), read_op(header.stamp, wire)
                 listing.add(seq, op.says)
+                self.statements.remember(mark, op)
+                if self.news.offer(mark, op, me):
+                    continue
                 deciders = self.who_decides(op.says, me)
                 guests += [(home, *mark) for home in deciders]
                 if deciders or any(self._is_nobodys(key, me) for key in op.says):
                     self._taken.append(mark)
                 self.touched.update(op.says)
-                self.statements.remember(mark, op)
             elif wire[0] == GRANT_KIND:
                 grants.append((branch.id, seq))
             elif wire[0] == REVOKE_KIND:
@@ -181,6 +188,17 @@ class SqlState:
     def _homes_of(self) -> dict[Optional[str], frozenset[str]]:
         return {}
 
+    def _sole(self, scope: str) -> Optional[str]:
+        """The instance that alone has ever decided about `scope`, and still does."""
+        if scope not in self._soles:
+            eras = self.rulings.eras(scope)
+            self._soles[scope] = eras[0].home.name if len(eras) == 1 and eras[0].until is None else None
+        return self._soles[scope]
+
+    @cached_property
+    def _soles(self) -> dict[str, Optional[str]]:
+        return {}
+
     def _namers(self, value: Any) -> set[str]:
         """The instance that decides who bears the DOI `value`."""
         home = self.lines.charter.doi_home(value) if isinstance(value, str) else None
@@ -194,15 +212,17 @@ class SqlState:
 
     def settle(self, before: Readings) -> set[Fact]:
         """Bring the catalogue up to date; returns the facts whose entries changed."""
-        self._check_catalogue()
+        version, known = str(CATALOGUE_VERSION).encode(), kept.read(self.connection, CATALOGUE)
+        if known is None:
+            self.is_caught_up()
+        assert known in (None, version), "the catalogue is behind, or of other rules: rebuild it first"
         self.__dict__.pop("rulings", None)
         self.statements.ruled_by(self.rulings)
         for mark in self._revoked:
             self._touch_revoked(mark)
         self._touch_moved(before)
-        changed = self.refresh(self.touched)
-        self.touched, self._revoked[:] = set(), []
-        return changed
+        self._revoked.clear()
+        return self.derive()
 
     def judge_by(self, charter: Charter) -> None:
         """Judge by another charter from here on (store.adoption)."""
@@ -212,6 +232,7 @@ class SqlState:
         self.__dict__.pop("rulings", None)
         self.statements.ruled_by(self.rulings)
         self._homes_of.clear()
+        self._soles.clear()
 
     def who_decides(self, says: Mapping[Any, Any], me: str) -> set[str]:
         """The instances, but `me`, that decide or decided about what an op says."""
@@ -233,33 +254,24 @@ class SqlState:
         self._taken = []
         return count
 
-    def _check_catalogue(self) -> None:
-        """What is derived adds up only to what was derived by the same rules."""
-        version, known = str(CATALOGUE_VERSION).encode(), kept.read(self.connection, CATALOGUE)
-        if known is None:
-            kept.write(self.connection, CATALOGUE, version)
-        assert known in (None, version), "the catalogue is behind, or of other rules: rebuild it first"
+    def is_caught_up(self) -> None:
+        """Keep by which rules the catalogue is derived, since what is derived adds up only to what was derived by the same."""
+        kept.write(self.connection, CATALOGUE, str(CATALOGUE_VERSION).encode())
 
     def defer(self) -> set[Fact]:
         """Leave the catalogue as it is: it is behind from here on, until `rebuild`."""
         kept.write(self.connection, CATALOGUE, b"behind")
         self.touched, self._revoked[:] = set(), []
+        self.__dict__.pop("news", None)
         return set()
 
-    def rebuild(self) -> int:
-        """Derive the catalogue anew, a stretch of the index at a time; returns how many keys there are."""
-        self.shown.clear()
-        count, after = 0, -(1 << 63)
-        while nodes := self.statements.nodes_after(after, REBUILT_NODES):
-            keys = self.statements.keys_at(nodes)
-            self.shown.update(derive(self, Reader(self.rulings), keys))
-            count, after = count + len(keys), nodes[-1]
-        kept.write(self.connection, CATALOGUE, str(CATALOGUE_VERSION).encode())
-        return count
-
-    def refresh(self, touched: Collection[Key]) -> set[Fact]:
-        """Bring the catalogue up to date with the slots of `touched`; returns the facts whose entries changed."""
-        return self.shown.update(derive(self, Reader(self.rulings), {key_of(key) for key in touched}))
+    def derive(self) -> set[Fact]:
+        """Bring the catalogue up to date with what is touched and new; returns the facts whose entries changed."""
+        new, others = self.news.sort()
+        changed = self.shown.update(derive(self, Reader(self.rulings), others.union(map(key_of, self.touched)), new))
+        self.touched = set()
+        self.__dict__.pop("news", None)
+        return changed
 
     # ---- what is touched besides
 

@@ -182,24 +182,21 @@ class Statements:
 
     # ---- what else is listed
 
-    def hanging_on(self, nodes: Collection[Any]) -> set[Any]:
-        """Every attachment, constituent and replica about which something is said, with one of `nodes` at its other end."""
+    def hanging_on(self, nodes: Collection[Any], besides: Collection[Mark], until: Optional[Mapping[int, int]]) -> set[Any]:
+        """Every attachment, constituent and replica about which something is said, with one of `nodes` at its other end.
+
+        The ops at `besides` are left out, and so are those after `until` (branch → seq), if it is given.
+        """
         wanted = set(nodes)
         places = [Listed(self.numbers.node(node, HANGING), 0) for node in wanted]
-        facts = {key_of(key) for op in self._ops_at(places) for key in op.says if key[0] in _EDGES}
+        marks = self.at(places) if until is None else self._at_until(places, until)
+        facts = {key_of(key) for _, op in self.ops(marks.difference(besides)) for key in op.says if key[0] in _EDGES}
         return {fact for fact in facts if other_end(fact) in wanted}
 
-    def nodes_after(self, after: int, count: int) -> list[int]:
-        """The next `count` nodes of the index, without those under which only other ends are listed."""
-        query = select(_ABOUT.node).where(_ABOUT.node > after, _ABOUT.node.op("&")(3) != HANGING).distinct()
-        return list(self._connection.execute(query.order_by(_ABOUT.node).limit(count)).scalars())
-
-    def keys_at(self, nodes: Collection[int]) -> set[Key]:
-        """Every key about which something is said that is listed under one of `nodes`."""
-        wanted = set(nodes)
-        rows = self._listed("a.branch, a.seq", "a.node = t.x", [Listed(node, 0) for node in wanted])
-        ops = self.ops({Mark(row.branch, row.seq) for row in rows})
-        return {key_of(key) for _, op in ops for key in op.says if self.numbers.about(key).node in wanted}
+    def listed_times(self, counts: Sequence[Listed]) -> set[int]:
+        """Of nodes, each with a number, those under which as many ops are listed, under all kinds together."""
+        match, end = "a.node BETWEEN t.x AND t.x + 3", "GROUP BY t.x, t.y HAVING count(*) = t.y"
+        return {row.node for row in self._listed("t.x AS node", match, counts, end)}
 
     def unseen_in(self, parent: Did, seen: Mapping[int, int]) -> set[Any]:
         """Every attachment to `parent` of which something is said that is not in `seen` (branch → seq)."""
@@ -234,6 +231,11 @@ class Statements:
     def at(self, places: Collection[Listed]) -> set[Mark]:
         """The ops that are listed in `places`."""
         return {Mark(row.branch, row.seq) for row in self._listed("a.branch, a.seq", "a.node = t.x AND a.key = t.y", list(places))}
+
+    def _at_until(self, places: Collection[Listed], until: Mapping[int, int]) -> set[Mark]:
+        match = "a.node = t.x AND a.key = t.y AND a.branch = {} AND a.seq <= {}"
+        found = (row for branch, seq in until.items() for row in self._listed("a.branch, a.seq", match.format(branch, seq), list(places)))
+        return {Mark(row.branch, row.seq) for row in found}
 
     def _ops_at(self, places: Collection[Listed]) -> Iterator[Op]:
         return (op for _, op in self.ops(self.at(places)))

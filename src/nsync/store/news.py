@@ -1,0 +1,95 @@
+"""New files: all that is said about one is said in this stretch of one log, by its home alone, so that nothing about it is asked for.
+
+That is how most of what instances share comes: a file with what it is, where it belongs and where it lies. The rules for it are those
+of every other DID; only how its statements are found differs. Whether a file is new, one count in the index tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Callable, Optional
+
+from nsync.catalogue.opendata import name_of
+from nsync.catalogue.state import About
+from nsync.crdt import Slot
+from nsync.log.forks import Mark
+from nsync.namespace import fields
+from nsync.namespace.keys import Did, Key, key_of
+from nsync.store.index import Listed
+from nsync.store.lines import SqlLines
+from nsync.store.statements import Op, Statements
+
+_ANCHORED_BY_CHILD = (fields.ATTACHMENT, fields.CONSTITUENT)
+
+
+class News:
+    """The ops of a stretch that may be all there is about files."""
+
+    def __init__(self, statements: Statements, lines: SqlLines, sole: Callable[[str], Optional[str]]) -> None:
+        self._statements = statements
+        self._lines = lines
+        self._sole = sole
+        self._ops: dict[Any, list[tuple[Mark, Op]]] = {}
+        self.marks: set[Mark] = set()
+        """The ops about the files that were found to be new."""
+
+    def offer(self, mark: Mark, op: Op, me: str) -> bool:
+        """Take in an op of the instance `me` that speaks of one DID only, and that nobody else has a say in; tells whether it is one."""
+        did = self._subject(op.says, me)
+        if did is None:
+            return False
+        self._ops.setdefault(did, []).append((mark, op))
+        return True
+
+    def _subject(self, says: Mapping[Any, Any], me: str) -> Any:
+        """The DID, in its wire form, that everything is anchored at which an op says."""
+        subject = None
+        for key, value in says.items():
+            fact = key[2:] if key[0] == fields.ATTRIBUTE else key
+            tag = fact[0]
+            if tag in _ANCHORED_BY_CHILD:
+                did = (fields.DID, fact[3], fact[4])
+            elif tag == fields.REPLICA and fact[3] == me:
+                did = (fields.DID, fact[1], fact[2])
+            elif tag == fields.DID:
+                did = fact
+            else:
+                return None
+            if value is None or self._sole(fact[1]) != me or (subject is not None and did != subject):
+                return None
+            if key[0] == fields.ATTRIBUTE and name_of(key, "") is not None:
+                return None  # others may ask for the same name
+            subject = did
+        return subject
+
+    def sort(self) -> tuple[dict[Did, About], set[Key]]:
+        """The files that are new, with all that counts about them; and the keys that the other ops speak of."""
+        found: dict[Any, About] = {}
+        places: dict[int, Any] = {}
+        counts: list[Listed] = []
+        for did, ops in self._ops.items():
+            about = self._about(did, ops)
+            if about is not None:
+                found[did] = about
+                node = self._statements.numbers.node(did)
+                places[node] = did
+                counts.append(Listed(node, len(about.slots)))
+        new = {places[node] for node in self._statements.listed_times(counts)}
+        self.marks = {mark for did in new for mark, _ in self._ops[did]}
+        others = {key_of(key) for did, ops in self._ops.items() if did not in new for _, op in ops for key in op.says}
+        return {key_of(did): found[did] for did in new}, others  # type: ignore[misc]
+
+    def _about(self, did: Any, ops: list[tuple[Mark, Op]]) -> Optional[About]:
+        """What `ops` say of a file; None if it is none, or if a key is spoken of twice."""
+        slots: dict[Key, tuple[Slot]] = {}
+        said = 0
+        for mark, op in ops:
+            if not self._lines.stands(mark):
+                return None
+            said += len(op.says)
+            for key in op.says:
+                slots[key_of(key)] = (self._statements.slot_of(key, mark, op),)
+        claim = slots.get(did)
+        if claim is None or claim[0].value.type != fields.FILE or len(slots) < said:
+            return None
+        return About(slots, claim)
