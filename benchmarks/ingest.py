@@ -17,9 +17,10 @@ from benchmarks.subject import Store
 
 NAMES = (
     "ingest_new_ops_per_s",
-    "ingest_new_statements_per_s",
-    "ingest_stored_ops_per_s",
     "ingest_vs_executemany",
+    "ingest_new_files_per_s",
+    "ingest_files_vs_executemany",
+    "ingest_stored_files_per_s",
     "disk_overhead_bytes_per_op",
     "ingest_update_ops_per_s",
     "catalogue_rebuild_ops_per_s",
@@ -40,6 +41,7 @@ def measure(directory: Path, entries: int) -> Iterator[Row]:
     federation = Federation(directory, 1)
     stream = federation.publish_new(entries)
     say(f"{stream.ops:,} ops of {stream.raw_bytes / stream.ops:.0f} bytes are signed")
+    yield from apart(directory, entries)
     yield from new(directory, stream, rounds=3 if entries <= 50_000 else 1)
     store = Store(_url(directory, "store"))
     yield from deltas(store, federation, entries)
@@ -49,8 +51,31 @@ def measure(directory: Path, entries: int) -> Iterator[Row]:
     yield from memory(directory, stream)
 
 
+def apart(directory: Path, entries: int) -> Iterator[Row]:
+    """Ingest ops of one statement each, beside writing the same rows."""
+    stream = Federation(directory, 4).publish_new(entries, apart=True)
+    spent, bare, _ = beside(directory, stream, rounds=3 if entries <= 200_000 else 1)
+    what = "ops of one statement a second, verified, durable and joined into the state"
+    yield Row("ingest_new_ops_per_s", stream.ops / spent.wall_s, what, "executemany of the rows", stream.ops / bare.wall_s)
+    yield Row("ingest_vs_executemany", bare.cpu_s / spent.cpu_s, "of its rate, in CPU seconds")
+    stream.path.unlink()
+
+
 def new(directory: Path, stream: Stream, rounds: int) -> Iterator[Row]:
-    """Ingest `stream`, beside writing the same rows. The last round's database stays."""
+    """Ingest files with all that is known of them. The last round's database stays."""
+    spent, bare, stored = beside(directory, stream, rounds)
+    what = "file DIDs a second, with identity, parent and replica in one op; the catalogue comes after"
+    yield Row("ingest_new_files_per_s", stream.ops / spent.wall_s, what, "executemany of the rows", stream.ops / bare.wall_s)
+    yield Row("ingest_files_vs_executemany", bare.cpu_s / spent.cpu_s, "of its rate, in CPU seconds")
+    what = "of them a second verified and durable, which is when peers are told; the rest is applying"
+    yield Row("ingest_stored_files_per_s", stream.ops / stored, what)
+    sizes = [(directory / f"{name}.db").stat().st_size for name in ("store", "floor")]
+    over, under = ((size - stream.raw_bytes) / stream.ops for size in sizes)
+    yield Row("disk_overhead_bytes_per_op", over, "bytes of SQLite's file beyond the ops", "executemany of the rows", under)
+
+
+def beside(directory: Path, stream: Stream, rounds: int) -> tuple[Spent, Spent, float]:
+    """What it takes to ingest `stream`, and to write the same rows; and the seconds until all was stored."""
     ours, floor, storing = [], [], []
     for _ in range(rounds):
         for name in ("store", "floor"):
@@ -62,23 +87,7 @@ def new(directory: Path, stream: Stream, rounds: int) -> Iterator[Row]:
         floor.append(write_again(store.engine, target.engine, -(-stream.ops // CHANGESET_OPS)))
         store.close()
         target.close()
-    spent, bare = median(ours), median(floor)
-    yield Row(
-        "ingest_new_ops_per_s",
-        stream.ops / spent.wall_s,
-        "file DIDs a second, verified, durable and joined into the state; the catalogue comes after",
-        "executemany of the rows",
-        stream.ops / bare.wall_s,
-    )
-    yield Row("ingest_new_statements_per_s", stream.statements / spent.wall_s, "statements a second: the same, counted otherwise")
-    stored = stream.ops / statistics.median(storing)
-    yield Row(
-        "ingest_stored_ops_per_s", stored, "of them a second verified and durable, which is when peers are told; the rest is applying"
-    )
-    yield Row("ingest_vs_executemany", bare.cpu_s / spent.cpu_s, "of its rate, in CPU seconds")
-    sizes = [(directory / f"{name}.db").stat().st_size for name in ("store", "floor")]
-    over, under = ((size - stream.raw_bytes) / stream.ops for size in sizes)
-    yield Row("disk_overhead_bytes_per_op", over, "bytes of SQLite's file beyond the ops", "executemany of the rows", under)
+    return median(ours), median(floor), statistics.median(storing)
 
 
 def shown(store: Store, federation: Federation, stream: Stream) -> Iterator[Row]:

@@ -98,9 +98,9 @@ class Federation:
         self._stamp = Stamp(EPOCH_MS, 0)
         self._written = 0
 
-    def publish_new(self, n: int) -> Stream:
-        """`n` ops about things that nobody has seen, each author its share."""
-        sources = [(author, self._ops_of(author, index)) for index, author in enumerate(self.authors)]
+    def publish_new(self, n: int, apart: bool = False) -> Stream:
+        """`n` ops about things that nobody has seen, each author its share; `apart`: each statement is an op of its own."""
+        sources = [(author, self._ops_of(author, index, apart)) for index, author in enumerate(self.authors)]
         return self._write(self._rounds(sources, n))
 
     def publish_updates(self, n: int, changeset_ops: int = CHANGESET_OPS) -> Stream:
@@ -137,7 +137,7 @@ class Federation:
                 said += sum(len(wire_op(op)) - 1 for op in ops)
         return Stream(path, count, said, size)
 
-    def _ops_of(self, author: Author, index: int) -> Iterator[bytes]:
+    def _ops_of(self, author: Author, index: int, apart: bool) -> Iterator[bytes]:
         door = Protocol("root", f"eos.{author.name}.example.org", 1094, "/eos/opendata/", "gfal", 1, 1, 1)
         yield encode_op([Assert(author.rse, True), Assert(Attribute(author.rse, PROTOCOLS), (door,))])
         scopes: set[str] = set()
@@ -152,7 +152,8 @@ class Federation:
                 yield encode_op([Assert(Did(file.scope, dataset), Identity(DATASET))])
             if self.rng.random() < 1 / self.sampled:
                 self.sample.append((author, file))
-            yield encode_op(file_statements(file, author.rse))
+            said = file_statements(file, author.rse)
+            yield from map(encode_op, ([one] for one in said) if apart else [said])
 
 
 def file_statements(file: File, rse: Rse) -> list[Assert]:

@@ -20,7 +20,6 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from nsync.auth.keys import SigningKey
-from nsync.catalogue.entries import plain
 from nsync.clock import AHEAD_MS_MAX, STAMP_MAX, Stamp
 from nsync.log.segment import FRAME_BYTES_MAX, Dep, Segment, decode_frame
 from nsync.namespace import codec, keys
@@ -56,8 +55,8 @@ def ops(*statements: Statement) -> list[bytes]:
 
 def raw_op(*statements: Statement) -> bytes:
     """An op that no honest author could encode."""
-    wire = [(to_wire(s.key), plain(s.value)) if isinstance(s, Assert) else (to_wire(s.key),) for s in statements]
-    return codec.encode((1, *wire))
+    wire = [(to_wire(s.key), s.value) if isinstance(s, Assert) else (to_wire(s.key),) for s in statements]
+    return codec.pack((1, *wire))
 
 
 def from_cms(*statements: Statement, **changes: Any) -> Segment:

@@ -101,13 +101,8 @@ _KINDS: dict[int, type] = {
 }
 
 
-def plain(value: Any) -> Any:
-    """Named tuples as plain tuples, for the codec."""
-    return tuple(plain(item) for item in value) if isinstance(value, tuple) else value
-
-
 def entry_from_wire(fact: Fact, wire: tuple[Any, ...]) -> Entry:
-    """The entry of `fact` that `plain` made `wire` from."""
+    """The entry of `fact` that was written as the plain tuples `wire`."""
     entry: Entry = _KINDS[fact[0]](*wire)
     if isinstance(entry, DidEntry):
         return entry._replace(identity=Identity(*entry.identity))

@@ -78,6 +78,8 @@ class Derived(NamedTuple):
     conflicts: Mapping[Fact, Sequence[Conflict]]
     before: Mapping[Fact, Optional[Entry]]
     """What was shown, as far as `derive` had to know."""
+    new: Collection[Fact] = ()
+    """Of these nothing was known: they have neither an entry nor conflicts yet."""
 
 
 class Draft:
@@ -91,6 +93,7 @@ class Draft:
         self.about: dict[Did, About] = {}
         """What was read about DIDs."""
         self._before: dict[Fact, Optional[Entry]] = {}
+        self._new: set[Fact] = set()
 
     def load(self, facts: Iterable[Fact]) -> None:
         """Read what the catalogue shows of `facts`, so that `before` and `now` can tell."""
@@ -103,8 +106,9 @@ class Draft:
     def add_new(self, did: Did, about: About) -> None:
         """Take in a DID of which nothing was known; what is anchored there is new too, and nothing else hangs on it."""
         self.about[did] = about
-        self._before[did] = None
-        self._before.update((fact_of(key), None) for key in about.slots)
+        facts = set(map(fact_of, about.slots))
+        self._new |= facts
+        self._before.update(dict.fromkeys(facts))
 
     def read(self, dids: Iterable[Did]) -> None:
         """Read all that is said about `dids` into `about`."""
@@ -136,7 +140,7 @@ class Draft:
 
     def derived(self) -> Derived:
         """What came of it."""
-        return Derived(self.entries, self.conflicts, self._before)
+        return Derived(self.entries, self.conflicts, self._before, self._new)
 
     def put(self, fact: Fact, entry: Optional[Entry], conflicts: list[Conflict]) -> None:
         self.entries[fact] = entry

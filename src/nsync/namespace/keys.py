@@ -265,7 +265,8 @@ def check_key(wire: Any) -> None:
     if len(wire) != len(limits) + 1:
         raise RejectedSegment(f"{show(wire)} is no key: it needs {len(limits)} names")
     for name, limit in zip(wire[1:], limits):
-        check_text(name, "name", limit)
+        if type(name) is not str or not 0 < len(name) <= limit or not name.isprintable():  # every name comes by here
+            check_text(name, "name", limit)
 
 
 def check_value(key: Wire, value: Any) -> Any:

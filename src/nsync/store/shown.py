@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Table, delete, select, text
 
-from nsync.catalogue.entries import Conflict, Entry, entry_from_wire, plain
+from nsync.catalogue.entries import Conflict, Entry, entry_from_wire
 from nsync.catalogue.state import Derived
 from nsync.namespace import codec, fields
 from nsync.namespace.keys import Attachment, Did, Fact, Scope, key_bytes
@@ -57,7 +57,7 @@ class Shown:
 
     def update(self, derived: Derived) -> set[Fact]:
         """Write what was derived; returns the facts whose entries changed."""
-        before = {**self.entries(derived.entries.keys() - derived.before.keys())}
+        before = self.entries(derived.entries.keys() - derived.before.keys())
         before.update((fact, entry) for fact, entry in derived.before.items() if entry is not None)
         changed = {fact for fact, entry in derived.entries.items() if entry != before.get(fact)}
         self._show(derived, before, changed)
@@ -71,11 +71,11 @@ class Shown:
             if shown is None:
                 gone.append(keyed.indexed(fact))
             elif fact in before:
-                moved.append({"at": keyed.indexed(fact), "now": codec.encode(plain(shown))})
+                moved.append({"at": keyed.indexed(fact), "now": codec.pack(shown)})
             else:
                 scope = fact.scope if isinstance(fact, (Scope, Did)) else None
                 name = keyed.name(fact.name) if isinstance(fact, Did) else None
-                fresh.append((*keyed.columns(fact), fact[0], scope, name, codec.encode(plain(shown))))
+                fresh.append((*keyed.columns(fact), fact[0], scope, name, codec.pack(shown)))
         columns = ("key", "whole", "kind", "scope", "name", "entry")
         bulk_insert(self.connection, schema.entry.name, columns, sorted(fresh, key=lambda row: row[0]))
         if moved:
@@ -85,8 +85,8 @@ class Shown:
 
     def _note(self, derived: Derived) -> None:
         """Replace the conflicts of every fact that was looked at, where they differ."""
-        held = self.conflicts(derived.conflicts.keys())
-        moved = {fact for fact, found in derived.conflicts.items() if sorted(found) != held.get(fact, [])}
+        held = self.conflicts(derived.conflicts.keys() - derived.new)
+        moved = {fact for fact, found in derived.conflicts.items() if (found or fact in held) and sorted(found) != held.get(fact, [])}
         for chunk in chunks([keyed.indexed(fact) for fact in moved if fact in held]):
             self.connection.execute(delete(schema.conflict).where(_CONFLICT.key.in_(chunk)))
         rows = [(*keyed.columns(fact), *found) for fact in sorted(moved, key=key_bytes) for found in derived.conflicts[fact]]

@@ -17,7 +17,7 @@ import io
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Optional
+from typing import Callable, Optional, TypeVar
 
 import aiohttp
 
@@ -39,6 +39,8 @@ KEEPALIVE_S = 20.0
 """Shorter than the server's, so that a request never meets a connection that is being closed."""
 
 PEER_CONNECTIONS_MAX = 2
+
+T = TypeVar("T")
 
 
 def open_session(source_address: Optional[str] = None) -> aiohttp.ClientSession:
@@ -69,8 +71,7 @@ class PeerClient:
 
     async def hello(self, digest: bytes) -> wire.HelloReply:
         """Whether the peer's heads have `digest`, and its heads if not."""
-        async with self._post("hello", wire.encode_hello(digest), HELLO_S_MAX) as response:
-            return wire.decode_hello_reply(await _read(response, wire.HEADS_BYTES_MAX))
+        return await self.ask("hello", wire.encode_hello(digest), wire.HEADS_BYTES_MAX, wire.decode_hello_reply)
 
     async def pull(self, have: Have, take: Take) -> None:
         """Give `take` what the peer has beyond `have`. When the stream breaks, what came whole before is taken first."""
@@ -85,8 +86,12 @@ class PeerClient:
 
     async def push(self, frames: Sequence[bytes]) -> Receipt:
         """Give the peer one batch of frames (BATCH_BYTES_MAX) to store."""
-        async with self._post("push", wire.encode_frames(frames), 2 * wire.BODY_S_MAX) as response:
-            return wire.decode_receipt(await _read(response, wire.RECEIPT_BYTES_MAX))
+        return await self.ask("push", wire.encode_frames(frames), wire.RECEIPT_BYTES_MAX, wire.decode_receipt, 2 * wire.BODY_S_MAX)
+
+    async def ask(self, verb: str, body: bytes, bytes_max: int, decode: Callable[[bytes], T], s_max: float = HELLO_S_MAX) -> T:
+        """What `decode` makes of the answer, of at most `bytes_max`, to a request that is answered with one message (server.Verb)."""
+        async with self._post(verb, body, s_max) as response:
+            return decode(await _read(response, bytes_max))
 
     @asynccontextmanager
     async def _post(self, verb: str, body: bytes, total_s_max: float) -> AsyncIterator[aiohttp.ClientResponse]:

@@ -23,11 +23,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from functools import partial
-from typing import Callable, Optional
+from typing import Callable, NamedTuple, Optional
 
 from aiohttp import web
 
@@ -50,6 +50,16 @@ PEER_EXCHANGES_MAX = 2
 RETRY_AFTER_S = 1
 
 Answer = Callable[[web.Request, Instance, bytes], Awaitable[web.StreamResponse]]
+"""Given the request, the member that makes it, and its body."""
+
+
+class Verb(NamedTuple):
+    """One kind of request that members may make: POST to `wire.PATH` and its name."""
+
+    name: str
+    bytes_max: int
+    """Of the body."""
+    answer: Answer
 
 
 class Server:
@@ -64,38 +74,40 @@ class Server:
         on_received: OnReceived,
         now_ms: Callable[[], int] = wall_ms,
         body_s_max: float = wire.BODY_S_MAX,
+        verbs: Iterable[Verb] = (),
     ) -> None:
-        """`on_received`: usually `Gossip.received`, which tells the node, and soon some other peers."""
+        """`on_received`: usually `Gossip.received`, which tells the node, and soon some other peers. `verbs`: others than the log's."""
         self._log = LogDoor(log, executor, on_received)
         self._verifier = Verifier(charter, me.author)
         self._now_ms = now_ms
         self._body_s_max = body_s_max
         self._busy: Counter[str] = Counter()
+        self._verbs = (
+            Verb("hello", wire.HELLO_BYTES_MAX, self._hello),
+            Verb("pull", wire.HAVE_BYTES_MAX, self._pull),
+            Verb("push", wire.BODY_BYTES_MAX, self._push),
+            *verbs,
+        )
 
     def app(self) -> web.Application:
         """A new application; serve it with `Listener`. Other routes may be added to it."""
         app = web.Application()
         app.router.add_get("/ping", self._ping, allow_head=False)
-        verbs: dict[str, tuple[int, Answer]] = {
-            "hello": (wire.HELLO_BYTES_MAX, self._hello),
-            "pull": (wire.HAVE_BYTES_MAX, self._pull),
-            "push": (wire.BODY_BYTES_MAX, self._push),
-        }
-        for verb, (bytes_max, answer) in verbs.items():
-            app.router.add_post(wire.PATH + verb, partial(self._serve, bytes_max, answer))
+        for verb in self._verbs:
+            app.router.add_post(wire.PATH + verb.name, partial(self._serve, verb))
         return app
 
     async def _ping(self, _: web.Request) -> web.StreamResponse:
         return web.json_response({"version": __version__})
 
-    async def _serve(self, bytes_max: int, answer: Answer, request: web.Request) -> web.StreamResponse:
+    async def _serve(self, verb: Verb, request: web.Request) -> web.StreamResponse:
         try:
             caller = self._verifier.check(request.headers.get("Authorization", ""), request.method, request.path, self._now_ms())
             with self._place(caller.instance.name):
-                body = await self._body(request, bytes_max)
+                body = await self._body(request, verb.bytes_max)
                 if body_digest(body) != caller.body_digest:
                     raise NotAuthorised(f"{caller.instance.name}: the body is not the one that was signed")
-                return await answer(request, caller.instance, body)
+                return await verb.answer(request, caller.instance, body)
         except NotAuthorised as error:
             logger.info("refused a request from %s: %s", request.remote, error)
             response = web.Response(status=401)
