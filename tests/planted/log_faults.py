@@ -158,7 +158,7 @@ LOG_FAULTS = (
     ),
     Fault(
         "no files are new",
-        method(News, "offer", lambda self, mark, op, me: False),
+        method(News, "offer", lambda self, mark, op: False),
         f"{NEWS}::test_a_new_file_of_its_home_is_recognised",
     ),
     # ---- admission and delivery

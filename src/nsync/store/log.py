@@ -216,7 +216,7 @@ class SqlLog:
         for header, marks in deps:
             self.state.see(branch, header, self.lines.grow(branch.id, header.first, marks))
             ops = serving.ops_of(self.connection, branch.id, header.first, header.last)
-            self.state.take(branch, header, ops)
+            self.state.take(branch, header, ops, catalogue)
         failpoint("log-slots-joined")
         self._advance(branch, headers[-1])
         failpoint("log-head-advanced")

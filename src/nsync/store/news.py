@@ -7,9 +7,8 @@ of every other DID; only how its statements are found differs. Whether a file is
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
-from nsync.catalogue.opendata import name_of
 from nsync.catalogue.state import About
 from nsync.crdt import Slot
 from nsync.log.forks import Mark
@@ -19,48 +18,24 @@ from nsync.store.index import Listed
 from nsync.store.lines import SqlLines
 from nsync.store.statements import Op, Statements
 
-_ANCHORED_BY_CHILD = (fields.ATTACHMENT, fields.CONSTITUENT)
-
 
 class News:
     """The ops of a stretch that may be all there is about files."""
 
-    def __init__(self, statements: Statements, lines: SqlLines, sole: Callable[[str], Optional[str]]) -> None:
+    def __init__(self, statements: Statements, lines: SqlLines) -> None:
         self._statements = statements
         self._lines = lines
-        self._sole = sole
         self._ops: dict[Any, list[tuple[Mark, Op]]] = {}
         self.marks: set[Mark] = set()
         """The ops about the files that were found to be new."""
 
-    def offer(self, mark: Mark, op: Op, me: str) -> bool:
-        """Take in an op of the instance `me` that speaks of one DID only, and that nobody else has a say in; tells whether it is one."""
-        did = self._subject(op.says, me)
+    def offer(self, mark: Mark, op: Op) -> bool:
+        """Take in an op that nobody but its author has a say in, if it speaks of one DID only; tells whether it does."""
+        did = _subject(op.says)
         if did is None:
             return False
         self._ops.setdefault(did, []).append((mark, op))
         return True
-
-    def _subject(self, says: Mapping[Any, Any], me: str) -> Any:
-        """The DID, in its wire form, that everything is anchored at which an op says."""
-        subject = None
-        for key, value in says.items():
-            fact = key[2:] if key[0] == fields.ATTRIBUTE else key
-            tag = fact[0]
-            if tag in _ANCHORED_BY_CHILD:
-                did = (fields.DID, fact[3], fact[4])
-            elif tag == fields.REPLICA and fact[3] == me:
-                did = (fields.DID, fact[1], fact[2])
-            elif tag == fields.DID:
-                did = fact
-            else:
-                return None
-            if value is None or self._sole(fact[1]) != me or (subject is not None and did != subject):
-                return None
-            if key[0] == fields.ATTRIBUTE and name_of(key, "") is not None:
-                return None  # others may ask for the same name
-            subject = did
-        return subject
 
     def sort(self) -> tuple[dict[Did, About], set[Key]]:
         """The files that are new, with all that counts about them; and the keys that the other ops speak of."""
@@ -93,3 +68,23 @@ class News:
         if claim is None or claim[0].value.type != fields.FILE or len(slots) < said:
             return None
         return About(slots, claim)
+
+
+def _subject(says: Mapping[Any, Any]) -> Any:
+    """The DID, in its wire form, that all is anchored at which an op says; None if it takes something back, or there is no such DID."""
+    subject = None
+    for key, value in says.items():
+        fact = key[2:] if key[0] == fields.ATTRIBUTE else key
+        tag = fact[0]
+        if tag == fields.ATTACHMENT or tag == fields.CONSTITUENT:
+            did = (fields.DID, fact[3], fact[4])
+        elif tag == fields.REPLICA:
+            did = (fields.DID, fact[1], fact[2])
+        elif tag == fields.DID:
+            did = fact
+        else:
+            return None
+        if value is None or (subject is not None and did != subject):
+            return None
+        subject = did
+    return subject

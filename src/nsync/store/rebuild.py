@@ -50,8 +50,7 @@ def _derive(state: SqlState, stretch: Sequence[_Run]) -> int:
         state.until[run.branch] = run.last
         for mark, op in state.statements.ops([Mark(run.branch, seq) for seq in range(run.first, run.last + 1)]):
             count += 1
-            if not state.news.offer(mark, op, me):
-                state.touched.update(op.says)
+            state.note(mark, op, state.is_sole_word(op.says, me))
     state.derive()
     return count
 

@@ -18,7 +18,7 @@ from nsync.authority.effective import Authority
 from nsync.authority.rulings import VOID, WAITING, Ruling, Rulings, owner_of
 from nsync.catalogue.entries import Conflict, Entry
 from nsync.catalogue.explain import Explanation, Word, entries_needed, explain
-from nsync.catalogue.opendata import Name, name_of
+from nsync.catalogue.opendata import NAMES, Name, name_of
 from nsync.catalogue.rules import Reader
 from nsync.catalogue.state import About, Hanging, Node
 from nsync.catalogue.view import VERSION as CATALOGUE_VERSION
@@ -85,7 +85,7 @@ class SqlState:
     @cached_property
     def news(self) -> News:
         """What may be all there is to know about files."""
-        return News(self.statements, self.lines, self._sole)
+        return News(self.statements, self.lines)
 
     # ---- what `derive` asks
 
@@ -143,8 +143,8 @@ class SqlState:
         for other, (before, now) in grown.items():
             self._touch_guests(other, before, now, branch.author)
 
-    def take(self, branch: BranchRow, header: Header, ops: Sequence[bytes]) -> None:
-        """Index the ops of a segment."""
+    def take(self, branch: BranchRow, header: Header, ops: Sequence[bytes], catalogue: bool) -> None:
+        """Index the ops of a segment; with `catalogue`, note what it has to be brought up to date with."""
         listing = Listing(self.statements.numbers, branch.id)
         guests, grants, revocations = [], [], []
         me = self.authority.name(branch.author)
@@ -155,14 +155,14 @@ class SqlState:
             if wire[0] == STATEMENTS_KIND:
                 mark, op = Mark(branch.id, seq), read_op(header.stamp, wire)
                 listing.add(seq, op.says)
-                self.statements.remember(mark, op)
-                if self.news.offer(mark, op, me):
-                    continue
-                deciders = self.who_decides(op.says, me)
-                guests += [(home, *mark) for home in deciders]
-                if deciders or any(self._is_nobodys(key, me) for key in op.says):
-                    self._taken.append(mark)
-                self.touched.update(op.says)
+                sole = self.is_sole_word(op.says, me)
+                if not sole:
+                    deciders = self.who_decides(op.says, me)
+                    guests += [(home, *mark) for home in deciders]
+                    if deciders or any(self._is_nobodys(key, me) for key in op.says):
+                        self._taken.append(mark)
+                if catalogue:
+                    self.note(mark, op, sole)
             elif wire[0] == GRANT_KIND:
                 grants.append((branch.id, seq))
             elif wire[0] == REVOKE_KIND:
@@ -172,6 +172,25 @@ class SqlState:
         bulk_insert(self.connection, schema.grant.name, ("branch", "seq"), grants)
         bulk_insert(self.connection, schema.revocation.name, ("branch", "seq", "grant_author", "grant_seq"), revocations)
         self._revoked += [Mark(branch.id, seq) for _, seq, _, _ in revocations]
+
+    def note(self, mark: Mark, op: Op, sole: bool) -> None:
+        """The catalogue has to be brought up to date with an op; `sole`: `is_sole_word`."""
+        self.statements.remember(mark, op)
+        if not sole or not self.news.offer(mark, op):
+            self.touched.update(op.says)
+
+    def is_sole_word(self, says: Mapping[Any, Any], me: str) -> bool:
+        """Whether nobody but `me` has, or ever had, a say in anything that an op says."""
+        for key in says:
+            fact = key[2:] if key[0] == fields.ATTRIBUTE else key
+            if fact[0] == fields.RSE:
+                if fact[1] != me:
+                    return False
+            elif self._sole(fact[1]) != me or (fact[0] == fields.REPLICA and fact[3] != me):
+                return False
+            elif key[0] == fields.ATTRIBUTE and key[1] in NAMES and fact[0] == fields.DID:
+                return False  # others may ask for the same name
+        return True
 
     def _is_nobodys(self, key: Any, me: str) -> bool:
         """Whether `me` cannot say anything about `key` that counts, and nobody decides about it."""
