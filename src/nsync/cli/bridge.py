@@ -10,11 +10,13 @@ from typing import Optional
 import click
 
 from nsync.auth.keys import verify
+from nsync.authority.effective import Authority
 from nsync.cli.output import as_json, fail
 from nsync.rucio_bridge import charters, triggers
 from nsync.rucio_bridge.guard import unknown_schema
 from nsync.store import migrations
 from nsync.store.database import writing
+from nsync.transport.times import wall_ms
 
 EXIT_ATTENTION = 4
 
@@ -80,6 +82,31 @@ def check(json_: bool) -> None:
 
 def _missing(names: list[str]) -> Optional[str]:
     return f"missing: {', '.join(names)}; run 'nsync bridge install'" if names else None
+
+
+@bridge.command()
+@click.option("--json", "json_", is_flag=True, help="Print JSON.")
+def rebuild(json_: bool) -> None:
+    """Derive the catalogue anew from the logs, and write the rows of what is different then.
+
+    Needed when a new nsync judges by other rules: the node says so, and applies nothing until then. Rucio's own writers wait
+    meanwhile: some 10 000 files a second. Exit codes: 0 done, 1 failed.
+    """
+    from nsync import config
+    from nsync.rucio_bridge.bridge import Bridge
+    from nsync.rucio_bridge.engine import get_engine
+
+    settings, engine = config.read(), get_engine()
+    with engine.connect() as connection:
+        charter = charters.in_force(connection, verify) or settings.charter
+    me = charter.by_name(settings.me.name)
+    if me is None:
+        fail(f"the charter in force names no instance {settings.me.name!r}")
+    moved = Bridge(engine, Authority(charter), me, settings.key.sign, verify, settings.rse_expression).rebuild(wall_ms())
+    if json_:
+        as_json({"changed": moved})
+    else:
+        click.echo(f"the catalogue is derived anew: {moved} entries are different")
 
 
 @bridge.command()

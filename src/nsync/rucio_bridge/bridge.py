@@ -160,6 +160,23 @@ class Bridge:
             REFUSED_SEGMENTS.labels(sender).inc()
         return Receipt(received.stored, tuple(rejected))
 
+    def rebuild(self, now_ms: int) -> int:
+        """Derive the catalogue anew, and write the rows of what is different then; returns how many facts that are.
+
+        For a catalogue that was derived by the rules of another nsync. It takes the write lock for as long as it lasts.
+        """
+        with self._writing() as session:
+            if not self._is_known_rucio(session):
+                raise ConfigError(f"nothing is rebuilt: {self._warned}")
+            self._publish(session, now_ms, catalogue=False)  # what was changed here is said before rows are written (R7.1)
+            log = SqlLog(session.connection(), self.authority)
+            log.state.shown.set_aside()
+            log.rebuild()
+            failpoint("rebuild-derived")
+            moved = log.state.shown.moved()
+            self._materialise(session, log, moved, "rebuilt catalogue", now_ms)
+        return len(moved)
+
     # ---- the two effects
 
     def work(self, now_ms: int, publish_only: bool = False) -> Worked:
@@ -224,8 +241,11 @@ class Bridge:
             query = select(func.max(schema.segment.c.arrival)).where(waits)
             return session.execute(query).scalar() or 0
 
-    def _publish(self, session: Session, now_ms: int) -> list[Applied]:
-        """Drain the outbox into a changeset of this instance's log, which has seen what was applied before this transaction (R7.1)."""
+    def _publish(self, session: Session, now_ms: int, catalogue: bool = True) -> list[Applied]:
+        """Drain the outbox into a changeset of this instance's log, which has seen what was applied before this transaction (R7.1).
+
+        Without `catalogue` what is said is not shown until a rebuild.
+        """
         log = SqlLog(session.connection(), self.authority)
         if not self._may_sign(log):
             return []
@@ -234,7 +254,8 @@ class Bridge:
         failpoint("publish-drained")
         if drained is None:
             return []
-        published = [log.publish(ops, self.me.author, self._sign, now_ms) for ops in changesets(drained.ops)] if drained.ops else []
+        ops = changesets(drained.ops) if drained.ops else ()
+        published = [log.publish(some, self.me.author, self._sign, now_ms, catalogue) for some in ops]
         capture.forget(drained.until)
         failpoint("publish-logged")
         for applied in published:

@@ -284,7 +284,7 @@ class SqlLog:
         """Compare this instance's own log with a peer's copy of it: one that has more, or another one, makes `author` read-only."""
         return recovery.heard(self.connection, self.lines, author, theirs)
 
-    def publish(self, ops: Sequence[bytes], author: AuthorId, sign: Sign, now_ms: int) -> Applied:
+    def publish(self, ops: Sequence[bytes], author: AuthorId, sign: Sign, now_ms: int, catalogue: bool = True) -> Applied:
         """Sign `ops` as a changeset that has seen everything applied here, store it and apply it: the way of a stranger's (STYLE 6)."""
         reason = self.read_only(author)
         assert reason is None and self.is_applied(author), f"one's own log is applied as it is written: {reason}"
@@ -308,7 +308,7 @@ class SqlLog:
         intake.flush()
         failpoint("publish-signed")
         (mine,) = (changeset for changeset in self._complete_changesets() if changeset.branch.author == author)
-        return self._apply(mine, self._check(mine))
+        return self._apply(mine, self._check(mine), catalogue)
 
     def _choose_deps(self, author: bytes, tip: int) -> list[Dep]:
         """The maximal heads that `author`'s log had not seen before (R4.1)."""

@@ -24,6 +24,7 @@ from nsync.catalogue.state import About, Hanging, Node
 from nsync.catalogue.view import VERSION as CATALOGUE_VERSION
 from nsync.catalogue.view import derive
 from nsync.crdt import Dot, Slot
+from nsync.errors import ConfigError
 from nsync.log.forks import Line, Mark, line_to
 from nsync.log.segment import GONE, Header
 from nsync.namespace import fields
@@ -234,7 +235,8 @@ class SqlState:
         version, known = str(CATALOGUE_VERSION).encode(), kept.read(self.connection, CATALOGUE)
         if known is None:
             self.is_caught_up()
-        assert known in (None, version), "the catalogue is behind, or of other rules: rebuild it first"
+        if known not in (None, version):
+            raise ConfigError("the catalogue is behind the logs, or was derived by the rules of another nsync; run 'nsync bridge rebuild'")
         self.__dict__.pop("rulings", None)
         self.statements.ruled_by(self.rulings)
         for mark in self._revoked:
