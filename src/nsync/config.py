@@ -5,6 +5,7 @@ Every mistake is a ConfigError that names the option, the value and what it shou
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -16,6 +17,7 @@ from nsync.auth.keys import SigningKey, verify
 from nsync.authority import amendments
 from nsync.authority.charter import Charter, Instance
 from nsync.errors import ConfigError
+from nsync.transport import tls
 
 SECTION = "nsync"
 PORT_MAX = 65535
@@ -41,6 +43,8 @@ class Settings:
     gossip_interval_s: float
     metrics: Optional[tuple[str, int]]
     """Where to serve Prometheus metrics, if at all."""
+    tls: Optional[ssl.SSLContext]
+    """What peers are answered with; None where a proxy ends TLS, or all are on this host."""
 
 
 def read() -> Settings:
@@ -62,6 +66,7 @@ def read() -> Settings:
             raise ConfigError(
                 f"[nsync] shared_scopes: the charter does not let {name} write in scope {scope!r}; drop it, or agree on a new charter"
             )
+    tls.check_urls(charter, _flag("allow_plain_http"))
     host, port = _address("listen", _option("listen"))
     metrics = _option("metrics", "")
     return Settings(
@@ -80,6 +85,7 @@ def read() -> Settings:
         sleep_time_s=_seconds("sleep_time", "0.5"),
         gossip_interval_s=_seconds("gossip_interval", "5.0"),
         metrics=_address("metrics", metrics) if metrics else None,
+        tls=tls.own_context(me, _path("tls_cert"), _path("tls_key")),
     )
 
 
@@ -114,6 +120,18 @@ def _seconds(name: str, default: str) -> float:
     if not 0 < seconds <= SECONDS_MAX:  # not a number is neither
         raise ConfigError(f"[nsync] {name} = {value}: it should be a number of seconds, more than 0 and at most {SECONDS_MAX}")
     return seconds
+
+
+def _flag(name: str) -> bool:
+    value = _option(name, "false")
+    if value.lower() not in ("true", "false"):
+        raise ConfigError(f"[nsync] {name} = {value}: it should be true or false")
+    return value.lower() == "true"
+
+
+def _path(name: str) -> Optional[Path]:
+    value = _option(name, "")
+    return Path(value) if value else None
 
 
 def _option(name: str, default: Optional[str] = None) -> str:

@@ -77,7 +77,7 @@ class Node:
         server = Server(self.settings.charter, self.settings.me, self.bridge, self._reader, self.gossip.received)
         listener = Listener(server.app())
         try:
-            port = await listener.start(self.settings.host, self.settings.port)
+            port = await listener.start(self.settings.host, self.settings.port, self.settings.tls)
         except OSError as error:
             where = f"{self.settings.host}:{self.settings.port}"
             raise ConfigError(f"[nsync] listen = {where}: {error.strerror}; does a node run here already?") from error

@@ -13,10 +13,11 @@ from nsync.catalogue import writer
 
 NAMES = ("atlas", "cms", "belle2")
 KEYS = {name: SigningKey(bytes([index + 1]) * 32) for index, name in enumerate(NAMES)}
+URLS = {name: f"https://{name}.example.org" for name in NAMES}
 ROOTS = {name: SigningKey(bytes([index + 101]) * 32) for index, name in enumerate(NAMES)}
 
 
-def charter_document(urls: Optional[dict[str, str]] = None, guests: bool = True) -> str:
+def charter_document(urls: Optional[dict[str, str]] = None, guests: bool = True, pins: Optional[dict[str, list[str]]] = None) -> str:
     """The signed charter, as it stands in its file."""
     members = [
         {
@@ -32,6 +33,7 @@ def charter_document(urls: Optional[dict[str, str]] = None, guests: bool = True)
                     "scopes": [name],
                     "dois": [f"10.5072/{name.upper()}."],
                     "guests": {other: ["atlas.shared"] for other in NAMES[1:]} if name == "atlas" and guests else {},
+                    **({"tls": pins[name]} if pins and name in pins else {}),
                 }
             ],
         }

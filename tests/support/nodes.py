@@ -113,6 +113,7 @@ class Site(Instance):
             "listen": f"{LOOPBACK}:{federation.ports[name]}",
             "shared_scopes": ", ".join(shared),
             "rse_expression": "OpenData=True",
+            "allow_plain_http": "true",
         }
 
     def environment(self, failpoint: str = "") -> dict[str, str]:

@@ -15,7 +15,7 @@ import pytest
 
 import nsync
 from nsync.cli.main import COMMANDS
-from tests.support.federation import KEYS, NAMES, ROOTS, charter_document
+from tests.support.federation import KEYS, NAMES, ROOTS, URLS, charter_document
 
 HEAVY = ("rucio", "sqlalchemy", "aiohttp", "nacl", "alembic", "rich")
 
@@ -69,7 +69,7 @@ def instance(tmp_path: Path, database: str) -> Path:
     path = tmp_path / "rucio.db"
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE IF NOT EXISTS alembic_version (version_num TEXT)")
-    (tmp_path / "charter.json").write_text(charter_document())
+    (tmp_path / "charter.json").write_text(charter_document(URLS))
     if not (tmp_path / "nsync.key").exists():
         KEYS["cms"].save(tmp_path / "nsync.key")
     config = tmp_path / "rucio.cfg"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ pytest.importorskip("rucio")  # whose functions read the file
 
 from nsync import config
 from nsync.errors import ConfigError
-from tests.support.federation import KEYS, charter_document
+from nsync.transport import tls
+from tests.support.federation import KEYS, URLS, charter_document
 
 Options = dict[str, str]
 
@@ -18,7 +20,7 @@ Options = dict[str, str]
 @pytest.fixture
 def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Options:
     """The least that works; what a test puts in is what nsync then finds in the file."""
-    (tmp_path / "charter.json").write_text(charter_document())
+    (tmp_path / "charter.json").write_text(charter_document(URLS))
     KEYS["cms"].save(tmp_path / "nsync.key")
     found = {"instance": "cms", "charter": f"{tmp_path}/charter.json", "key": f"{tmp_path}/nsync.key", "listen": "127.0.0.1:8440"}
 
@@ -92,3 +94,49 @@ def test_what_cannot_be_is_named(options: Options, option: str, values: tuple[st
 def test_what_is_at_the_edge_is_taken(options: Options, option: str, value: str) -> None:
     options[option] = value
     config.read()
+
+
+def test_without_tls_only_this_host_is_called_and_only_when_configured(options: Options, tmp_path: Path) -> None:
+    (tmp_path / "charter.json").write_text(charter_document({**URLS, "atlas": "http://127.0.0.1:8440", "cms": "http://[::1]:8441"}))
+    with pytest.raises(ConfigError, match=r"http://127.0.0.1:8440 for atlas, without TLS; .* allow_plain_http = true"):
+        config.read()
+    options["allow_plain_http"] = "True"
+    assert config.read().tls is None
+    (tmp_path / "charter.json").write_text(charter_document({**URLS, "belle2": "http://127.0.0.1.example.org"}))
+    with pytest.raises(ConfigError, match=r"example.org for belle2: without TLS anybody on the way can read along"):
+        config.read()
+    options["allow_plain_http"] = "yes"
+    with pytest.raises(ConfigError, match=r"allow_plain_http = yes: it should be true or false"):
+        config.read()
+
+
+def test_a_certificate_has_its_key_and_the_pin_of_the_charter(options: Options, tmp_path: Path) -> None:
+    certificate = tls.make_certificate(tmp_path, datetime.now(timezone.utc))
+    options["tls_cert"] = f"{tmp_path}/tls.pem"
+    with pytest.raises(ConfigError, match="tls_cert and tls_key: set both"):
+        config.read()
+    options["tls_key"] = f"{tmp_path}/tls.key"
+    assert config.read().tls is not None
+    pinned = charter_document(URLS, pins={"cms": [certificate.hex()]})
+    (tmp_path / "charter.json").write_text(pinned)
+    assert config.read().tls is not None
+    (tmp_path / "tls.key").chmod(0o640)
+    with pytest.raises(ConfigError, match=r"can be read by other users \(mode 640\); run 'chmod 600"):
+        config.read()
+    (tmp_path / "charter.json").write_text(charter_document(URLS, pins={"cms": ["00" * 32]}))
+    with pytest.raises(ConfigError, match=f"has the pin {certificate.hex()}, which the charter does not have for cms"):
+        config.read()
+    (tmp_path / "charter.json").write_text(charter_document({**URLS, "cms": "http://127.0.0.1:1"}))
+    options["allow_plain_http"] = "true"
+    with pytest.raises(ConfigError, match=r"tls_cert is set, but the charter has http://127.0.0.1:1 for cms"):
+        config.read()
+
+
+def test_what_is_no_certificate_is_named(options: Options, tmp_path: Path) -> None:
+    options["tls_cert"], options["tls_key"] = f"{tmp_path}/tls.pem", f"{tmp_path}/tls.key"
+    with pytest.raises(ConfigError, match=r"tls_key = .*: No such file"):
+        config.read()
+    for name in ("tls.pem", "tls.key"):
+        (tmp_path / name).write_text("nonsense")
+    with pytest.raises(ConfigError, match="not a certificate and its key"):
+        config.read()

@@ -68,6 +68,8 @@ class Instance:
     """Its ended incarnations, oldest first."""
     retired: Optional[Place] = None
     """Where the present incarnation ended, when the instance has left; its history stays."""
+    tls: tuple[bytes, ...] = ()
+    """Pins: each the SHA-256 of the SubjectPublicKeyInfo that its server may have (transport.tls)."""
 
     @property
     def author(self) -> AuthorId:

@@ -22,6 +22,9 @@ MEMBERS_MAX = 1000
 INSTANCE_NAME = re.compile(r"[a-z](?:-?[a-z0-9])*")
 """Instance names become accounts (`nsync-<name>`, at most 25 characters) and RSE prefixes (`<NAME>_`)."""
 INSTANCE_NAME_LENGTH_MAX = 19
+PIN_BYTES = 32
+PINS_MAX = 8
+"""Of one instance: the key in use, the next one, and some more for several proxies."""
 
 
 def draft(name: str, members: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -148,7 +151,16 @@ def _instance(member: str, entry: Mapping[str, Any]) -> Instance:
         guests={str(guest): _prefixes(prefixes) for guest, prefixes in entry.get("guests", {}).items()},
         past=tuple(_incarnation(life) for life in entry.get("past", [])),
         retired=_place(entry["retired"]) if "retired" in entry else None,
+        tls=_pins(name, str(entry["url"]), entry.get("tls", [])),
     )
+
+
+def _pins(name: str, url: str, entry: Sequence[str]) -> tuple[bytes, ...]:
+    if not isinstance(entry, list) or len(entry) > PINS_MAX:
+        raise ConfigError(f"charter: instance {name!r} has 'tls' {entry!r}; it is a list of at most {PINS_MAX} pins")
+    if entry and not url.startswith("https://"):
+        raise ConfigError(f"charter: instance {name!r} has pins, and {url}, which is without TLS; its URL must start with https://")
+    return tuple(_bytes(pin, PIN_BYTES) for pin in entry)
 
 
 def _incarnation(life: Mapping[str, Any]) -> Incarnation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import secrets
 from pathlib import Path
@@ -14,6 +15,7 @@ from nsync.authority import documents
 from nsync.authority.charter import ID_BYTES
 from nsync.cli.output import as_json
 from nsync.errors import ConfigError
+from nsync.transport import tls
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -33,19 +35,44 @@ def keygen(path: Path) -> None:
 
 
 @charter.command()
+@click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def certificate(directory: Path) -> None:
+    """Make a TLS key and certificate in DIRECTORY, tls.key (mode 600) and tls.pem, and print the pin for the charter."""
+    click.echo(tls.make_certificate(directory, datetime.datetime.now(datetime.timezone.utc)).hex())
+
+
+@charter.command()
+@click.argument("path", type=FILE)
+def pin(path: Path) -> None:
+    """Print the pin of the TLS certificate in the PEM file PATH, for the charter."""
+    click.echo(tls.pin(path).hex())
+
+
+@charter.command()
 @click.argument("name")
 @click.option("--instance", required=True, help="The name of its Rucio instance: a to z, 0 to 9 and -.")
 @click.option("--root", "roots", required=True, multiple=True, help="The public half of a root key; may be repeated.")
 @click.option("--threshold", default=1, show_default=True, help="How many root keys must sign.")
 @click.option("--key", required=True, help="The public half of the instance's key.")
 @click.option("--url", required=True, help="Where peers reach the instance's node.")
+@click.option("--pin", "pins", multiple=True, help="Of its TLS key, as 'certificate' or 'pin' print it; may be repeated.")
 @click.option("--scope", "scopes", required=True, multiple=True, help="A prefix of the scopes whose home it is; may be repeated.")
 @click.option("--doi", "dois", multiple=True, help="A prefix of the DOIs that it decides about; may be repeated.")
 def member(
-    name: str, instance: str, roots: tuple[str, ...], threshold: int, key: str, url: str, scopes: tuple[str, ...], dois: tuple[str, ...]
+    name: str,
+    instance: str,
+    roots: tuple[str, ...],
+    threshold: int,
+    key: str,
+    url: str,
+    pins: tuple[str, ...],
+    scopes: tuple[str, ...],
+    dois: tuple[str, ...],
 ) -> None:
     """Print the entry of the member NAME with one instance, for the charter's draft."""
     only = {"name": instance, "key": key, "incarnation": secrets.token_hex(ID_BYTES), "url": url, "scopes": scopes, "dois": dois}
+    if pins:
+        only["tls"] = pins
     as_json({"name": name, "roots": roots, "threshold": threshold, "instances": [only]})
 
 
@@ -85,6 +112,7 @@ def show(path: Path, json_: bool) -> None:
             "member": i.member,
             "author": i.author.hex(),
             "url": i.url,
+            "tls": [pin.hex() for pin in i.tls],
             "scopes": list(i.scopes),
             "dois": list(i.dois),
             "guests": {guest: list(prefixes) for guest, prefixes in i.guests.items()},

@@ -118,6 +118,7 @@ def _server_sections(instance: Instance, charter: Path) -> Sections:
             "listen": f"{LOOPBACK}:{instance.node_port}",
             "source_address": instance.source_address,
             "shared_scopes": ", ".join(instance.shared_scopes),
+            "allow_plain_http": "true",
         },
     }
 

@@ -29,6 +29,7 @@ from nsync.transport.ports import Take
 from nsync.transport.requests import NONCE_BYTES, Signer, authorization
 from nsync.transport.session import Have
 from nsync.transport.times import wall_ms
+from nsync.transport.tls import client_context
 
 CONNECT_S_MAX = 10.0
 IDLE_S_MAX = 30.0
@@ -68,6 +69,7 @@ class PeerClient:
         self._me = me
         self._peer = peer
         self._signer = signer
+        self._tls = client_context(peer)
 
     async def hello(self, digest: bytes) -> wire.HelloReply:
         """Whether the peer's heads have `digest`, and its heads if not."""
@@ -114,6 +116,7 @@ class PeerClient:
                 data=io.BytesIO(body),  # aiohttp sends it in pieces
                 headers={"Authorization": header},
                 allow_redirects=False,
+                ssl=self._tls,
                 timeout=aiohttp.ClientTimeout(total=total_s_max, sock_connect=CONNECT_S_MAX, sock_read=IDLE_S_MAX),
             ) as response:
                 await self._check(response)
