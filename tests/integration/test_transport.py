@@ -35,7 +35,7 @@ from nsync.transport.client import PeerClient, open_session
 from nsync.transport.exchange import Peer
 from nsync.transport.gossip import RELAY_S_MAX, Gossip
 from nsync.transport.listener import Listener
-from nsync.transport.peers import PeerState
+from nsync.transport.peers import CLOCK_HEADER, PeerState
 from nsync.transport.ports import LogDoor, SegmentLog, Take
 from nsync.transport.requests import authorization
 from nsync.transport.server import PEER_EXCHANGES_MAX, Server
@@ -562,7 +562,7 @@ async def test_a_stranger_gets_401_and_nothing_else() -> None:
         for verb in ("hello", "pull", "push"):
             status, body, headers = await post(b.me.url, verb, b"x" * 100)
             assert (status, body) == (401, b"")
-            assert set(headers) <= {"Content-Length", "Content-Type", "Date", "Server", "Connection"}
+            assert set(headers) <= {"Content-Length", "Content-Type", "Date", "Server", "Connection", CLOCK_HEADER}
         assert not b.log.threads, "the log was not asked"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 from nsync.authority.charter import Place
 from nsync.log.segment import NO_HASH
@@ -52,3 +52,30 @@ class Receipt(NamedTuple):
     def faults(self) -> tuple[str, ...]:
         """The refusals that are more than a gap."""
         return tuple(text for text in self.rejected if GAP not in text)
+
+
+class PeerRecord(NamedTuple):
+    """What one instance knows of a peer, as it keeps it and shows it. Times are wall times, in ms since 1970."""
+
+    name: str
+    written_ms: int = 0
+    """When this was put down."""
+    contact_ms: Optional[int] = None
+    """When it answered last."""
+    round_trip_ms: Optional[int] = None
+    offset_ms: Optional[int] = None
+    """How far the peer's clock is ahead of the one here; negative when it is behind."""
+    heads: Optional[tuple[Head, ...]] = None
+    """The ends of its logs, as it told them last; None as long as it told none."""
+    heads_ms: Optional[int] = None
+    """When it told them."""
+    bytes_in: int = 0
+    bytes_out: int = 0
+    failures: int = 0
+    """In a row."""
+    since_ms: Optional[int] = None
+    """When this row of failures began."""
+    next_try_ms: Optional[int] = None
+    """When it is tried again, if it fails."""
+    reason: str = ""
+    """Of the last failure; empty for a healthy peer."""

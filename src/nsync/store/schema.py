@@ -199,4 +199,25 @@ parked = Table(
 )
 """Facts whose entries cannot be materialised here; those of one batch wait together (R7.6). `had_row`: what they show had its row."""
 
+peer = Table(
+    "nsync_peer",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("written_ms", BigInteger, nullable=False),
+    Column("contact_ms", BigInteger),
+    Column("round_trip_ms", BigInteger),
+    Column("offset_ms", BigInteger),
+    Column("heads", LargeBinary),
+    Column("heads_ms", BigInteger),
+    Column("bytes_in", BigInteger, nullable=False),
+    Column("bytes_out", BigInteger, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("since_ms", BigInteger),
+    Column("next_try_ms", BigInteger),
+    Column("reason", Text, nullable=False),
+    Column("reset_ms", BigInteger),
+    sqlite_with_rowid=False,
+)
+"""How each peer fares, as the node puts it down now and then (log.stored.PeerRecord); `reset_ms`: an operator wants it tried now."""
+
 TABLES = tuple(metadata.tables)

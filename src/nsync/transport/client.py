@@ -25,10 +25,11 @@ from nsync.authority.charter import Charter, Instance
 from nsync.errors import NotAuthorised, NsyncError, ProtocolError, TransportError
 from nsync.log.stored import Receipt
 from nsync.transport import wire
+from nsync.transport.peers import CLOCK_HEADER, Meter
 from nsync.transport.ports import Take
 from nsync.transport.requests import NONCE_BYTES, Signer, authorization
 from nsync.transport.session import Have
-from nsync.transport.times import wall_ms
+from nsync.transport.times import monotonic_ms, wall_ms
 from nsync.transport.tls import client_context
 
 CONNECT_S_MAX = 10.0
@@ -62,8 +63,11 @@ def open_session(source_address: Optional[str] = None) -> aiohttp.ClientSession:
 class PeerClient:
     """One peer, as this instance sees it."""
 
-    def __init__(self, http: aiohttp.ClientSession, charter: Charter, me: Instance, peer: Instance, signer: Signer) -> None:
+    def __init__(
+        self, http: aiohttp.ClientSession, charter: Charter, me: Instance, peer: Instance, signer: Signer, meter: Optional[Meter] = None
+    ) -> None:
         self.name = peer.name
+        self._meter = meter or Meter()
         self._http = http
         self._federation = charter.federation
         self._me = me
@@ -110,6 +114,7 @@ class PeerClient:
             wall_ms(),
             secrets.token_bytes(NONCE_BYTES),
         )
+        asked_ms = monotonic_ms()
         try:
             async with self._http.post(
                 url,
@@ -119,8 +124,13 @@ class PeerClient:
                 ssl=self._tls,
                 timeout=aiohttp.ClientTimeout(total=total_s_max, sock_connect=CONNECT_S_MAX, sock_read=IDLE_S_MAX),
             ) as response:
-                await self._check(response)
-                yield response
+                if verb == "hello":
+                    self._meter.answered(asked_ms, monotonic_ms(), response.headers.get(CLOCK_HEADER, ""))
+                try:
+                    await self._check(response)
+                    yield response
+                finally:
+                    self._meter.count(response.content.total_bytes, len(body))
         except asyncio.TimeoutError as error:
             raise TransportError(f"{self.name} ({url}) did not answer in time; is it overloaded, or the network slow?") from error
         except aiohttp.ClientError as error:

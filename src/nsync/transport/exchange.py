@@ -41,6 +41,8 @@ class Exchange:
         self._me = me
         self.answered = False
         """Whether the peer spoke to us at all."""
+        self.theirs: Optional[Sequence[Head]] = None
+        """The peer's heads, as it has told them."""
         self.pulled = 0
         """Segments from the peer that were new here."""
         self.pushed = 0
@@ -55,6 +57,7 @@ class Exchange:
         self.forked = session.forked(mine)
         reply = await self._client.hello(session.digest(mine))
         self.answered = True
+        self.theirs = mine if reply.heads is None else reply.heads
         if reply.heads is None:
             return
         unknown = await self._log.unknown(reply.heads)

@@ -17,20 +17,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import Executor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Callable, NamedTuple, Optional
 
 from nsync.authority.charter import Charter, Instance
 from nsync.authority.effective import Authority
 from nsync.errors import NsyncError
+from nsync.log.stored import PeerRecord
 from nsync.transport.client import PeerClient, open_session
 from nsync.transport.exchange import Exchange, Peer
-from nsync.transport.peers import PeerState
+from nsync.transport.peers import Meter, PeerState, ahead_ms
 from nsync.transport.ports import LogDoor, OnReceived, SegmentLog
 from nsync.transport.requests import Signer
-from nsync.transport.times import monotonic_ms
+from nsync.transport.times import monotonic_ms, wall_ms
 
 logger = logging.getLogger("nsync.transport.gossip")
 
@@ -82,8 +83,11 @@ class Gossip:
         self._interval_s = interval_s
         self._source_address = source_address
         self._reach = reach or self._over_http
-        self._peers = {i.name: i for i in charter.instances if i.author != me.author}
+        self._peers = {i.name: i for i in charter.instances if i.author != me.author and i.retired is None}
         self._states = {name: PeerState(name) for name in self._peers}
+        self.meters = {name: Meter() for name in self._peers}
+        self._running: dict[str, Exchange] = {}
+        self._reset = {name: asyncio.Event() for name in self._peers}
         self._woken = {name: asyncio.Event() for name in self._peers}
         self._busy = {name: asyncio.Lock() for name in self._peers}
         self._forked: frozenset[bytes] = frozenset()
@@ -127,6 +131,32 @@ class Gossip:
         """How each peer fares, by the event loop's clock."""
         return list(self._states.values())
 
+    def records(self) -> list[PeerRecord]:
+        """All that is known of each peer, by wall time: to be kept and shown."""
+        now_ms, now_wall_ms = monotonic_ms(), wall_ms()
+        for name, exchange in self._running.items():
+            if exchange.theirs is not None:
+                self.meters[name].saw(exchange.theirs, now_ms)
+        return [self.meters[name].record(state, now_ms, now_wall_ms) for name, state in self._states.items()]
+
+    def recall(self, records: Iterable[PeerRecord]) -> None:
+        """Go on from what an earlier process kept. Before `run`, which tries each peer at once whatever was kept."""
+        now_ms, now_wall_ms = monotonic_ms(), wall_ms()
+        for record in records:
+            if record.name in self._peers:
+                self._states[record.name] = self.meters[record.name].recall(record, now_ms, now_wall_ms)
+
+    def reset(self, name: str) -> None:
+        """End the back-off of a peer: it is tried now."""
+        if name in self._peers:
+            self._reset[name].set()
+            self._woken[name].set()
+
+    def ahead_ms(self) -> Optional[int]:
+        """How far the clock here is ahead of the median of the peers' (R3.7); None when none is known."""
+        now_ms, now_wall_ms = monotonic_ms(), wall_ms()
+        return ahead_ms(meter.offset_ms(now_ms, now_wall_ms) for meter in self.meters.values())
+
     def _pass_on(self) -> None:
         self._relay = None
         for name in self._rng.sample(sorted(self._peers), min(RELAY_PEERS_MAX, len(self._peers))):
@@ -135,7 +165,7 @@ class Gossip:
     @asynccontextmanager
     async def _over_http(self) -> AsyncIterator[Callable[[Instance], Peer]]:
         async with open_session(self._source_address) as http:
-            yield lambda peer: PeerClient(http, self._charter, self._me, peer, self._signer)
+            yield lambda peer: PeerClient(http, self._charter, self._me, peer, self._signer, self.meters[peer.name])
 
     async def _keep_up(self, client: Peer) -> None:
         while True:
@@ -146,7 +176,8 @@ class Gossip:
         """Return when the back-off is over; for a healthy peer, when it is woken or the timer runs out."""
         pause_ms = self._states[name].pause_ms(monotonic_ms())
         if pause_ms:
-            await asyncio.sleep(pause_ms / 1000)
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._reset[name].wait(), pause_ms / 1000)
             return
         woken = self._woken[name]
         timer = asyncio.get_running_loop().call_later(self._interval_s * self._rng.uniform(0.5, 1.5), woken.set)
@@ -158,7 +189,8 @@ class Gossip:
     async def _exchange(self, client: Peer) -> SyncReport:
         async with self._busy[client.name]:
             self._woken[client.name].clear()
-            exchange = Exchange(client, self._log, self._me.author)
+            self._reset[client.name].clear()
+            exchange = self._running[client.name] = Exchange(client, self._log, self._me.author)
             error = ""
             try:
                 await exchange.run()
@@ -175,6 +207,9 @@ class Gossip:
 
     def _note(self, name: str, exchange: Exchange, error: str) -> None:
         now_ms, before = monotonic_ms(), self._states[name]
+        del self._running[name]
+        if exchange.theirs is not None:
+            self.meters[name].saw(exchange.theirs, now_ms)
         state = before.answered(now_ms) if exchange.answered else before
         self._states[name] = state = state.failed(now_ms, error, self._rng) if error else state.succeeded(now_ms)
         if error and not before.failures:

@@ -108,6 +108,8 @@ class Verifier:
         instance = self._charter.by_author(fields.author)
         if instance is None:
             raise NotAuthorised(f"author {fields.author.hex()} is not in the charter")
+        if instance.author != fields.author or instance.retired is not None:
+            raise NotAuthorised(f"{instance.name} asks as author {fields.author.hex()}, whose log has ended by the charter")
         if fields.audience != self._me:
             raise NotAuthorised(f"{instance.name} asks author {fields.audience.hex()}, this is {self._me.hex()}")
         if abs(fields.created_ms - now_ms) > WINDOW_MS:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Iterable, Iterator
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from functools import partial
@@ -35,6 +35,7 @@ from nsync import __version__
 from nsync.authority.charter import Charter, Instance
 from nsync.errors import NotAuthorised, NsyncError, ProtocolError, TransportError
 from nsync.transport import session, wire
+from nsync.transport.peers import CLOCK_HEADER, Meter
 from nsync.transport.ports import LogDoor, OnReceived, SegmentLog
 from nsync.transport.requests import Verifier, body_digest
 from nsync.transport.times import wall_ms
@@ -75,13 +76,16 @@ class Server:
         now_ms: Callable[[], int] = wall_ms,
         body_s_max: float = wire.BODY_S_MAX,
         verbs: Iterable[Verb] = (),
+        meters: Optional[Mapping[str, Meter]] = None,
     ) -> None:
-        """`on_received`: usually `Gossip.received`, which tells the node, and soon some other peers. `verbs`: others than the log's."""
+        """`on_received`: usually `Gossip.received`, which tells the node, and soon some other peers. `verbs`: others than the log's.
+        `meters`: of the gossip, which count what peers send and get here too."""
         self._log = LogDoor(log, executor, on_received)
         self._verifier = Verifier(charter, me.author)
         self._now_ms = now_ms
         self._body_s_max = body_s_max
         self._busy: Counter[str] = Counter()
+        self._meters = meters or {}
         self._verbs = (
             Verb("hello", wire.HELLO_BYTES_MAX, self._hello),
             Verb("pull", wire.HAVE_BYTES_MAX, self._pull),
@@ -92,10 +96,14 @@ class Server:
     def app(self) -> web.Application:
         """A new application; serve it with `Listener`. Other routes may be added to it."""
         app = web.Application()
+        app.on_response_prepare.append(self._tell_time)
         app.router.add_get("/ping", self._ping, allow_head=False)
         for verb in self._verbs:
             app.router.add_post(wire.PATH + verb.name, partial(self._serve, verb))
         return app
+
+    async def _tell_time(self, _: web.Request, response: web.StreamResponse) -> None:
+        response.headers[CLOCK_HEADER] = str(self._now_ms())
 
     async def _ping(self, _: web.Request) -> web.StreamResponse:
         return web.json_response({"version": __version__})
@@ -107,7 +115,9 @@ class Server:
                 body = await self._body(request, verb.bytes_max)
                 if body_digest(body) != caller.body_digest:
                     raise NotAuthorised(f"{caller.instance.name}: the body is not the one that was signed")
-                return await verb.answer(request, caller.instance, body)
+                response = await verb.answer(request, caller.instance, body)
+                self._count(caller.instance.name, len(body), response)
+                return response
         except NotAuthorised as error:
             logger.info("refused a request from %s: %s", request.remote, error)
             response = web.Response(status=401)
@@ -121,6 +131,10 @@ class Server:
         except NsyncError:
             logger.exception("could not answer %s %s", caller.instance.name, request.path)
             return web.Response(status=503, headers={"Retry-After": str(RETRY_AFTER_S)})
+
+    def _count(self, name: str, received: int, response: web.StreamResponse) -> None:
+        if name in self._meters:
+            self._meters[name].count(received, response.body_length or response.content_length or 0)
 
     @contextmanager
     def _place(self, name: str) -> Iterator[None]:

@@ -129,6 +129,25 @@ def upgrade() -> None:
     )
     op.create_index("nsync_parked_batch", "nsync_parked", ["batch"], unique=False)
     op.create_table(
+        "nsync_peer",
+        sa.Column("name", sa.String(length=32), nullable=False),
+        sa.Column("written_ms", sa.BigInteger(), nullable=False),
+        sa.Column("contact_ms", sa.BigInteger(), nullable=True),
+        sa.Column("round_trip_ms", sa.BigInteger(), nullable=True),
+        sa.Column("offset_ms", sa.BigInteger(), nullable=True),
+        sa.Column("heads", sa.LargeBinary(), nullable=True),
+        sa.Column("heads_ms", sa.BigInteger(), nullable=True),
+        sa.Column("bytes_in", sa.BigInteger(), nullable=False),
+        sa.Column("bytes_out", sa.BigInteger(), nullable=False),
+        sa.Column("failures", sa.Integer(), nullable=False),
+        sa.Column("since_ms", sa.BigInteger(), nullable=True),
+        sa.Column("next_try_ms", sa.BigInteger(), nullable=True),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("reset_ms", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("name"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
         "nsync_revocation",
         sa.Column("branch", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("seq", sa.BigInteger(), autoincrement=False, nullable=False),
@@ -188,6 +207,7 @@ def downgrade() -> None:
     op.drop_index("nsync_segment_log", table_name="nsync_segment")
     op.drop_table("nsync_segment")
     op.drop_table("nsync_revocation")
+    op.drop_table("nsync_peer")
     op.drop_index("nsync_parked_batch", table_name="nsync_parked")
     op.drop_table("nsync_parked")
     op.drop_table("nsync_outbox")
