@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple, Optional
 
 from nsync.authority.charter import ID_BYTES, AuthorId, Charter, FederationId, Place, Verify
@@ -67,7 +68,7 @@ def decode_vote(raw: bytes, charter: Charter, verify: Verify) -> Vote:
     _check(type(parts) is tuple and len(parts) == 2 and type(parts[0]) is bytes and type(parts[1]) is bytes, "is not (vote, signature)")
     signed, signature = parts
     _check(len(signature) == SIGNATURE_BYTES, f"has no signature of {SIGNATURE_BYTES} bytes")
-    fields = codec.decode(signed, "vote")
+    fields = codec.decode(signed, "vote", items_max=HEADS_MAX)
     _check(type(fields) is tuple and len(fields) == 6 and fields[0] == FORMAT and type(fields[0]) is int, f"is not of format {FORMAT}")
     _, federation, author, number, heads, live = fields
     _check(
@@ -88,26 +89,38 @@ def decode_vote(raw: bytes, charter: Charter, verify: Verify) -> Vote:
     return vote
 
 
+def signed_bytes(vote: Vote) -> bytes:
+    """What `vote` says, without its signature."""
+    return _signed(vote.federation, vote.author, vote.floor)
+
+
+@lru_cache(maxsize=1024)
 def read_vote(raw: bytes) -> Vote:
     """A vote that was checked when it was stored."""
-    signed, signature = codec.decode(raw, "vote")
-    _, federation, author, number, heads, live = codec.decode(signed, "vote")
+    signed, signature = codec.load(raw)
+    _, federation, author, number, heads, live = codec.load(signed)
     return Vote(FederationId(federation), AuthorId(author), Floor(number, tuple(Dep(*head) for head in heads), live), signature)
 
 
 def floors(votes: Iterable[Vote], charter: Charter) -> list[Floor]:
     """The floors that `votes` make, from number 1 on."""
-    organisation = {life.author: name for name, instance in charter.voters().items() for life in instance.incarnations}
-    tally: dict[int, Counter[Floor]] = {}
-    for _, floor in {(organisation[vote.author], vote.floor) for vote in votes if vote.author in organisation}:
-        tally.setdefault(floor.number, Counter())[floor] += 1
+    by_number: dict[int, list[Vote]] = {}
+    for vote in votes:
+        by_number.setdefault(vote.floor.number, []).append(vote)
     found: list[Floor] = []
     while True:
-        counted = tally.get(len(found) + 1, Counter())
-        elected = [floor for floor, count in counted.items() if 3 * count > 2 * len(charter.members)]
-        if len(elected) != 1 or (found and not _grows(found[-1], elected[0])):
+        floor = elected(by_number.get(len(found) + 1, ()), charter)
+        if floor is None or (found and not _grows(found[-1], floor)):
             return found
-        found.append(elected[0])
+        found.append(floor)
+
+
+def elected(votes: Iterable[Vote], charter: Charter) -> Optional[Floor]:
+    """The floor that more than two thirds of the members voted for among `votes`, all for one number; None also if there are two."""
+    organisation = {life.author: name for name, instance in charter.voters().items() for life in instance.incarnations}
+    tally = Counter(floor for _, floor in {(organisation[vote.author], vote.floor) for vote in votes if vote.author in organisation})
+    found = [floor for floor, count in tally.items() if 3 * count > 2 * len(charter.members)]
+    return found[0] if len(found) == 1 else None
 
 
 def place(floor: Floor, author: bytes) -> Optional[Place]:
