@@ -15,6 +15,14 @@ VOID_STATEMENTS = Counter("nsync_void_statements", "Statements that their author
 REFUSED_SEGMENTS = Counter("nsync_refused_segments", "Segments that were not taken", ["sender"])
 FAILED_TRANSACTIONS = Counter("nsync_failed_transactions", "Transactions that were rolled back and are tried again")
 WRITE_LOCK_SECONDS = Counter("nsync_write_lock_seconds", "How long the database's write lock was held")
+LIMITS = (
+    *("header_time", "source_rate", "source_connections", "connections", "member_connections", "requests_ahead", "write_time"),
+    *("requests", "signatures", "cpu_ms", "body_bytes", "places", "encoding", "body_size", "body_rate", "bytes", "segments"),
+)
+"""docs/OPERATIONS.md says what each means."""
+LIMIT_HITS = Counter("nsync_limit_hits", "Connections and requests that were not served because of a limit", ["limit"])
+for _limit in LIMITS:
+    LIMIT_HITS.labels(_limit)
 PEER_FAILURES = Gauge("nsync_peer_failures", "Failures in a row of the exchange with a peer; 0 when it is well", ["peer"])
 
 

@@ -75,7 +75,8 @@ class Node:
 
     async def _serve(self, stop: asyncio.Event) -> None:
         server = Server(self.settings.charter, self.settings.me, self.bridge, self._reader, self.gossip.received)
-        listener = Listener(server.app())
+        behind_proxy = self.settings.me.url.startswith("https:") and self.settings.tls is None
+        listener = Listener(server.app(), behind_proxy=behind_proxy)
         try:
             port = await listener.start(self.settings.host, self.settings.port, self.settings.tls)
         except OSError as error:

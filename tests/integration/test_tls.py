@@ -21,7 +21,7 @@ from nsync.transport import tls
 from nsync.transport.client import PeerClient, open_session
 from nsync.transport.listener import Listener
 from nsync.transport.server import Server
-from tests.integration.test_transport import MemoryLog, members, on_a_loop
+from tests.integration.test_transport import MemoryLog, hung_up, members, on_a_loop
 
 NOW = datetime.now(timezone.utc)
 
@@ -127,6 +127,17 @@ async def test_old_tls_is_refused_by_both_ends(tmp_path: Path) -> None:
             context.minimum_version, context.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
         with pytest.raises((ssl.SSLError, ConnectionError)):
             await asyncio.open_connection("127.0.0.1", int(peer.url.rsplit(":", 1)[1]), ssl=context)
+
+
+@on_a_loop
+async def test_a_handshake_that_is_not_finished_is_hung_up_on(tmp_path: Path) -> None:
+    mine = Identity(tmp_path / "mine")
+    async with calling(mine.context, mine.pin) as (client, _, peer):
+        for start in (b"", b"\x16\x03\x01", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x40\x00\x01\x00"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(peer.url.rsplit(":", 1)[1]))
+            writer.write(start)
+            await hung_up(reader, writer)
+        assert (await client.hello(bytes(16))).heads == []
 
 
 @on_a_loop

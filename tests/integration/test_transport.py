@@ -33,12 +33,13 @@ from nsync.testbed.layout import free_ports
 from nsync.transport import session, wire
 from nsync.transport.client import PeerClient, open_session
 from nsync.transport.exchange import Peer
+from nsync.transport.gates import PEER_EXCHANGES_MAX
 from nsync.transport.gossip import RELAY_S_MAX, Gossip
 from nsync.transport.listener import Listener
 from nsync.transport.peers import CLOCK_HEADER, PeerState
 from nsync.transport.ports import LogDoor, SegmentLog, Take
 from nsync.transport.requests import authorization
-from nsync.transport.server import PEER_EXCHANGES_MAX, Server
+from nsync.transport.server import Server
 from nsync.transport.times import monotonic_ms
 
 Test = Callable[..., Coroutine[None, None, None]]
@@ -275,7 +276,7 @@ async def served(caller: Node[Any], callee: Node[Any]) -> None:
     begun, status = time.monotonic(), 503
     while status == 503:
         assert time.monotonic() - begun < WAIT_S
-        with suppress(aiohttp.ServerDisconnectedError, ConnectionError):
+        with suppress(aiohttp.ClientConnectionError, ConnectionError):
             status, _, _ = await ask(caller, callee, "hello", wire.encode_hello(bytes(16)))
 
 

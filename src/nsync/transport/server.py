@@ -5,16 +5,7 @@
     POST /nsync/v1/pull     members     the segments that follow what the caller has, streamed
     POST /nsync/v1/push     members     the receipt for the segments that the caller sent
 
-A request passes these gates in this order, and what fails at one has cost nothing of the next:
-
-    who asks          401, empty: a stranger learns nothing, not even why
-    a free place      503, try later
-    no encoding       415
-    size, time        413, 408
-    the body is the signed one   401
-    the message       400 with a text
-
-Memory: at most EXCHANGES_MAX bodies of BODY_BYTES_MAX, or a batch of the log each. The answer to a pull waits until the
+What a request passes before it is answered stands in `transport.gates`. The answer to a pull waits until the
 caller has read what was sent (back-pressure), so the log is never in memory as a whole.
 """
 
@@ -22,10 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import Awaitable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from functools import partial
 from typing import Callable, NamedTuple, Optional
 
@@ -33,22 +22,15 @@ from aiohttp import web
 
 from nsync import __version__
 from nsync.authority.charter import Charter, Instance
-from nsync.errors import NotAuthorised, NsyncError, ProtocolError, TransportError
+from nsync.errors import NsyncError
 from nsync.transport import session, wire
+from nsync.transport.gates import Gates
+from nsync.transport.metering import Metered
 from nsync.transport.peers import CLOCK_HEADER, Meter
 from nsync.transport.ports import LogDoor, OnReceived, SegmentLog
-from nsync.transport.requests import Verifier, body_digest
 from nsync.transport.times import wall_ms
 
 logger = logging.getLogger("nsync.transport.server")
-
-EXCHANGES_MAX = 16
-"""Requests of members answered at the same time: bounds memory, and the queue before the log."""
-
-PEER_EXCHANGES_MAX = 2
-"""Of these, for one peer, so that none can take all places."""
-
-RETRY_AFTER_S = 1
 
 Answer = Callable[[web.Request, Instance, bytes], Awaitable[web.StreamResponse]]
 """Given the request, the member that makes it, and its body."""
@@ -80,11 +62,9 @@ class Server:
     ) -> None:
         """`on_received`: usually `Gossip.received`, which tells the node, and soon some other peers. `verbs`: others than the log's.
         `meters`: of the gossip, which count what peers send and get here too."""
-        self._log = LogDoor(log, executor, on_received)
-        self._verifier = Verifier(charter, me.author)
+        self._log = LogDoor(log, Metered(executor) if executor is not None else None, on_received)
+        self._gates = Gates(charter, me, now_ms, body_s_max)
         self._now_ms = now_ms
-        self._body_s_max = body_s_max
-        self._busy: Counter[str] = Counter()
         self._meters = meters or {}
         self._verbs = (
             Verb("hello", wire.HELLO_BYTES_MAX, self._hello),
@@ -110,52 +90,16 @@ class Server:
 
     async def _serve(self, verb: Verb, request: web.Request) -> web.StreamResponse:
         try:
-            caller = self._verifier.check(request.headers.get("Authorization", ""), request.method, request.path, self._now_ms())
-            with self._place(caller.instance.name):
-                body = await self._body(request, verb.bytes_max)
-                if body_digest(body) != caller.body_digest:
-                    raise NotAuthorised(f"{caller.instance.name}: the body is not the one that was signed")
-                response = await verb.answer(request, caller.instance, body)
-                self._count(caller.instance.name, len(body), response)
+            async with self._gates.passed(request, verb.bytes_max) as (caller, body):
+                response = await verb.answer(request, caller, body)
+                self._count(caller.name, len(body), response)
                 return response
-        except NotAuthorised as error:
-            logger.info("refused a request from %s: %s", request.remote, error)
-            response = web.Response(status=401)
-            response.force_close()  # and not a byte of the body is read
-            return response
-        except ProtocolError as error:
-            logger.warning("%s %s: %s", caller.instance.name, request.path, error)
-            return web.Response(status=400, text=wire.clean(str(error)))
-        except TransportError as error:
-            return web.Response(status=503, text=str(error), headers={"Retry-After": str(RETRY_AFTER_S)})
-        except NsyncError:
-            logger.exception("could not answer %s %s", caller.instance.name, request.path)
-            return web.Response(status=503, headers={"Retry-After": str(RETRY_AFTER_S)})
+        except NsyncError as error:
+            return await self._gates.refusal(request, error)
 
     def _count(self, name: str, received: int, response: web.StreamResponse) -> None:
         if name in self._meters:
             self._meters[name].count(received, response.body_length or response.content_length or 0)
-
-    @contextmanager
-    def _place(self, name: str) -> Iterator[None]:
-        """One of the places for requests. Raises TransportError when all are taken."""
-        if self._busy[name] >= PEER_EXCHANGES_MAX or sum(self._busy.values()) >= EXCHANGES_MAX:
-            raise TransportError(f"busy with {self._busy[name]} requests of {name} and {sum(self._busy.values())} in all")
-        self._busy[name] += 1
-        try:
-            yield
-        finally:
-            self._busy[name] -= 1
-
-    async def _body(self, request: web.Request, bytes_max: int) -> bytes:
-        if "Content-Encoding" in request.headers:
-            raise web.HTTPUnsupportedMediaType(text="bodies are sent without Content-Encoding")
-        try:
-            return await asyncio.wait_for(_read(request, bytes_max), self._body_s_max)
-        except asyncio.TimeoutError:
-            raise web.HTTPRequestTimeout(text=f"the body took longer than {self._body_s_max:g} s") from None
-        except ConnectionError:
-            raise web.HTTPBadRequest(text="the body was cut short") from None
 
     async def _hello(self, _: web.Request, caller: Instance, body: bytes) -> web.StreamResponse:
         hello = wire.decode_hello(body)
@@ -190,22 +134,10 @@ class Server:
 
     async def _push(self, _: web.Request, caller: Instance, body: bytes) -> web.StreamResponse:
         frames = wire.decode_frames(body, wire.BODY_BYTES_MAX)
-        receipt = await self._log.receive(frames, caller.name)
+        with self._gates.segments(caller.name, frames):
+            receipt = await self._log.receive(frames, caller.name)
+        self._gates.brought(caller.name, len(frames), receipt.stored)
         if receipt.rejected:
             first = wire.clean(receipt.rejected[0])
             logger.warning("%s pushed %d segments that were refused; the first: %s", caller.name, len(receipt.rejected), first)
         return web.Response(body=wire.encode_receipt(receipt))
-
-
-async def _read(request: web.Request, bytes_max: int) -> bytes:
-    """The body, of which never more than `bytes_max` and one read buffer are held. Raises HTTPRequestEntityTooLarge."""
-    body = bytearray()
-    announced = request.content_length or 0
-    if announced <= bytes_max:
-        async for chunk in request.content.iter_any():
-            body += chunk
-            if len(body) > bytes_max:
-                break
-    if max(announced, len(body)) > bytes_max:
-        raise web.HTTPRequestEntityTooLarge(max_size=bytes_max, actual_size=max(announced, len(body)))
-    return bytes(body)
