@@ -74,7 +74,8 @@ class Node:
         LOG.info("%s stopped", self.settings.me.name)
 
     async def _serve(self, stop: asyncio.Event) -> None:
-        server = Server(self.settings.charter, self.settings.me, self.bridge, self._reader, self.gossip.received)
+        verbs = self.gossip.verbs()
+        server = Server(self.settings.charter, self.settings.me, self.bridge, self._reader, self.gossip.received, verbs=verbs)
         behind_proxy = self.settings.me.url.startswith("https:") and self.settings.tls is None
         listener = Listener(server.app(), behind_proxy=behind_proxy)
         try:
@@ -156,6 +157,8 @@ class Node:
         if worked.published:
             LOG.info("published %d ops", worked.published)
             self.gossip.wake()
+        if worked.applied:
+            self.gossip.applied()
         for applied in worked.applied:
             name = self.bridge.authority.name(applied.author)
             LOG.info("applied %s %d-%d: %d entries changed", name, applied.first, applied.last, len(applied.changed))

@@ -22,6 +22,7 @@ from nsync.namespace import codec
 from nsync.namespace.ops import encode_op
 from nsync.transport import session, wire
 from nsync.transport.requests import authorization
+from nsync.transport.roster import Roster
 from tests.conformance.vocabulary import OP_ROWS, UNKNOWN_OP, make_keys, make_ops, plain, refused_ops
 from tests.support.federation import AUTHOR, CHARTER, KEYS, ROOTS, charter_document
 
@@ -130,12 +131,27 @@ def make_messages() -> Any:
     heads = [Head(atlas, 300, b"a" * 16), Head(cms, 7, b"b" * 16), Head(cms, 9, b"c" * 16)]
     have = {atlas: [], cms: [Place(9, b"c" * 16), Place(8, b"d" * 16), Place(7, b"b" * 16), BEGINNING]}
     digest = session.digest(heads)
-    pull = [[author, sorted(places)] for author, places in have.items()]
+    pull = [3, [[author, sorted(places)] for author, places in have.items()]]
+    roster, since, reply = Roster(CHARTER), session.digest([]), wire.HelloReply(3, heads)
+    one = wire.HelloReply(3, heads[:1], True)
+    numbered = [[roster.authors.index(head.author), *head[1:]] for head in heads]
     return [
-        _message("hello", wire.encode_hello(digest), [2, 2, digest]),
-        _message("hello reply", wire.encode_hello_reply(None), [2, None], name="the same heads"),
-        _message("hello reply", wire.encode_hello_reply(heads), [2, heads], name="other heads, and a fork", digest=digest.hex()),
-        _message("hello reply", wire.encode_hello_reply([]), [2, []], name="nothing", digest=session.digest([]).hex()),
+        _message("hello", wire.encode_hello(digest, roster.digest), [3, 3, digest, roster.digest, None], name="the first one"),
+        _message("hello", wire.encode_hello(digest, roster.digest, since), [3, 3, digest, roster.digest, since], name="later"),
+        _message("hello reply", wire.encode_hello_reply(wire.HelloReply(3, None)), [3, None, False], name="the same heads"),
+        _message("hello reply", wire.encode_hello_reply(reply), [3, heads, False], name="other heads, and a fork", digest=digest.hex()),
+        _message("hello reply", wire.encode_hello_reply(reply, roster), [3, numbered, False], name="the same to one with the same charter"),
+        _message(
+            "hello reply",
+            wire.encode_hello_reply(one, roster),
+            [3, numbered[:1], True],
+            name="one has changed",
+        ),
+        _message(
+            "hello reply", wire.encode_hello_reply(wire.HelloReply(3, [])), [3, [], False], name="nothing", digest=session.digest([]).hex()
+        ),
+        _message("tell", wire.encode_tell(heads[:1]), [3, heads[:1]], name="a new head"),
+        _message("tell reply", wire.encode_tell_reply(True), True, name="the peer will ask"),
         _message("pull", wire.encode_have(have), pull, name="all of one log, and what follows some places of another"),
         _message("receipt", wire.encode_receipt(Receipt(3, ())), [3, []], name="all stored"),
         _message("receipt", wire.encode_receipt(Receipt(0, ("a reason",))), [0, ["a reason"]], name="a refusal"),

@@ -22,6 +22,7 @@ from nsync.namespace.keys import from_key_bytes, key_bytes
 from nsync.namespace.ops import decode_op
 from nsync.transport import session, wire
 from nsync.transport.requests import Verifier, authorization, body_digest
+from nsync.transport.roster import Roster
 from tests.conformance import make
 from tests.conformance.vocabulary import encoded, plain, told, told_key
 from tests.support.federation import KEYS
@@ -95,16 +96,25 @@ def test_charter_names_federation_and_authors() -> None:
 @rows("messages")
 def test_messages(row: Any) -> None:
     raw = bytes.fromhex(row["bytes"])
+    roster = Roster(load(VECTORS["charter"]["document"], verify))
     assert plain(msgpack.unpackb(raw)) == row["says"]
     decode: dict[str, Callable[[bytes], Any]] = {
         "hello": wire.decode_hello,
-        "hello reply": wire.decode_hello_reply,
+        "hello reply": lambda data: wire.decode_hello_reply(data, roster),
+        "tell": wire.decode_tell,
+        "tell reply": wire.decode_tell_reply,
         "pull": wire.decode_have,
         "receipt": wire.decode_receipt,
     }
     message = decode[row["kind"]](raw)
     if row["kind"] == "pull":
-        assert plain([[author, places[::-1]] for author, places in message.items()]) == row["says"]
+        assert plain([3, [[author, places[::-1]] for author, places in message.items()]]) == row["says"]
+    elif row["kind"] == "tell":
+        assert plain([3, message]) == row["says"]
+    elif row["kind"] == "hello reply" and message.heads:
+        version, heads, changed = row["says"]
+        named = [[plain(roster.authors[author]) if type(author) is int else author, *rest] for author, *rest in heads]
+        assert plain(message) == [version, named, changed]
     else:
         assert plain(message) == row["says"]
     if "digest" in row:

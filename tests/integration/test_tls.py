@@ -149,8 +149,9 @@ async def test_a_log_passes_over_tls(tmp_path: Path) -> None:
         frames = [segment.frame for segment in log.segments[peer.author]]
         came: list[bytes] = []
 
-        async def take(batch: object) -> None:
+        async def take(batch: object) -> bool:
             came.extend(batch)  # type: ignore[call-overload]
+            return True
 
         await client.pull({peer.author: []}, take)
         assert came == frames

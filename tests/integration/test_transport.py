@@ -37,14 +37,16 @@ from nsync.transport.gates import PEER_EXCHANGES_MAX
 from nsync.transport.gossip import RELAY_S_MAX, Gossip
 from nsync.transport.listener import Listener
 from nsync.transport.peers import CLOCK_HEADER, PeerState
-from nsync.transport.ports import LogDoor, SegmentLog, Take
+from nsync.transport.ports import SegmentLog, Take
 from nsync.transport.requests import authorization
+from nsync.transport.roster import Roster
 from nsync.transport.server import Server
 from nsync.transport.times import monotonic_ms
 
 Test = Callable[..., Coroutine[None, None, None]]
 
 HEADER = struct.Struct(">16sQQ")
+HELLO = wire.encode_hello(bytes(16), bytes(16))
 WAIT_S = 10.0
 
 
@@ -166,7 +168,8 @@ class Node(Generic[Log]):
         self.gossip = Gossip(
             self.charter, self.me, self.key, self.log, self.executor, rng, self.on_received, self.interval_s, self.source_address
         )
-        self.server = Server(self.charter, self.me, self.log, self.executor, self.gossip.received, body_s_max=body_s_max)
+        verbs = self.gossip.verbs()
+        self.server = Server(self.charter, self.me, self.log, self.executor, self.gossip.received, body_s_max=body_s_max, verbs=verbs)
         self.listener = Listener(self.server.app(), **limits)
         await self.listener.start("127.0.0.1", self.port)
         self.running = asyncio.ensure_future(self.gossip.run()) if gossip else None
@@ -277,7 +280,11 @@ async def served(caller: Node[Any], callee: Node[Any]) -> None:
     while status == 503:
         assert time.monotonic() - begun < WAIT_S
         with suppress(aiohttp.ClientConnectionError, ConnectionError):
-            status, _, _ = await ask(caller, callee, "hello", wire.encode_hello(bytes(16)))
+            status, _, _ = await ask(caller, callee, "hello", HELLO)
+
+
+async def nothing(_: Sequence[bytes]) -> bool:
+    raise AssertionError("nothing came whole")
 
 
 async def dial(node: Node[Any]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -373,12 +380,15 @@ async def test_in_sync_costs_one_small_round_trip() -> None:
         for node in (a, b):
             for author in range(36):
                 node.log.append(bytes([author]) * 16)
-        question = wire.encode_hello(session.digest(a.log.heads()))
+        roster, digest = Roster(a.charter), session.digest(a.log.heads())
+        question = wire.encode_hello(digest, roster.digest, digest)
         status, answer, _ = await ask(a, b, "hello", question)
-        assert (status, len(question), len(answer)) == (200, 21, 3)
+        assert (status, len(question), len(answer)) == (200, 57, 4)
         b.log.append(b.me.author)
         _, answer, _ = await ask(a, b, "hello", question)
-        assert len(wire.decode_hello_reply(answer).heads or []) == 37
+        assert wire.decode_hello_reply(answer, roster) == (wire.VERSION, [b.log.heads()[-1]], True), "what has changed since"
+        _, answer, _ = await ask(a, b, "hello", question)
+        assert len(wire.decode_hello_reply(answer, roster).heads or []) == 37, "b was asked since a state that it told last no more"
 
 
 # ── failures ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -426,11 +436,14 @@ class Scripted:
         self.name = name
         self.answers = answers
 
-    async def hello(self, digest: bytes) -> wire.HelloReply:
+    async def hello(self, digest: bytes, since: Optional[bytes]) -> wire.HelloReply:
         error = self.answers.pop(0)
         if error is not None:
             raise error
         return wire.HelloReply(wire.VERSION, None)
+
+    async def tell(self, heads: Sequence[Head]) -> bool:
+        raise AssertionError("in sync")
 
     async def pull(self, have: session.Have, take: Take) -> None:
         raise AssertionError("in sync")
@@ -587,11 +600,11 @@ async def test_ping_needs_no_key() -> None:
     [
         ("push", bytes(wire.BODY_BYTES_MAX + 1), {}, 413, b"exceeded"),
         ("hello", bytes(wire.HELLO_BYTES_MAX + 1), {}, 413, b"exceeded"),
-        ("hello", b"\xc0", {}, 400, b"hello: not a list of 3 fields"),
+        ("hello", b"\xc0", {}, 400, b"hello: not a list of at most 128 entries"),
         ("hello", b"", {}, 400, b"hello: not msgpack"),
-        ("hello", b"\x93\x07\x09\xc4\x10" + bytes(16), {}, 400, b"versions 7 to 9, this nsync speaks 2"),
-        ("hello", b"\x93\x01\x01\xc4\x10" + bytes(16), {}, 400, b"versions 1 to 1, this nsync speaks 2; upgrade the older one"),
-        ("pull", b"\x91\x92\xc4\x01x\x01", {}, 400, b"author: not 16 bytes"),
+        ("hello", b"\x93\x07\x09\xc4\x10" + bytes(16), {}, 400, b"versions 7 to 9, this nsync speaks 3 to 3"),
+        ("hello", b"\x93\x01\x01\xc4\x10" + bytes(16), {}, 400, b"versions 1 to 1, this nsync speaks 3 to 3; upgrade the older one"),
+        ("pull", b"\x92\x03\x91\x92\xc4\x01x\x01", {}, 400, b"author: not 16 bytes"),
         ("push", b"not zstd", {}, 400, b"frames: not a zstd stream"),
         ("push", wire.encode_frames([bytes(64)])[:-3], {}, 400, b"cut short"),
         ("hello", b"\x93\x01\x01\xc4\x10" + bytes(16), {"Content-Encoding": "deflate"}, 415, b"Content-Encoding"),
@@ -643,7 +656,7 @@ async def test_slow_bodies_and_slow_headers_are_hung_up_on() -> None:
             reader, writer = await dial(b)
             writer.write(start)
             await hung_up(reader, writer)
-        assert (await ask(a, b, "hello", wire.encode_hello(bytes(16))))[0] == 200, "the place is free again"
+        assert (await ask(a, b, "hello", HELLO))[0] == 200, "the place is free again"
 
 
 @on_a_loop
@@ -676,7 +689,7 @@ async def test_beyond_its_places_a_peer_is_asked_to_come_later() -> None:
             writer.write(head(a, b, "pull", have) + have)
             assert b" 200 " in await reader.readline()
             pulls.append(writer)
-        hello = wire.encode_hello(bytes(16))
+        hello = HELLO
         status, _, headers = await ask(a, b, "hello", hello)
         assert status == 503 and headers["Retry-After"] == "1"
         assert (await ask(c, b, "hello", hello))[0] == 200, "others are served"
@@ -693,7 +706,7 @@ async def test_beyond_the_greatest_number_of_connections_a_new_one_is_closed() -
         await b.start(gossip=False, connections_max=2)
         first = [await dial(b) for _ in range(2)]
         for reader, writer in first:
-            writer.write(head(a, b, "hello", wire.encode_hello(bytes(16))) + wire.encode_hello(bytes(16)))
+            writer.write(head(a, b, "hello", HELLO) + HELLO)
             assert b" 200 " in await reader.readline()
         await hung_up(*await dial(b))
         for _, writer in first:
@@ -753,6 +766,6 @@ async def test_the_client_believes_no_server() -> None:
         async with client(a, b) as peer:
             answer = b"HTTP/1.1 200 OK\r\n\r\n" + bomb
             with pytest.raises(ProtocolError):
-                await peer.pull({}, LogDoor(a.log, None, lambda: None).receive)  # type: ignore[arg-type]
+                await peer.pull({}, nothing)
         server.close()
         await server.wait_closed()

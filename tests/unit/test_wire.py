@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 import tracemalloc
 from collections.abc import Iterator
+from functools import partial
 from typing import Callable
 
 import msgpack
@@ -20,9 +21,13 @@ from nsync.authority.charter import Place
 from nsync.errors import ProtocolError
 from nsync.log.segment import FRAME_BYTES_MAX, SEQ_MAX
 from nsync.log.stored import BEGINNING, Head, Receipt, StoredSegment
+from nsync.testing.federation import federation
 from nsync.transport import session, wire
+from nsync.transport.roster import Roster
 
 A, B, C = (bytes([i]) * 16 for i in (1, 2, 3))
+ROSTER = Roster(federation(7).charter)
+decode_reply = partial(wire.decode_hello_reply, roster=ROSTER)
 MIB = 1 << 20
 
 ids = st.binary(min_size=16, max_size=16)
@@ -35,18 +40,65 @@ frames = st.lists(st.binary(min_size=wire.FRAME_BYTES_MIN, max_size=500), max_si
 # ── messages ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@given(ids)
-def test_hello_round_trip(digest: bytes) -> None:
-    data = wire.encode_hello(digest)
-    assert wire.decode_hello(data) == (2, 2, digest)
-    assert len(data) == 21
+@given(ids, ids, st.none() | ids)
+def test_hello_round_trip(digest: bytes, roster: bytes, since: bytes | None) -> None:
+    data = wire.encode_hello(digest, roster, since)
+    assert wire.decode_hello(data) == (3, 3, digest, roster, since)
+    assert len(data) <= 57
 
 
-@given(st.none() | heads)
-def test_hello_reply_round_trip(sent: list[Head] | None) -> None:
-    data = wire.encode_hello_reply(sent)
-    assert wire.decode_hello_reply(data) == (2, None if sent is None else sorted(sent))
-    assert len(data) <= 5 + 46 * len(sent or [])
+@pytest.mark.parametrize(
+    ("theirs", "mine", "picked"),
+    [
+        ((3, 3), (3, 3), 3),
+        ((1, 3), (3, 3), 3),
+        ((3, 9), (3, 3), 3),
+        ((1, 9), (3, 5), 5),
+        ((4, 9), (3, 5), 5),
+        ((1, 4), (3, 5), 4),
+        ((1, 2), (3, 5), None),
+        ((6, 9), (3, 5), None),
+        ((5, 3), (3, 5), None),
+    ],
+)
+def test_the_highest_common_version_is_picked(theirs: tuple[int, int], mine: tuple[int, int], picked: int | None) -> None:
+    if picked is not None:
+        assert wire.pick(wire.Versions(*theirs), wire.Versions(*mine)) == picked
+    else:
+        with pytest.raises(ProtocolError, match=f"versions {theirs[0]} to {theirs[1]}, this nsync speaks 3 to 5; upgrade the older one"):
+            wire.pick(wire.Versions(*theirs), wire.Versions(*mine))
+
+
+def test_a_newer_peer_may_say_more_in_its_hello() -> None:
+    newer = msgpack.packb([2, 4, A, B, None, "something new", [7]])
+    assert wire.decode_hello(newer) == (2, 4, A, B, None)
+    refuse(lambda: wire.decode_hello(msgpack.packb([2, 3, A, B, None, 7])), "3 fields")
+
+
+@given(st.none() | heads, st.booleans())
+def test_hello_reply_round_trip(sent: list[Head] | None, changed: bool) -> None:
+    reply = wire.HelloReply(3, None if sent is None else sorted(sent), changed and sent is not None)
+    for roster in (None, ROSTER):
+        data = wire.encode_hello_reply(reply, roster)
+        assert wire.decode_hello_reply(data, ROSTER) == reply
+        assert len(data) <= 6 + 46 * len(sent or [])
+
+
+@given(st.lists(seqs, min_size=1, max_size=7, unique=True))
+def test_heads_take_30_bytes_per_author_between_two_of_one_charter(numbers: list[int]) -> None:
+    sent = [Head(author, seq, A) for author, seq in zip(ROSTER.authors, numbers)]
+    data = wire.encode_hello_reply(wire.HelloReply(3, sent), ROSTER)
+    assert wire.decode_hello_reply(data, ROSTER).heads == sent
+    assert len(data) <= 4 + 30 * len(sent)
+    usual = wire.encode_hello_reply(wire.HelloReply(3, [head._replace(seq=1 << 31) for head in sent]), ROSTER)
+    assert len(usual) == 4 + 25 * len(sent)
+
+
+@given(heads)
+def test_tell_round_trip(sent: list[Head]) -> None:
+    assert wire.decode_tell(wire.encode_tell(sent)) == sorted(sent)
+    for will_ask in (True, False):
+        assert wire.decode_tell_reply(wire.encode_tell_reply(will_ask)) is will_ask
 
 
 @given(haves)
@@ -68,23 +120,39 @@ def test_receipt_round_trip(stored: int, texts: list[str]) -> None:
 
 
 def test_the_bytes_are_pinned() -> None:
-    assert wire.encode_hello(A).hex() == "930202c410" + "01" * 16
-    assert wire.encode_hello_reply(None).hex() == "9202c0"
-    assert wire.encode_hello_reply([Head(A, 300, B)]).hex() == "92029193c410" + "01" * 16 + "cd012cc410" + "02" * 16
+    assert wire.encode_hello(A, B, C).hex() == "950303" + "".join("c410" + one.hex() for one in (A, B, C))
+    assert wire.encode_hello(A, B).hex() == "950303c410" + "01" * 16 + "c410" + "02" * 16 + "c0"
+    assert wire.encode_hello_reply(wire.HelloReply(3, None)).hex() == "9303c0c2"
+    head = Head(A, 300, B)
+    whole = "9193c410" + "01" * 16 + "cd012cc410" + "02" * 16
+    assert wire.encode_hello_reply(wire.HelloReply(3, [head])).hex() == "9303" + whole + "c2"
+    known = head._replace(author=ROSTER.authors[5])
+    assert wire.encode_hello_reply(wire.HelloReply(3, [known], True), ROSTER).hex() == "9303919305cd012cc410" + "02" * 16 + "c3"
+    assert wire.encode_tell([head]).hex() == "9203" + whole
     have = {B: [Place(7, A), BEGINNING], A: []}
     beginning, seventh = "9200c410" + "00" * 16, "9207c410" + "01" * 16
-    assert wire.encode_have(have).hex() == "9292c410" + "01" * 16 + "90" + "92c410" + "02" * 16 + "92" + beginning + seventh
+    asked = "9292c410" + "01" * 16 + "90" + "92c410" + "02" * 16 + "92" + beginning + seventh
+    assert wire.encode_have(have).hex() == "9203" + asked
     assert wire.encode_receipt(Receipt(3, ("no\n",))).hex() == "920391a36e6f3f"
-    assert session.digest([Head(A, 300, B)]).hex() == "af9fff5c4194ef4afc2b78805fe49041"
+    assert session.digest([head]).hex() == "af9fff5c4194ef4afc2b78805fe49041"
 
 
-DECODERS: list[Callable[[bytes], object]] = [wire.decode_hello, wire.decode_hello_reply, wire.decode_have, wire.decode_receipt]
-VALID = [
-    wire.encode_hello(A),
-    wire.encode_hello_reply([Head(A, 1, B), Head(C, 7, A)]),
-    wire.encode_have({A: [], B: [Place(2, C), BEGINNING]}),
+DECODERS: list[Callable[[bytes], object]] = [
+    wire.decode_hello,
+    decode_reply,
+    wire.decode_have,
+    wire.decode_receipt,
+    wire.decode_tell,
+    wire.decode_tell_reply,
 ]
-VALID += [wire.encode_receipt(Receipt(1, ("a", "b")))]
+VALID = [
+    wire.encode_hello(A, B, C),
+    wire.encode_hello_reply(wire.HelloReply(3, [Head(A, 1, B), Head(C, 7, A), Head(ROSTER.authors[2], 5, A)]), ROSTER),
+    wire.encode_have({A: [], B: [Place(2, C), BEGINNING]}),
+    wire.encode_receipt(Receipt(1, ("a", "b"))),
+    wire.encode_tell([Head(A, 1, B), Head(C, 7, A)]),
+    wire.encode_tell_reply(True),
+]
 
 
 @pytest.mark.parametrize("decode", DECODERS)
@@ -115,29 +183,44 @@ def refused_or_canonical(decode: Callable[[bytes], object], data: bytes) -> None
 @pytest.mark.parametrize(
     ("decode", "value", "text"),
     [
-        (wire.decode_hello, [1, 1, A], "versions 1 to 1, this nsync speaks 2; upgrade the older one"),
-        (wire.decode_hello, [3, 4, A], "versions 3 to 4, this nsync speaks 2"),
-        (wire.decode_hello, [2, 1, A], "versions 2 to 1"),
-        (wire.decode_hello, [True, 2, A], "version: not a number"),
-        (wire.decode_hello, [2, 2, A[:15]], "digest: not 16 bytes"),
-        (wire.decode_hello, [2, 2, A, 1], "3 fields"),
-        (wire.decode_hello_reply, [1, None], "chose protocol version 1, this nsync speaks 2; upgrade the older one"),
-        (wire.decode_hello_reply, [True, None], "version: not a number"),
-        (wire.decode_hello_reply, [[b"x"] * 999, None], "^version: not a number from 0 to [0-9]*$"),
-        (wire.decode_hello_reply, [2, [[B, 1, A], [A, 1, A]]], "not in ascending order"),
-        (wire.decode_hello_reply, [2, [[A, 1, A]] * 2], "not in ascending order"),
-        (wire.decode_hello_reply, [2, [[A, -1, A]]], "seq: not a number"),
-        (wire.decode_hello_reply, [2, [[A, 1 << 63, A]]], "seq: not a number"),
-        (wire.decode_hello_reply, [2, [[A, 1.0, A]]], "seq: not a number"),
-        (wire.decode_have, [[A, []], [A, []]], "not in ascending order"),
-        (wire.decode_have, [[A, [[2, A], [1, A]]]], "places: not in ascending order"),
-        (wire.decode_have, [[A, [[1, A]] * 2]], "places: not in ascending order"),
-        (wire.decode_have, [[A, [[i, A] for i in range(wire.PLACES_MAX + 1)]]], f"places: not a list of at most {wire.PLACES_MAX} entries"),
-        (wire.decode_have, [[A, [[1, A, 1]]]], "place: not a list of 2 fields"),
-        (wire.decode_have, [[A, [[-1, A]]]], "seq: not a number"),
-        (wire.decode_have, [[A, 1]], "places: not a list"),
+        (wire.decode_hello, [2, 2, A, A, A], "versions 2 to 2, this nsync speaks 3 to 3; upgrade the older one"),
+        (wire.decode_hello, [4, 5, A], "versions 4 to 5, this nsync speaks 3 to 3"),
+        (wire.decode_hello, [3, 2, A, A, A], "versions 3 to 2"),
+        (wire.decode_hello, [3], "2 fields"),
+        (wire.decode_hello, [True, 3, A, A, A], "version: not a number"),
+        (wire.decode_hello, [3, 3, A[:15], A, A], "digest: not 16 bytes"),
+        (wire.decode_hello, [3, 3, A, None, A], "roster: not 16 bytes"),
+        (wire.decode_hello, [3, 3, A, A, 1], "since: not 16 bytes"),
+        (wire.decode_hello, [3, 3, A, A, A, 1], "3 fields"),
+        (wire.decode_hello, [3, 4, A, A], "3 fields"),
+        (decode_reply, [2, None, False], "in version 2 of the protocol, this nsync speaks 3 to 3; upgrade the older one"),
+        (decode_reply, [4, None, False], "in version 4 of the protocol"),
+        (decode_reply, [True, None, False], "version: not a number"),
+        (decode_reply, [[b"x"] * 999, None, False], "^version: not a number from 0 to [0-9]*$"),
+        (decode_reply, [3, [[B, 1, A], [A, 1, A]], False], "not in ascending order"),
+        (decode_reply, [3, [[A, 1, A]] * 2, False], "not in ascending order"),
+        (decode_reply, [3, [[2, 1, A], [1, 1, A]], False], "not in ascending order"),
+        (decode_reply, [3, [[7, 1, A]], False], "author number 7 of 7; compare the charters"),
+        (decode_reply, [3, [[-1, 1, A]], False], "author number -1 of 7"),
+        (decode_reply, [3, [[True, 1, A]], False], "author: not 16 bytes"),
+        (decode_reply, [3, [[A, -1, A]], False], "seq: not a number"),
+        (decode_reply, [3, [[A, 1 << 63, A]], False], "seq: not a number"),
+        (decode_reply, [3, [[A, 1.0, A]], False], "seq: not a number"),
+        (decode_reply, [3, [], 1], "whether these are all heads"),
+        (decode_reply, [3, None, True], "whether these are all heads"),
+        (wire.decode_tell, [3, [[2, 1, A]]], "author: not 16 bytes"),
+        (wire.decode_tell, [2, []], "in version 2"),
+        (wire.decode_tell_reply, 1, "not a boolean"),
+        (wire.decode_have, [2, []], "in version 2"),
+        (wire.decode_have, [3, [[A, []], [A, []]]], "not in ascending order"),
+        (wire.decode_have, [3, [[A, [[2, A], [1, A]]]]], "places: not in ascending order"),
+        (wire.decode_have, [3, [[A, [[1, A]] * 2]]], "places: not in ascending order"),
+        (wire.decode_have, [3, [[A, [[i, A] for i in range(wire.PLACES_MAX + 1)]]]], "places: not a list of at most 256 entries"),
+        (wire.decode_have, [3, [[A, [[1, A, 1]]]]], "place: not a list of 2 fields"),
+        (wire.decode_have, [3, [[A, [[-1, A]]]]], "seq: not a number"),
+        (wire.decode_have, [3, [[A, 1]]], "places: not a list"),
         (wire.decode_have, {A: 1}, "not msgpack within limits"),
-        (wire.decode_have, [[A, msgpack.Timestamp(1)]], "not msgpack within limits"),
+        (wire.decode_have, [3, [[A, msgpack.Timestamp(1)]]], "not msgpack within limits"),
         (wire.decode_receipt, [1, [1]], "not a text"),
     ],
 )
@@ -148,14 +231,14 @@ def test_what_is_not_a_message_is_named(decode: Callable[[bytes], object], value
 
 def test_non_canonical_integers_are_refused() -> None:
     with pytest.raises(ProtocolError, match="canonical"):
-        wire.decode_hello(b"\x93\xcc\x02\x02\xc4\x10" + A)
+        wire.decode_hello(b"\x95\xcc\x03\x03" + 3 * (b"\xc4\x10" + A))
 
 
 def test_lengths_are_bounded_before_they_are_allocated() -> None:
     for huge in (b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff", b"\x91" * 60, b"\xdc\xff\xff" * 20):
         assert peak_bytes(lambda huge=huge: refuse(lambda: wire.decode_hello(huge))) < MIB  # type: ignore[misc]
-    with pytest.raises(ProtocolError, match="at most 64"):
-        wire.decode_hello(bytes(65))
+    with pytest.raises(ProtocolError, match="at most 128"):
+        wire.decode_hello(bytes(129))
 
 
 # ── frames ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -321,6 +404,35 @@ def test_equal_digests_mean_that_there_is_nothing_to_do(mine: list[Head], theirs
     assert session.digest(shuffled) == session.digest(mine)
     assert (session.digest(mine) == session.digest(theirs)) == (sorted(mine) == sorted(theirs))
     assert session.behind(mine, shuffled, []) == {}
+
+
+@given(heads, heads)
+def test_what_changed_and_what_was_known_make_the_whole(before: list[Head], now: list[Head]) -> None:
+    delta = session.changed(before, now)
+    gone = {head.author for head in before} - {head.author for head in now}
+    assert (delta is None) == bool(gone)
+    if delta is not None:
+        assert session.merged(before, delta) == sorted(now)
+        assert not {head.author for head in delta} & {head.author for head in set(before) & set(now)} or set(delta) - set(before)
+
+
+@given(st.lists(heads, min_size=1, max_size=6), st.data())
+def test_whoever_is_told_what_changed_knows_all(states: list[list[Head]], data: st.DataObject) -> None:
+    """Whatever the caller has forgotten, and whatever answer was lost on its way."""
+    told, known = session.Told(), None
+    for state in states:
+        since = session.digest(known) if known is not None and data.draw(st.booleans()) else None
+        reply = told.answer("atlas", wire.Hello(3, 3, data.draw(ids), A, since), state)
+        if data.draw(st.booleans()):
+            continue
+        assert reply.heads is not None
+        known = session.merged(known or (), reply.heads) if reply.changed else reply.heads
+        assert sorted(known) == sorted(state)
+
+
+def test_missing_ops() -> None:
+    theirs = [Head(A, 9, A), Head(B, 5, A), Head(B, 7, B), Head(C, 2, A)]
+    assert session.missing_ops([Head(A, 4, A), Head(C, 9, C)], theirs) == {A: 5, B: 7, C: 1}
 
 
 def test_forked() -> None:

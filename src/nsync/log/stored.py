@@ -14,6 +14,10 @@ GAP = ": a gap: "
 """Stands in the text of a refusal that says only that what the segment continues is not here: whoever asks from further back gets it."""
 
 
+FULL = ": full: "
+"""Stands in the text of a refusal that says only that too much of its author waits here to be applied: later it is taken."""
+
+
 class StoredSegment(NamedTuple):
     """A segment of the log, as it goes over the wire."""
 
@@ -50,8 +54,13 @@ class Receipt(NamedTuple):
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """The refusals that are more than a gap."""
-        return tuple(text for text in self.rejected if GAP not in text)
+        """The refusals that are more than a gap, or too early."""
+        return tuple(text for text in self.rejected if GAP not in text and FULL not in text)
+
+    @property
+    def full(self) -> bool:
+        """Whether some of it is taken once what waits here is applied."""
+        return any(FULL in text for text in self.rejected)
 
 
 class PeerRecord(NamedTuple):

@@ -20,7 +20,7 @@ from nsync.failpoints import failpoint
 from nsync.log.admission import admit, check_segment
 from nsync.log.forks import BRANCHES_MAX, prove
 from nsync.log.segment import EMPTY, GONE, NO_HASH, Segment, Tip, decode_frame, decode_header
-from nsync.log.stored import GAP, Receipt
+from nsync.log.stored import FULL, GAP, Receipt
 from nsync.namespace import codec
 from nsync.store import schema
 from nsync.store.bulk import bulk_insert
@@ -115,7 +115,7 @@ class Intake:
         branch = self._continued(segment)
         waiting = sum(1 for row in self._segments if row[0] == branch.id) + self._waiting(branch)
         if waiting >= WAITING_SEGMENTS_MAX:
-            raise RejectedSegment(f"{segment}: {waiting} segments of its author wait here already; it is taken once they are applied")
+            raise RejectedSegment(f"{segment}{FULL}{waiting} segments of its author wait here already; it is taken once they are applied")
         self._check_gone(segment)
         branch.tip = admit(segment, branch.tip)
         branch.moved = True

@@ -20,8 +20,10 @@ from nsync.testing.federation import Federation
 from nsync.testing.network import Answer, Client, Crash
 from nsync.testing.peer import Image, Peer, Worked
 from nsync.testing.stage import Stage
+from nsync.transport import session
 from nsync.transport.exchange import Peer as RemotePeer
 from nsync.transport.gossip import Gossip
+from nsync.transport.roster import Roster
 
 BEGINNING_MS = 1_700_000_000_000
 """The wall time at which every story begins: in November 2023."""
@@ -87,6 +89,8 @@ class Host:
             self._stage.ledger.restarted(self.name, self.peer)
         self.peer.go_by(self.members.authority, self.me.author)
         self._news = asyncio.Event()
+        self._told = session.Told()
+        self._roster = Roster(self.members.charter)
         self._gossip = Gossip(
             self.members.charter,
             self.me,
@@ -197,6 +201,7 @@ class Host:
                 self._gossip.wake()
             self.idle = not worked
             if worked:
+                self._gossip.applied()
                 await asyncio.sleep(PAUSE_S)
                 continue
             timer = asyncio.get_running_loop().call_later(WORK_S, self._news.set) if self.peer.something_waits() else None
@@ -236,9 +241,13 @@ class Host:
         self._checked(lambda: self._stage.ledger.received(self.name, self.peer, frames, receipt))
         return receipt
 
-    def answer(self, verb: str, body: bytes) -> Answer:
-        """What the process answers to a request that has arrived."""
-        return network.answer(self, self._gossip.received, verb, body)
+    @property
+    def roster(self) -> Roster:
+        return self._roster
+
+    def answer(self, caller: str, verb: str, body: bytes) -> Answer:
+        """What the process answers to a request of the peer `caller` that has arrived."""
+        return network.answer(network.Desk(self, self._gossip, self._told, self._roster), caller, verb, body)
 
     # ---- steps
 

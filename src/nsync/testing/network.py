@@ -10,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Collection, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Optional, Protocol
 
 from nsync.errors import ProtocolError, TransportError
-from nsync.log.stored import Receipt
+from nsync.log.stored import Head, Receipt
 from nsync.testing.faults import Dice
 from nsync.transport import session, wire
-from nsync.transport.ports import OnReceived, SegmentLog, Take
+from nsync.transport.gossip import Gossip
+from nsync.transport.ports import SegmentLog, Take
+from nsync.transport.roster import Roster
 
 LATENCY_S = (0.005, 0.2)
 DELAY_S_MAX = 20.0
@@ -41,7 +43,11 @@ class Host(Protocol):
     """Messages of earlier lives than this one are lost: the database that they came from is."""
     life: int
 
-    def answer(self, verb: str, body: bytes) -> Answer:
+    @property
+    def roster(self) -> Roster:
+        """Of the charter that it goes by."""
+
+    def answer(self, caller: str, verb: str, body: bytes) -> Answer:
         """What `transport.server` answers. Raises ProtocolError, or Crash."""
 
 
@@ -53,16 +59,28 @@ class Answer(NamedTuple):
     whole: bool = True
 
 
-def answer(log: SegmentLog, on_received: OnReceived, verb: str, body: bytes) -> Answer:
-    """What an instance with `log` answers: transport.server without HTTP."""
+class Desk(NamedTuple):
+    """What an instance answers from: transport.server without HTTP."""
+
+    log: SegmentLog
+    gossip: Gossip
+    told: session.Told
+    roster: Roster
+
+
+def answer(desk: Desk, caller: str, verb: str, body: bytes) -> Answer:
+    """What an instance answers to the peer `caller`."""
+    log = desk.log
     if verb == "hello":
-        heads = log.heads()
-        same = session.digest(heads) == wire.decode_hello(body).digest
-        return Answer(wire.encode_hello_reply(None if same else heads))
+        hello = wire.decode_hello(body)
+        reply = desk.told.answer(caller, hello, log.heads())
+        return Answer(wire.encode_hello_reply(reply, desk.roster if hello.roster == desk.roster.digest else None))
+    if verb == "tell":
+        return Answer(wire.encode_tell_reply(desk.gossip.told(caller, wire.decode_tell(body))))
     if verb == "push":
         receipt = log.receive(wire.decode_frames(body, wire.BODY_BYTES_MAX), "")
         if receipt.stored:
-            on_received()
+            desk.gossip.received()
         return Answer(wire.encode_receipt(receipt))
     have: session.Have = wire.decode_have(body)
     frames: list[bytes] = []
@@ -123,7 +141,7 @@ class Network:
         result: Answer | Exception = back
         if host.up:
             try:
-                result = host.answer(verb, body)
+                result = host.answer(me.name, verb, body)
             except Crash:
                 result = back
             except ProtocolError as error:
@@ -185,15 +203,20 @@ class Client:
         self._network = network
         self._me = me
 
-    async def hello(self, digest: bytes) -> wire.HelloReply:
-        return wire.decode_hello_reply((await self._ask("hello", wire.encode_hello(digest))).body)
+    async def hello(self, digest: bytes, since: Optional[bytes]) -> wire.HelloReply:
+        roster = self._me.roster
+        return wire.decode_hello_reply((await self._ask("hello", wire.encode_hello(digest, roster.digest, since))).body, roster)
+
+    async def tell(self, heads: Sequence[Head]) -> bool:
+        return wire.decode_tell_reply((await self._ask("tell", wire.encode_tell(heads))).body)
 
     async def pull(self, have: session.Have, take: Take) -> None:
         """What came whole before the connection broke is taken first."""
         answer = await self._ask("pull", wire.encode_have(have))
         frames = wire.decode_frames(wire.encode_frames(answer.frames), wire.PULL_BYTES_MAX)
         for batch in _batches(frames):
-            await take(batch)
+            if not await take(batch):
+                return
         if not answer.whole:
             raise TransportError(f"{self.name}: the answer to a pull broke off")
 

@@ -1,4 +1,4 @@
-"""What this instance asks of one peer: hello, pull, push.
+"""What this instance asks of one peer: hello, tell, pull, push.
 
 Dials the URL that the charter gives for the peer, and nothing else: no proxies from the environment, no redirects, no
 cookies. Every wait and every length is bounded. What goes wrong becomes
@@ -15,21 +15,23 @@ from __future__ import annotations
 import asyncio
 import io
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Callable, Optional, TypeVar
+from functools import partial
+from typing import Callable, Optional, TypeVar, Union
 
 import aiohttp
 
 from nsync.authority.charter import Charter, Instance
 from nsync.errors import NotAuthorised, NsyncError, ProtocolError, TransportError
-from nsync.log.stored import Receipt
+from nsync.log.stored import Head, Receipt
 from nsync.transport import wire
 from nsync.transport.peers import CLOCK_HEADER, Meter
 from nsync.transport.ports import Take
 from nsync.transport.requests import NONCE_BYTES, Signer, authorization
+from nsync.transport.roster import Roster
 from nsync.transport.session import Have
-from nsync.transport.times import monotonic_ms, wall_ms
+from nsync.transport.times import ASIDE_BYTES_MIN, aside, monotonic_ms, wall_ms
 from nsync.transport.tls import client_context
 
 CONNECT_S_MAX = 10.0
@@ -37,6 +39,12 @@ IDLE_S_MAX = 30.0
 """Between two reads; the peer may be waiting for its database."""
 
 HELLO_S_MAX = 30.0
+TELL_S_MAX = 10.0
+"""Who does not take news in this time hears of it otherwise."""
+READ_AHEAD_CHUNKS_MAX = 4
+"""What is read before it is stored: of at most 256 KiB each, compressed."""
+BATCH_MS_MAX = 1000
+"""What came is stored at least so often, however slowly it comes."""
 KEEPALIVE_S = 20.0
 """Shorter than the server's, so that a request never meets a connection that is being closed."""
 
@@ -74,13 +82,19 @@ class PeerClient:
         self._peer = peer
         self._signer = signer
         self._tls = client_context(peer)
+        self._roster = Roster(charter)
 
-    async def hello(self, digest: bytes) -> wire.HelloReply:
-        """Whether the peer's heads have `digest`, and its heads if not."""
-        return await self.ask("hello", wire.encode_hello(digest), wire.HEADS_BYTES_MAX, wire.decode_hello_reply)
+    async def hello(self, digest: bytes, since: Optional[bytes] = None) -> wire.HelloReply:
+        """Whether the peer's heads have `digest`; if not, its heads, or what changed in them since they had the digest `since`."""
+        question = wire.encode_hello(digest, self._roster.digest, since)
+        return await self.ask("hello", question, wire.HEADS_BYTES_MAX, partial(wire.decode_hello_reply, roster=self._roster))
+
+    async def tell(self, heads: Sequence[Head]) -> bool:
+        """Say that these heads are new here. Whether the peer will ask for them."""
+        return await self.ask("tell", wire.encode_tell(heads), wire.TELL_REPLY_BYTES_MAX, wire.decode_tell_reply, TELL_S_MAX)
 
     async def pull(self, have: Have, take: Take) -> None:
-        """Give `take` what the peer has beyond `have`. When the stream breaks, what came whole before is taken first."""
+        """Give `take` what the peer has beyond `have`, until it wants no more. When the stream breaks, what came whole is taken first."""
         async with self._post("pull", wire.encode_have(have), wire.PULL_S_MAX) as response:
             batch = _Batch(take)
             try:
@@ -92,27 +106,33 @@ class PeerClient:
 
     async def push(self, frames: Sequence[bytes]) -> Receipt:
         """Give the peer one batch of frames (BATCH_BYTES_MAX) to store."""
-        return await self.ask("push", wire.encode_frames(frames), wire.RECEIPT_BYTES_MAX, wire.decode_receipt, 2 * wire.BODY_S_MAX)
+        body = await aside(sum(map(len, frames)), partial(wire.encode_frames, frames))
+        return await self.ask("push", body, wire.RECEIPT_BYTES_MAX, wire.decode_receipt, 2 * wire.BODY_S_MAX)
 
     async def ask(self, verb: str, body: bytes, bytes_max: int, decode: Callable[[bytes], T], s_max: float = HELLO_S_MAX) -> T:
         """What `decode` makes of the answer, of at most `bytes_max`, to a request that is answered with one message (server.Verb)."""
         async with self._post(verb, body, s_max) as response:
-            return decode(await _read(response, bytes_max))
+            answer = await _read(response, bytes_max)
+            return await aside(len(answer), partial(decode, answer))
 
     @asynccontextmanager
     async def _post(self, verb: str, body: bytes, total_s_max: float) -> AsyncIterator[aiohttp.ClientResponse]:
         path = wire.PATH + verb
         url = self._peer.url + path
-        header = authorization(
-            self._signer,
-            self._federation,
-            self._me.author,
-            self._peer.author,
-            "POST",
-            path,
-            body,
-            wall_ms(),
-            secrets.token_bytes(NONCE_BYTES),
+        header = await aside(
+            len(body),
+            partial(
+                authorization,
+                self._signer,
+                self._federation,
+                self._me.author,
+                self._peer.author,
+                "POST",
+                path,
+                body,
+                wall_ms(),
+                secrets.token_bytes(NONCE_BYTES),
+            ),
         )
         asked_ms = monotonic_ms()
         try:
@@ -159,17 +179,23 @@ class _Batch:
         self._take = take
         self._frames: list[bytes] = []
         self._bytes = 0
+        self._begun_ms = monotonic_ms()
 
-    async def add(self, frame: bytes) -> None:
-        if self._bytes + len(frame) > wire.BATCH_BYTES_MAX or len(self._frames) >= wire.BATCH_FRAMES_MAX:
-            await self.end()
-        self._frames.append(frame)
-        self._bytes += len(frame)
+    async def add(self, frames: Sequence[bytes]) -> bool:
+        """Whether more is wanted."""
+        for frame in frames:
+            full = self._bytes + len(frame) > wire.BATCH_BYTES_MAX or len(self._frames) >= wire.BATCH_FRAMES_MAX
+            if full and not await self.end():
+                return False
+            self._frames.append(frame)
+            self._bytes += len(frame)
+        return monotonic_ms() - self._begun_ms < BATCH_MS_MAX or await self.end()
 
-    async def end(self) -> None:
+    async def end(self) -> bool:
         frames, self._frames, self._bytes = self._frames, [], 0
-        if frames:
-            await self._take(frames)
+        wanted = await self._take(frames) if frames else True
+        self._begun_ms = monotonic_ms()
+        return wanted
 
 
 async def _read(response: aiohttp.ClientResponse, bytes_max: int) -> bytes:
@@ -183,8 +209,58 @@ async def _read(response: aiohttp.ClientResponse, bytes_max: int) -> bytes:
 
 
 async def _read_frames(response: aiohttp.ClientResponse, batch: _Batch) -> None:
+    """Inflated aside, a piece at a time: nothing is inflated before the frames already there are taken."""
     reader = wire.FrameReader(wire.PULL_BYTES_MAX)
-    async for chunk in response.content.iter_any():
-        for frame in reader.feed(chunk):
-            await batch.add(frame)
+    async with _reading(response) as next_chunk:
+        while (chunk := await next_chunk()) is not None:
+            arriving, whole = reader.feed(chunk), False
+            while not whole:
+                frames, whole = await aside(ASIDE_BYTES_MIN, partial(_some, arriving))
+                if not await batch.add(frames):
+                    return
     reader.close()
+
+
+@asynccontextmanager
+async def _reading(response: aiohttp.ClientResponse) -> AsyncIterator[Callable[[], Awaitable[Optional[bytes]]]]:
+    """The next chunk, or None at the end. All that came counts, also when the connection breaks right after it: aiohttp
+    forgets what nobody has read by then, so it is read ahead, and nothing is received meanwhile when that has a limit."""
+    queue: asyncio.Queue[Union[bytes, BaseException, None]] = asyncio.Queue(READ_AHEAD_CHUNKS_MAX)
+
+    async def read() -> None:
+        try:
+            async for chunk in response.content.iter_any():
+                protocol = response.connection.protocol if queue.full() and response.connection is not None else None
+                if protocol is not None:
+                    protocol.pause_reading()
+                await queue.put(chunk)
+                if protocol is not None:
+                    protocol.resume_reading()
+            await queue.put(None)
+        except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+            await queue.put(error)
+
+    async def next_chunk() -> Optional[bytes]:
+        item = await queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    reading = asyncio.ensure_future(read())
+    try:
+        yield next_chunk
+    finally:
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+
+
+def _some(arriving: Iterator[bytes]) -> tuple[list[bytes], bool]:
+    """The next frames, up to about a batch, and whether these are all that have arrived."""
+    frames: list[bytes] = []
+    size = 0
+    for frame in arriving:
+        frames.append(frame)
+        size += len(frame)
+        if size >= wire.BATCH_BYTES_MAX:
+            return frames, False
+    return frames, True

@@ -3,18 +3,27 @@
 In sync it is one round trip and some bytes. It resumes by itself: each batch is durable when the next one is read, and
 the next exchange begins from the heads of then. What one side refuses does not keep the rest from passing; it makes the
 exchange fail at its end, with the reason, so that the pair tries again later and not in a loop. A gap is no such reason:
-whoever lacks what comes before asks for it.
+whoever lacks what comes before asks for it. Nor is it that too much waits here to be applied: the stream then waits too, and its
+sender with it.
+
+What others are asked for already is left to them (pulls.Pulls). What a peer lacks is pushed when it is little; else the peer is
+told, and asks whom it likes for it, unless it cannot reach this instance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Optional, Protocol
+from collections.abc import Awaitable, Collection, Sequence
+from typing import Callable, Optional, Protocol
 
 from nsync.errors import NsyncError, ProtocolError, RejectedSegment
 from nsync.log.stored import Head, Receipt
 from nsync.transport import session, wire
 from nsync.transport.ports import LogDoor, Take
+from nsync.transport.pulls import Pulls
+from nsync.transport.times import monotonic_ms
+
+PUSH_OPS_MAX = 4096
+"""One full segment: who lacks more may ask several peers for it at once."""
 
 
 class Peer(Protocol):
@@ -22,11 +31,14 @@ class Peer(Protocol):
 
     name: str
 
-    async def hello(self, digest: bytes) -> wire.HelloReply:
-        """Whether the peer's heads have `digest`, and its heads if not."""
+    async def hello(self, digest: bytes, since: Optional[bytes]) -> wire.HelloReply:
+        """Whether the peer's heads have `digest`; if not, its heads, or what changed in them since they had the digest `since`."""
+
+    async def tell(self, heads: Sequence[Head]) -> bool:
+        """Say that these heads are new here. Whether the peer will ask for them."""
 
     async def pull(self, have: session.Have, take: Take) -> None:
-        """Give `take` what the peer has beyond `have` of the authors in it."""
+        """Give `take` what the peer has beyond `have` of the authors in it, until it wants no more."""
 
     async def push(self, frames: Sequence[bytes]) -> Receipt:
         """Give the peer one batch of frames to store."""
@@ -35,10 +47,24 @@ class Peer(Protocol):
 class Exchange:
     """Run it once. Its numbers are true also when it ends early."""
 
-    def __init__(self, client: Peer, log: LogDoor, me: bytes) -> None:
+    def __init__(
+        self,
+        client: Peer,
+        log: LogDoor,
+        me: bytes,
+        pulls: Pulls,
+        room: Callable[[], Awaitable[bool]],
+        before: Optional[Sequence[Head]] = None,
+    ) -> None:
+        """`room`: returns when something was applied, or with False after a while; `before`: the peer's heads, as it told them last."""
         self._client = client
         self._log = log
         self._me = me
+        self._pulls = pulls
+        self._room = room
+        self._before = before
+        self._claimed: Collection[bytes] = ()
+        self._stopped = False
         self.answered = False
         """Whether the peer spoke to us at all."""
         self.theirs: Optional[Sequence[Head]] = None
@@ -49,50 +75,107 @@ class Exchange:
         """Segments from here that were new to the peer."""
         self.forked: frozenset[bytes] = frozenset()
         """Authors whose log had several branches here when the exchange began."""
+        self.left: Sequence[Head] = ()
+        """What the peer has, and was not asked for, since others are, or since too much waits here."""
         self._failure: Optional[NsyncError] = None
 
     async def run(self) -> None:
         """Raises TransportError, ProtocolError, NotAuthorised, or RejectedSegment when either side refused a segment."""
         mine = await self._log.heads()
         self.forked = session.forked(mine)
-        reply = await self._client.hello(session.digest(mine))
-        self.answered = True
-        self.theirs = mine if reply.heads is None else reply.heads
-        if reply.heads is None:
+        if await self._hello(mine):
             return
-        unknown = await self._log.unknown(reply.heads)
+        theirs = self.theirs or ()
+        unknown = await self._log.unknown(theirs)
         if unknown:
             await self._pull(unknown)
             mine, unknown = await self._log.heads(), await self._log.unknown(unknown)
-        await self._push(session.behind(mine, reply.heads, unknown), reply.heads)
+        await self._give(mine, session.behind(mine, theirs, unknown), theirs)
         if self._failure is not None:
             raise self._failure
 
+    async def fetch(self, heads: Sequence[Head]) -> None:
+        """Pull what the peer has told of. Raises as `run`."""
+        await self._pull(await self._log.unknown(heads))
+        if self._failure is not None:
+            raise self._failure
+
+    async def _hello(self, mine: Sequence[Head]) -> bool:
+        """Whether the peer has the same heads."""
+        since = None if self._before is None else session.digest(self._before)
+        reply = await self._client.hello(session.digest(mine), since)
+        self.answered = True
+        if reply.heads is None:
+            theirs: Sequence[Head] = mine
+        elif reply.changed and self._before is None:
+            raise ProtocolError(f"{self._client.name} tells what changed, and was asked for all")
+        else:
+            theirs = session.merged(self._before or (), reply.heads) if reply.changed else reply.heads
+        self.theirs = self._before = theirs
+        return reply.heads is None
+
     async def _pull(self, missing: Sequence[Head]) -> None:
-        """Ask until the heads that they announced are here, or nothing more comes."""
+        """Ask for the heads that they announced, as far as nobody else is asked, until they are here or nothing more comes."""
+        name = self._client.name
         while missing:
-            before = self.pulled
-            await self._ask({head.author for head in missing})
-            left = await self._log.unknown(missing)
-            if len(left) == len(missing) and self.pulled == before:
-                author = left[0].author.hex()
-                self._fail(ProtocolError(f"{self._client.name} announced segments of author {author} that did not come"))
+            weights = session.missing_ops(await self._log.heads(), missing)
+            claimed = self._pulls.claim(name, weights, monotonic_ms())
+            if not claimed:
+                self.left = missing
                 return
-            missing = left
+            try:
+                goes_on = await self._pull_claimed(claimed, [head for head in missing if head.author in claimed])
+            finally:
+                self._pulls.give_back(name, claimed)
+            missing = await self._log.unknown(missing)
+            if not goes_on:
+                self.left = missing if self._failure is None else ()
+                return
+
+    async def _pull_claimed(self, claimed: Collection[bytes], heads: Sequence[Head]) -> bool:
+        """Ask once for `heads`; whether to go on with others."""
+        wanted = await self._log.unknown(heads)  # somebody else may have brought them before they were claimed
+        if not wanted:
+            return True
+        before, self._claimed, self._stopped = self.pulled, claimed, False
+        await self._ask({head.author for head in wanted})
+        self.answered = True
+        left = await self._log.unknown(wanted)
+        if len(left) == len(wanted) and self.pulled == before and not self._stopped:
+            author = left[0].author.hex()
+            self._fail(ProtocolError(f"{self._client.name} announced segments of author {author} that did not come"))
+            return False
+        return not self._stopped
 
     async def _ask(self, authors: Collection[bytes]) -> None:
         """Pull these logs; one's own before the others, since nothing more may be signed once it is here (R4.6)."""
         have = await self._log.locators(authors)
         own = {self._me: have.pop(self._me)} if self._me in have else {}
         for question in (*session.questions(own), *session.questions(have)):
-            await self._client.pull(question, self._take)
+            if not self._stopped:
+                await self._client.pull(question, self._take)
 
-    async def _take(self, frames: Sequence[bytes]) -> None:
+    async def _take(self, frames: Sequence[bytes]) -> bool:
+        """Store a batch; whether more is wanted. Where too much waits, the stream waits too, so nothing is fetched twice."""
         receipt = await self._log.receive(frames, self._client.name)
+        while receipt.full and await self._room():
+            again = await self._log.receive(frames, self._client.name)
+            receipt = Receipt(receipt.stored + again.stored, again.rejected)
         self.pulled += receipt.stored
         if receipt.faults:
             reason = wire.clean(receipt.faults[0])
             self._fail(RejectedSegment(f"{self._client.name} sent a segment that is refused here: {reason}"))
+        if receipt.full:
+            self._pulls.rest(self._claimed, monotonic_ms())
+        lost = receipt.stored and not self._pulls.renew(self._client.name, self._claimed, monotonic_ms())
+        self._stopped = self._stopped or receipt.full or bool(lost)
+        return not self._stopped
+
+    async def _give(self, mine: Sequence[Head], have: session.Have, theirs: Sequence[Head]) -> None:
+        """See that they get what they lack: pushed, or by their own questions."""
+        lacking = [head for head in mine if head.author in have]
+        if sum(session.missing_ops(theirs, lacking).values()) <= PUSH_OPS_MAX or not await self._client.tell(lacking):
+            await self._push(have, theirs)
 
     async def _push(self, have: session.Have, theirs: Sequence[Head]) -> None:
         """Send batches until they have all; or stop when they take nothing of one, the rest they can pull."""
@@ -112,8 +195,7 @@ class Exchange:
 
     async def _check_moved(self, before: Sequence[Head]) -> None:
         """What they lacked they have: somebody else brought it, and their heads are others; or they never lacked it."""
-        reply = await self._client.hello(session.digest(await self._log.heads()))
-        if reply.heads == before:
+        if not await self._hello(await self._log.heads()) and self.theirs == before:
             self._fail(ProtocolError(f"{self._client.name} announces less than it has: it takes nothing of what it lacks"))
 
     def _fail(self, failure: NsyncError) -> None:

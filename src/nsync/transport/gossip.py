@@ -2,9 +2,14 @@
 
 A task exchanges with a healthy peer when something wakes it, and with a failing one when its back-off ends, not before:
 
-    own new segments     wake()       all peers, at once
-    others' segments     received()   RELAY_PEERS_MAX random peers, after a random moment (their author tells all anyway)
-    anti-entropy         timer        the peer, every `interval_s` or so: repairs whatever was missed
+                         up to FEW_PEERS peers                      more
+    own new segments     wake(): an exchange with all, at once      the flood (transport.flood): some are told, who tell others
+    others' segments     received(): with RELAY_PEERS_MAX random    the flood
+                         ones, after a random moment (their
+                         author tells all anyway)
+    news from a peer     told(): what it has is pulled from it, unless somebody else is asked for it already (transport.pulls)
+    anti-entropy         every `interval_s` or so an exchange with the next ASKED_PEERS_MAX of a shuffled deck of all peers: repairs
+                         whatever was missed, at a cost that does not grow with their number
 
 Wake-ups that come during an exchange make one more, however many they were. What happened is in `status()`; the log tells
 when a row of failures begins and when it ends, since one cut shows in several ways.
@@ -17,29 +22,41 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Callable, NamedTuple, Optional
 
+from aiohttp import web
+
 from nsync.authority.charter import Charter, Instance
 from nsync.authority.effective import Authority
 from nsync.errors import NsyncError
-from nsync.log.stored import PeerRecord
+from nsync.log.stored import Head, PeerRecord
+from nsync.transport import session, wire
 from nsync.transport.client import PeerClient, open_session
 from nsync.transport.exchange import Exchange, Peer
+from nsync.transport.flood import Flood
 from nsync.transport.peers import Meter, PeerState, ahead_ms
 from nsync.transport.ports import LogDoor, OnReceived, SegmentLog
+from nsync.transport.pulls import LEASE_MS, Pulls
 from nsync.transport.requests import Signer
+from nsync.transport.server import Verb
 from nsync.transport.times import monotonic_ms, wall_ms
 
 logger = logging.getLogger("nsync.transport.gossip")
 
 INTERVAL_S = 5.0
+ASKED_PEERS_MAX = 3
+FEW_PEERS = 8
+"""All of so many hear of new segments from their author: a round trip and the segments to each."""
 RELAY_PEERS_MAX = 4
 RELAY_S_MAX = 0.5
 """Others' segments are passed on within this time: most often their author was faster, and it is one small round trip."""
-
+START_S_PER_PEER = 0.02
+"""Many peers are asked one after the other when the process starts: perhaps all of them just did, too."""
+ROOM_S_MAX = 2.0
+"""How long a stream waits for something to be applied here, when too much of it waits."""
 
 Reach = Callable[[], AbstractAsyncContextManager[Callable[[Instance], Peer]]]
 """Opens what it takes to reach peers, and gives the client of each."""
@@ -92,6 +109,17 @@ class Gossip:
         self._busy = {name: asyncio.Lock() for name in self._peers}
         self._forked: frozenset[bytes] = frozenset()
         self._relay: Optional[asyncio.TimerHandle] = None
+        self._flood = Flood(me.name, self._log, rng, self._is_well)
+        self._pulls = Pulls(lambda: sum(map(self._is_well, self._peers)), self._given_back)
+        self._clients: dict[str, Peer] = {}
+        """Of those who are kept up with; none before `run`."""
+        self._whole: set[str] = set()
+        """Who is due a whole exchange; others that are woken are asked for what they told, no more."""
+        self._heard: dict[str, list[Head]] = {}
+        self._left: dict[str, Sequence[Head]] = {}
+        self._given = 0
+        self._again: Optional[asyncio.TimerHandle] = None
+        self._applied = asyncio.Event()
         self._unasked = set(self._peers)
         self.asked = asyncio.Event()
         """Set once every peer was asked, whether it answered or not: what they have of this instance's own log is known then (R4.6)."""
@@ -101,31 +129,59 @@ class Gossip:
     async def run(self) -> None:
         """Keep up with every peer, until cancelled."""
         async with self._reach() as client:
-            tasks = [asyncio.ensure_future(self._keep_up(client(peer))) for peer in self._peers.values()]
+            self._clients = {name: client(peer) for name, peer in self._peers.items()}
+            tasks = [asyncio.ensure_future(self._keep_up(peer)) for peer in self._clients.values()]
+            tasks += [asyncio.ensure_future(task) for task in (self._flood.run(self._clients), self._keep_asking())]
             try:
                 await asyncio.gather(*tasks)
             finally:
+                self._clients = {}
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-                if self._relay is not None:
-                    self._relay.cancel()
+                for timer in (self._relay, self._again):
+                    if timer is not None:
+                        timer.cancel()
 
     async def sync_once(self) -> list[SyncReport]:
         """One exchange with every peer, whatever its back-off."""
         async with self._reach() as client:
+            self._whole.update(self._peers)
             return await asyncio.gather(*(self._exchange(client(peer)) for peer in self._peers.values()))
 
     def wake(self) -> None:
-        """New segments were stored here: tell all peers."""
-        for woken in self._woken.values():
-            woken.set()
+        """New segments were stored here: tell the peers."""
+        if len(self._peers) > FEW_PEERS:
+            self._flood.news()
+        else:
+            self._want(self._peers)
 
     def received(self) -> None:
         """Segments from elsewhere were stored here: the node applies them, and some peers hear of them soon."""
         self._on_received()
-        if self._relay is None:
+        if len(self._peers) > FEW_PEERS:
+            self._flood.news()
+        elif self._relay is None:
             self._relay = asyncio.get_running_loop().call_later(self._rng.uniform(0, RELAY_S_MAX), self._pass_on)
+
+    def told(self, name: str, heads: Sequence[Head]) -> bool:
+        """The peer `name` has these heads, and they are new to it. Whether it will be asked for what is missing here."""
+        if name not in self._clients or not self._is_well(name):
+            return False
+        self._heard[name] = session.merged(self._heard.get(name, ()), heads)[: wire.HEADS_MAX]
+        self._woken[name].set()
+        return True
+
+    def applied(self) -> None:
+        """Something that waited was applied, so there is room for more."""
+        self._applied.set()
+
+    def verbs(self) -> tuple[Verb, ...]:
+        """What peers ask of the gossip, for the server."""
+        return (Verb("tell", wire.HEADS_BYTES_MAX, self._answer_tell),)
+
+    async def _answer_tell(self, _: web.Request, caller: Instance, body: bytes) -> web.StreamResponse:
+        return web.Response(body=wire.encode_tell_reply(self.told(caller.name, wire.decode_tell(body))))
 
     def status(self) -> list[PeerState]:
         """How each peer fares, by the event loop's clock."""
@@ -159,8 +215,39 @@ class Gossip:
 
     def _pass_on(self) -> None:
         self._relay = None
-        for name in self._rng.sample(sorted(self._peers), min(RELAY_PEERS_MAX, len(self._peers))):
+        self._want(self._rng.sample(sorted(self._peers), min(RELAY_PEERS_MAX, len(self._peers))))
+
+    def _want(self, names: Iterable[str]) -> None:
+        """Have a whole exchange with these peers."""
+        for name in names:
+            self._whole.add(name)
             self._woken[name].set()
+
+    def _is_well(self, name: str) -> bool:
+        return not self._states[name].failures
+
+    def _given_back(self) -> None:
+        """Somebody was asked for a log: what that did not bring, others may be asked for."""
+        self._given += 1
+        left, self._left = self._left, {}
+        for name, heads in left.items():
+            self.told(name, heads)
+
+    async def _room(self) -> bool:
+        """Return when something was applied; with False when nothing was, for long."""
+        self._applied.clear()
+        with suppress(asyncio.TimeoutError):
+            return await asyncio.wait_for(self._applied.wait(), ROOM_S_MAX)
+        return False
+
+    async def _keep_asking(self) -> None:
+        """Anti-entropy."""
+        deck: list[str] = []
+        while self._peers:
+            await asyncio.sleep(self._interval_s * self._rng.uniform(0.5, 1.5))
+            for _ in range(min(ASKED_PEERS_MAX, len(self._peers))):
+                deck = deck or self._rng.sample(sorted(self._peers), len(self._peers))
+                self._want([deck.pop()])
 
     @asynccontextmanager
     async def _over_http(self) -> AsyncIterator[Callable[[Instance], Peer]]:
@@ -168,42 +255,57 @@ class Gossip:
             yield lambda peer: PeerClient(http, self._charter, self._me, peer, self._signer, self.meters[peer.name])
 
     async def _keep_up(self, client: Peer) -> None:
+        if len(self._peers) > FEW_PEERS:
+            await asyncio.sleep(self._rng.uniform(0, START_S_PER_PEER * len(self._peers)))
+        self._whole.add(client.name)
         while True:
             await self._exchange(client)
             await self._due(client.name)
 
     async def _due(self, name: str) -> None:
-        """Return when the back-off is over; for a healthy peer, when it is woken or the timer runs out."""
+        """Return when the back-off is over; for a healthy peer, when it is woken."""
         pause_ms = self._states[name].pause_ms(monotonic_ms())
         if pause_ms:
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._reset[name].wait(), pause_ms / 1000)
-            return
-        woken = self._woken[name]
-        timer = asyncio.get_running_loop().call_later(self._interval_s * self._rng.uniform(0.5, 1.5), woken.set)
-        try:
-            await woken.wait()
-        finally:
-            timer.cancel()
+            self._whole.add(name)
+        else:
+            await self._woken[name].wait()
 
     async def _exchange(self, client: Peer) -> SyncReport:
-        async with self._busy[client.name]:
-            self._woken[client.name].clear()
-            self._reset[client.name].clear()
-            exchange = self._running[client.name] = Exchange(client, self._log, self._me.author)
+        """What is due: a whole exchange, or asking for what the peer has told."""
+        name = client.name
+        async with self._busy[name]:
+            self._woken[name].clear()
+            self._reset[name].clear()
+            heard, given = [*self._heard.pop(name, ()), *self._left.pop(name, ())], self._given
+            exchange = Exchange(client, self._log, self._me.author, self._pulls, self._room, self.meters[name].heads)
+            self._running[name] = exchange
+            whole = name in self._whole
+            self._whole.discard(name)
             error = ""
             try:
-                await exchange.run()
+                await (exchange.run() if whole else exchange.fetch(heard))
             except NsyncError as failure:
                 error = str(failure)
             except Exception as failure:  # the log is a port: whatever it raises must not end the gossip
                 logger.exception("exchange with %s failed here", client.name)
                 error = f"{type(failure).__name__}: {failure}"
-            self._note(client.name, exchange, error)
-            self._unasked.discard(client.name)
+            self._note(name, exchange, error)
+            if exchange.left:
+                self._leave(name, exchange.left, given)
+            self._unasked.discard(name)
             if not self._unasked:
                 self.asked.set()
-            return SyncReport(client.name, exchange.pulled, exchange.pushed, error)
+            return SyncReport(name, exchange.pulled, exchange.pushed, error)
+
+    def _leave(self, name: str, heads: Sequence[Head], given: int) -> None:
+        """Others are asked for what `name` has: it is asked when one of them was, or takes too long."""
+        self._left[name] = heads
+        if self._given != given:
+            self._given_back()
+        elif self._again is None or self._again.when() < asyncio.get_running_loop().time():
+            self._again = asyncio.get_running_loop().call_later(LEASE_MS / 1000, self._given_back)
 
     def _note(self, name: str, exchange: Exchange, error: str) -> None:
         now_ms, before = monotonic_ms(), self._states[name]
@@ -211,12 +313,16 @@ class Gossip:
         if exchange.theirs is not None:
             self.meters[name].saw(exchange.theirs, now_ms)
         state = before.answered(now_ms) if exchange.answered else before
-        self._states[name] = state = state.failed(now_ms, error, self._rng) if error else state.succeeded(now_ms)
+        if error:
+            state = state.failed(now_ms, error, self._rng)
+        elif exchange.answered:
+            state = state.succeeded(now_ms)
+        self._states[name] = state
         if error and not before.failures:
             logger.warning("peer %s: %s (%s; tried again until it works)", name, error, _last_answer(before, now_ms))
         elif error:
             logger.debug("peer %s: %s (next try in %d ms)", name, error, state.pause_ms(now_ms))
-        elif before.since_ms is not None:
+        elif before.since_ms is not None and exchange.answered:
             logger.info("peer %s: in order again after %d failures in %d s", name, before.failures, (now_ms - before.since_ms) // 1000)
         for author in sorted(exchange.forked - self._forked):
             logger.warning(

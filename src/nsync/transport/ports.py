@@ -44,8 +44,8 @@ class SegmentLog(Protocol):
 OnReceived = Callable[[], None]
 """Called on the event loop after segments from elsewhere became durable. It must not block."""
 
-Take = Callable[[Sequence[bytes]], Awaitable[None]]
-"""Is given the pulled frames, a batch at a time; the next ones are read when it has returned."""
+Take = Callable[[Sequence[bytes]], Awaitable[bool]]
+"""Is given the pulled frames, a batch at a time; the next ones are read when it has returned True."""
 
 
 class LogDoor:

@@ -28,7 +28,8 @@ from nsync.transport.gates import Gates
 from nsync.transport.metering import Metered
 from nsync.transport.peers import CLOCK_HEADER, Meter
 from nsync.transport.ports import LogDoor, OnReceived, SegmentLog
-from nsync.transport.times import wall_ms
+from nsync.transport.roster import Roster
+from nsync.transport.times import ASIDE_BYTES_MIN, aside, wall_ms
 
 logger = logging.getLogger("nsync.transport.server")
 
@@ -63,6 +64,8 @@ class Server:
         """`on_received`: usually `Gossip.received`, which tells the node, and soon some other peers. `verbs`: others than the log's.
         `meters`: of the gossip, which count what peers send and get here too."""
         self._log = LogDoor(log, Metered(executor) if executor is not None else None, on_received)
+        self._roster = Roster(charter)
+        self._told = session.Told()
         self._gates = Gates(charter, me, now_ms, body_s_max)
         self._now_ms = now_ms
         self._meters = meters or {}
@@ -103,12 +106,11 @@ class Server:
 
     async def _hello(self, _: web.Request, caller: Instance, body: bytes) -> web.StreamResponse:
         hello = wire.decode_hello(body)
-        heads = await self._log.heads()
-        same = session.digest(heads) == hello.digest
-        return web.Response(body=wire.encode_hello_reply(None if same else heads))
+        reply = self._told.answer(caller.name, hello, await self._log.heads())
+        return web.Response(body=wire.encode_hello_reply(reply, self._roster if hello.roster == self._roster.digest else None))
 
     async def _pull(self, request: web.Request, caller: Instance, body: bytes) -> web.StreamResponse:
-        have = wire.decode_have(body)
+        have = await aside(len(body), partial(wire.decode_have, body))
         response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
         await response.prepare(request)
         try:
@@ -127,13 +129,12 @@ class Server:
             if not batch:
                 break
             have = session.advance(have, batch)
-            for segment in batch:
-                await response.write(writer.write(segment.frame))
-            await response.write(writer.flush())
+            frames = [segment.frame for segment in batch]
+            await response.write(await aside(sum(map(len, frames)), partial(writer.write_all, frames)))
         await response.write_eof(writer.finish())
 
     async def _push(self, _: web.Request, caller: Instance, body: bytes) -> web.StreamResponse:
-        frames = wire.decode_frames(body, wire.BODY_BYTES_MAX)
+        frames = await aside(ASIDE_BYTES_MIN, partial(wire.decode_frames, body, wire.BODY_BYTES_MAX))
         with self._gates.segments(caller.name, frames):
             receipt = await self._log.receive(frames, caller.name)
         self._gates.brought(caller.name, len(frames), receipt.stored)

@@ -8,6 +8,9 @@ Equal digests mean equal heads, and nothing is to be done. Otherwise each author
     the same heads                        nothing
 
 A peer can lie about its heads; that costs a pull which brings nothing. What it sends is verified by the log.
+
+Whoever answers remembers what it told each peer last (`Told`), and tells it from then on of the authors whose heads have
+changed since. One that has forgotten, or whom the peer misunderstood, finds the state that the peer names unknown, and tells all.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Optional
 
 import msgpack
 
@@ -29,6 +33,56 @@ Have = Mapping[bytes, Sequence[Place]]
 def digest(heads: Iterable[Head]) -> bytes:
     """16 bytes that are equal for equal heads, in whatever order they come."""
     return hashlib.blake2b(msgpack.packb(sorted(heads)), digest_size=ID_BYTES, person=b"nsync heads").digest()
+
+
+def changed(before: Iterable[Head], now: Iterable[Head]) -> Optional[list[Head]]:
+    """The heads of the authors whose heads are others `now`; None where that cannot say it, since an author has none any more."""
+    old, new = _by_author(before), _by_author(now)
+    if old.keys() - new.keys():
+        return None
+    return sorted(head for author, heads in new.items() if heads != old.get(author) for head in heads)
+
+
+def merged(before: Iterable[Head], delta: Iterable[Head]) -> list[Head]:
+    """The heads of who had `before` and tells that those of the authors in `delta` have changed."""
+    new = sorted(delta)
+    authors = {head.author for head in new}
+    return sorted([*(head for head in before if head.author not in authors), *new])
+
+
+def _by_author(heads: Iterable[Head]) -> dict[bytes, set[Head]]:
+    found: dict[bytes, set[Head]] = {}
+    for head in heads:
+        found.setdefault(head.author, set()).add(head)
+    return found
+
+
+class Told:
+    """What each peer was told last, for as long as the process lives: one list of heads for each member."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[bytes, Sequence[Head]]] = {}
+
+    def answer(self, peer: str, hello: wire.Hello, heads: Sequence[Head]) -> wire.HelloReply:
+        """What to answer to the member `peer`, with these heads here."""
+        version, now = wire.pick(wire.Versions(hello.version_min, hello.version_max)), digest(heads)
+        before, last = self._last.get(peer), (now, heads)
+        self._last[peer] = last
+        if hello.digest == now:
+            return wire.HelloReply(version, None)
+        delta = changed(before[1], heads) if before is not None and before[0] == hello.since else None
+        return wire.HelloReply(version, list(heads) if delta is None else delta, delta is not None)
+
+
+def missing_ops(mine: Iterable[Head], theirs: Iterable[Head]) -> dict[bytes, int]:
+    """Of each author in `theirs` about how many ops `mine` lacks, at least 1: what a pull of them weighs."""
+    here: dict[bytes, int] = {}
+    for head in mine:
+        here[head.author] = max(head.seq, here.get(head.author, 0))
+    ends: dict[bytes, int] = {}
+    for head in theirs:
+        ends[head.author] = max(head.seq, ends.get(head.author, 0))
+    return {author: max(1, seq - here.get(author, 0)) for author, seq in ends.items()}
 
 
 def forked(heads: Iterable[Head]) -> frozenset[bytes]:

@@ -1,9 +1,18 @@
-"""The transport's two clocks: wall time for what peers compare, the event loop's for what this process waits for."""
+"""The transport's two clocks: wall time for what peers compare, the event loop's for what this process waits for.
+
+And what keeps the event loop free: what may take longer than some milliseconds is done `aside`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from typing import Callable, TypeVar
+
+ASIDE_BYTES_MIN = 1 << 16
+"""Bodies from here on are worked on aside: to compress, hash or decode less takes below a millisecond."""
+
+T = TypeVar("T")
 
 
 def wall_ms() -> int:
@@ -14,3 +23,10 @@ def wall_ms() -> int:
 def monotonic_ms() -> int:
     """Milliseconds of the clock by which the running event loop sleeps: one that never jumps, or a simulation's."""
     return int(asyncio.get_running_loop().time() * 1000)
+
+
+async def aside(size: int, work: Callable[[], T]) -> T:
+    """What `work` returns; in a thread when it is about so many bytes that the event loop would notice."""
+    if size < ASIDE_BYTES_MIN:
+        return work()
+    return await asyncio.get_running_loop().run_in_executor(None, work)

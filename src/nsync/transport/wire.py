@@ -1,12 +1,16 @@
 """What goes over the wire between two peers, how much of it, and for how long.
 
-    hello     → [version_min, version_max, digest]      21 bytes
-              ← [version, nil]                          in sync, 3 bytes
-              ← [version, [[author, seq, hash], …]]     not in sync: at most 46 bytes per head
-    pull      → [[author, [[seq, hash], …]], …]         the logs asked for, and places in them that the caller has
+    hello     → [version_min, version_max, digest, roster, since]      at most 57 bytes
+              ← [version, nil, false]                                  in sync, 4 bytes
+              ← [version, [[author, seq, hash], …], changed]           not in sync: 25 bytes per head, as a rule
+    tell      → [version, [[author, seq, hash], …]]                    heads that are new here
+              ← will_ask                                               whether the peer comes and asks for what it lacks
+    pull      → [version, [[author, [[seq, hash], …]], …]]             the logs asked for, and places in them that the caller has
               ← frames
     push      → frames
-              ← [stored, [text, …]]                     the receipt
+              ← [stored, [text, …]]                                    the receipt
+
+In an answer to hello an author is its number in the roster (the sorted authors of the charter) when both have the same one.
 
 Messages are canonical msgpack: what decodes encodes to the same bytes, and every length is bounded before it is
 allocated. Frames are one zstd stream of (length: 4 bytes big-endian, frame) pairs; the end of the stream is the end of
@@ -28,8 +32,20 @@ from nsync.authority.charter import ID_BYTES, Place
 from nsync.errors import ProtocolError
 from nsync.log.segment import FRAME_BYTES_MAX, SEQ_MAX, SIGNATURE_BYTES
 from nsync.log.stored import Head, Receipt
+from nsync.transport.roster import Roster
 
-VERSION = 2
+VERSION = 3
+
+
+class Versions(NamedTuple):
+    """A range of protocol versions."""
+
+    oldest: int
+    newest: int
+
+
+SPOKEN = Versions(VERSION, VERSION)
+
 PATH = "/nsync/v1/"
 """How requests are made and signed; which messages are spoken is told by the hello."""
 
@@ -57,13 +73,16 @@ PULL_S_MAX = 300.0
 HEADS_MAX = 4096
 """Heads or authors in one message: a thousand members with some instances and incarnations each."""
 
-HELLO_BYTES_MAX = 64
+HELLO_BYTES_MAX = 128
+"""Of this version at most 57; newer ones may say more."""
 HEADS_BYTES_MAX = HEADS_MAX * 48
-"""A head is 46 bytes at most."""
+"""A head is 46 bytes at most: its author by number 1 to 3, or whole 18, its seq 1 to 9, and 19."""
+TELL_REPLY_BYTES_MAX = 16
 
 PLACES_MAX = 256
 """Places of one author in a pull: each branch has one per doubling of its length, 30 for a thousand million segments."""
-LIST_BYTES_MAX = 3
+LIST_BYTES_MAX = 5
+"""What stands before the entries of a list, its message's version included."""
 AUTHOR_BYTES_MAX = 1 + 18 + LIST_BYTES_MAX
 PLACE_BYTES_MAX = 1 + 9 + 18
 HAVE_BYTES_MAX = 1 << 18
@@ -85,49 +104,94 @@ _LENGTH = struct.Struct(">I")
 
 
 class Hello(NamedTuple):
-    """The question: which versions I speak, and the digest of my heads."""
+    """The question."""
 
     version_min: int
     version_max: int
+    """Which versions I speak: these two fields stand first in every version."""
     digest: bytes
+    """Of my heads."""
+    roster: bytes
+    """Of my charter's authors (`Roster`)."""
+    since: Optional[bytes] = None
+    """Of your heads as I know them: tell me only of the authors whose heads are others now."""
 
 
 class HelloReply(NamedTuple):
-    """The answer: the version to use, and my heads unless they are the same as yours."""
+    """The answer."""
 
     version: int
+    """To use from here on: the highest that both speak."""
     heads: Optional[list[Head]]
+    """Mine, unless they are the same as yours."""
+    changed: bool = False
+    """Whether these are only those of the authors whose heads are others than you know."""
 
 
-def encode_hello(digest: bytes) -> bytes:
-    return _pack([VERSION, VERSION, digest])
+def pick(theirs: Versions, mine: Versions = SPOKEN) -> int:
+    """The highest version that both speak. Raises ProtocolError when there is none."""
+    version = min(theirs.newest, mine.newest)
+    if version < max(theirs.oldest, mine.oldest):
+        spoken = f"peer speaks protocol versions {_range(theirs)}, this nsync speaks {_range(mine)}"
+        raise ProtocolError(f"hello: {spoken}; upgrade the older one")
+    return version
+
+
+def encode_hello(digest: bytes, roster: bytes, since: Optional[bytes] = None) -> bytes:
+    return _pack(Hello(*SPOKEN, digest, roster, since))
 
 
 def decode_hello(data: bytes) -> Hello:
-    fields = _fields(_unpack(data, "hello", HELLO_BYTES_MAX), 3, "hello")
-    low, high = _number(fields[0], "version"), _number(fields[1], "version")
-    if not low <= VERSION <= high:
-        raise ProtocolError(f"hello: peer speaks protocol versions {low} to {high}, this nsync speaks {VERSION}; upgrade the older one")
-    return Hello(low, high, _id(fields[2], "digest"))
+    """A question, of which this nsync may know the first fields only: a newer peer's has more."""
+    fields = _list(_unpack(data, "hello", HELLO_BYTES_MAX), HELLO_BYTES_MAX, "hello")
+    theirs = Versions(*(_number(field, "version") for field in _fields(fields[:2], 2, "hello")))
+    pick(theirs)
+    digest, roster, since = _fields(fields[2:5] if theirs.newest > VERSION else fields[2:], 3, "hello beyond its versions")
+    return Hello(*theirs, _id(digest, "digest"), _id(roster, "roster"), None if since is None else _id(since, "since"))
 
 
-def encode_hello_reply(heads: Optional[Iterable[Head]]) -> bytes:
-    return _pack([VERSION, None if heads is None else sorted(heads)])
+def encode_hello_reply(reply: HelloReply, roster: Optional[Roster] = None) -> bytes:
+    """`roster`: when the peer has it too."""
+    return _pack([reply.version, None if reply.heads is None else _plain_heads(reply.heads, roster), reply.changed])
 
 
-def decode_hello_reply(data: bytes) -> HelloReply:
-    version, heads = _fields(_unpack(data, "hello reply", HEADS_BYTES_MAX), 2, "hello reply")
-    if _number(version, "version") != VERSION:
-        raise ProtocolError(f"hello reply: peer chose protocol version {version}, this nsync speaks {VERSION}; upgrade the older one")
-    return HelloReply(VERSION, None if heads is None else _ascending([_head(h) for h in _list(heads, HEADS_MAX, "heads")], "heads"))
+def decode_hello_reply(data: bytes, roster: Roster) -> HelloReply:
+    version, heads, changed = _fields(_unpack(data, "hello reply", HEADS_BYTES_MAX), 3, "hello reply")
+    _check_version(version, "hello reply")
+    if type(changed) is not bool or (changed and heads is None):
+        raise ProtocolError("hello reply: it does not say whether these are all heads")
+    return HelloReply(version, None if heads is None else _heads(heads, roster), changed)
+
+
+def encode_tell(heads: Iterable[Head]) -> bytes:
+    return _pack([VERSION, _plain_heads(heads, None)])
+
+
+def decode_tell(data: bytes) -> list[Head]:
+    version, heads = _fields(_unpack(data, "tell", HEADS_BYTES_MAX), 2, "tell")
+    _check_version(version, "tell")
+    return _heads(heads, None)
+
+
+def encode_tell_reply(will_ask: bool) -> bytes:
+    return _pack(will_ask)
+
+
+def decode_tell_reply(data: bytes) -> bool:
+    will_ask = _unpack(data, "tell reply", TELL_REPLY_BYTES_MAX)
+    if type(will_ask) is not bool:
+        raise ProtocolError("tell reply: not a boolean")
+    return will_ask
 
 
 def encode_have(have: Mapping[bytes, Sequence[Place]]) -> bytes:
-    return _pack([[author, sorted(places)] for author, places in sorted(have.items())])
+    return _pack([VERSION, [[author, sorted(places)] for author, places in sorted(have.items())]])
 
 
 def decode_have(data: bytes) -> dict[bytes, list[Place]]:
-    entries = [_fields(e, 2, "have") for e in _list(_unpack(data, "have", HAVE_BYTES_MAX), HEADS_MAX, "have")]
+    version, have = _fields(_unpack(data, "have", HAVE_BYTES_MAX), 2, "have")
+    _check_version(version, "have")
+    entries = [_fields(entry, 2, "have") for entry in _list(have, HEADS_MAX, "have")]
     authors = _ascending([_id(author, "author") for author, _ in entries], "have")
     places = ([_place(place) for place in _list(found, PLACES_MAX, "places")] for _, found in entries)
     return {author: _ascending(found, "places")[::-1] for author, found in zip(authors, places)}
@@ -161,6 +225,10 @@ class FrameWriter:
         self._zstd = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
         self.bytes = 0
         """Written so far, as they inflate again."""
+
+    def write_all(self, frames: Iterable[bytes]) -> bytes:
+        """Bytes with which the reader has every frame written so far."""
+        return b"".join([*map(self.write, frames), self.flush()])
 
     def write(self, frame: bytes) -> bytes:
         assert FRAME_BYTES_MIN <= len(frame) <= FRAME_BYTES_MAX, len(frame)
@@ -283,9 +351,34 @@ def _id(value: Any, what: str) -> bytes:
     return value
 
 
-def _head(value: Any) -> Head:
-    author, seq, hash_ = _fields(value, 3, "head")
-    return Head(_id(author, "author"), _number(seq, "seq"), _id(hash_, "hash"))
+def _plain_heads(heads: Iterable[Head], roster: Optional[Roster]) -> list[Any]:
+    return [[head.author if roster is None else roster.name(head.author), head.seq, head.hash] for head in sorted(heads)]
+
+
+def _heads(value: Any, roster: Optional[Roster]) -> list[Head]:
+    return _ascending([_head(head, roster) for head in _list(value, HEADS_MAX, "heads")], "heads")
+
+
+def _head(value: Any, roster: Optional[Roster]) -> Head:
+    name, seq, hash_ = _fields(value, 3, "head")
+    return Head(_author(name, roster), _number(seq, "seq"), _id(hash_, "hash"))
+
+
+def _author(name: Any, roster: Optional[Roster]) -> bytes:
+    if roster is None or type(name) is not int:
+        return _id(name, "author")
+    if not 0 <= name < len(roster.authors):
+        raise ProtocolError(f"head: author number {name} of {len(roster.authors)}; compare the charters")
+    return roster.authors[name]
+
+
+def _check_version(version: Any, what: str) -> None:
+    if not SPOKEN.oldest <= _number(version, "version") <= SPOKEN.newest:
+        raise ProtocolError(f"{what}: in version {version} of the protocol, this nsync speaks {_range(SPOKEN)}; upgrade the older one")
+
+
+def _range(versions: Versions) -> str:
+    return f"{versions.oldest} to {versions.newest}"
 
 
 def _place(value: Any) -> Place:
