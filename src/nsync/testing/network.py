@@ -93,13 +93,14 @@ def answer(desk: Desk, caller: str, verb: str, body: bytes) -> Answer:
 class Network:
     """Carries requests between hosts."""
 
-    def __init__(self, dice: Dice, rng: random.Random) -> None:
+    def __init__(self, dice: Dice, rng: random.Random, latency_s: tuple[float, float] = LATENCY_S) -> None:
         self.hosts: dict[str, Host] = {}
         self.carried = 0
         self._cuts: list[Collection[tuple[str, str]]] = []
         """Of each partition the links (from, to) that it cuts."""
         self._dice = dice
         self._rng = rng
+        self._one_way_s = latency_s
 
     def cut(self, links: Collection[tuple[str, str]], seconds: float) -> None:
         """Let nothing pass over `links` for a while."""
@@ -177,7 +178,7 @@ class Network:
         self._later(after_s, _settle, done, TransportError(f"{peer} did not answer"))
 
     def _latency_s(self) -> float:
-        return self._rng.uniform(1, DELAY_S_MAX) if self._dice.strike("delay") else self._rng.uniform(*LATENCY_S)
+        return self._rng.uniform(1, DELAY_S_MAX) if self._dice.strike("delay") else self._rng.uniform(*self._one_way_s)
 
     def _shuffled(self, frames: Sequence[bytes]) -> list[bytes]:
         return self._rng.sample(list(frames), len(frames))
