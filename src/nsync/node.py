@@ -11,11 +11,11 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Callable, TypeVar
+from typing import Callable, Optional, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
@@ -24,12 +24,19 @@ from nsync.auth.keys import verify
 from nsync.authority.effective import Authority
 from nsync.config import Settings
 from nsync.errors import ConfigError
+from nsync.log.stored import Head
 from nsync.rucio_bridge import triggers
 from nsync.rucio_bridge.bridge import HOLD_MS_MAX, Bridge, Worked
 from nsync.rucio_bridge.engine import get_engine
-from nsync.store import migrations
+from nsync.rucio_bridge.guard import unknown_schema
+from nsync.store import migrations, status
+from nsync.store.log import SqlLog
+from nsync.store.peers import PeerTable
 from nsync.transport.gossip import Gossip, SyncReport
+from nsync.transport.health import Health, Reasons
+from nsync.transport.keeper import Keeper
 from nsync.transport.listener import Listener
+from nsync.transport.peers import held_back
 from nsync.transport.server import Server
 from nsync.transport.times import wall_ms
 
@@ -42,6 +49,9 @@ FIRST_WORD_S_MAX = 10.0
 FAILED_PAUSE_S = 5.0
 """After a database error: it is tried again, but not in a hot loop."""
 
+PROGRESS_S = 5.0
+"""How often it is told how far a node is that lacks something."""
+
 T = TypeVar("T")
 
 
@@ -53,6 +63,9 @@ class Node:
         self.bridge = Bridge(get_engine(), Authority(settings.charter), settings.me, settings.key.sign, verify, settings.rse_expression)
         self._writer = ThreadPoolExecutor(1, "nsync-write")
         self._reader = ThreadPoolExecutor(2, "nsync-peers")
+        self._looker = ThreadPoolExecutor(1, "nsync-look")
+        self._failed = False
+        """Whether the last transaction was rolled back."""
         self._news = asyncio.Event()
         self.gossip = Gossip(
             settings.charter,
@@ -65,6 +78,7 @@ class Node:
             interval_s=settings.gossip_interval_s,
             source_address=settings.source_address,
         )
+        self.keeper = Keeper(self.gossip, PeerTable(self.bridge.engine), self._looker, self._writer, settings.gossip_interval_s)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve, gossip and work until `stop` is set."""
@@ -74,10 +88,11 @@ class Node:
         LOG.info("%s stopped", self.settings.me.name)
 
     async def _serve(self, stop: asyncio.Event) -> None:
-        verbs = self.gossip.verbs()
-        server = Server(self.settings.charter, self.settings.me, self.bridge, self._reader, self.gossip.received, verbs=verbs)
-        behind_proxy = self.settings.me.url.startswith("https:") and self.settings.tls is None
-        listener = Listener(server.app(), behind_proxy=behind_proxy)
+        me, gossip = self.settings.me, self.gossip
+        server = Server(self.settings.charter, me, self.bridge, self._reader, gossip.received, verbs=gossip.verbs(), meters=gossip.meters)
+        app = server.app()
+        Health(self._unwell).add_to(app)
+        listener = Listener(app, behind_proxy=me.url.startswith("https:") and self.settings.tls is None)
         try:
             port = await listener.start(self.settings.host, self.settings.port, self.settings.tls)
         except OSError as error:
@@ -86,7 +101,8 @@ class Node:
         if self.settings.metrics is not None:
             metrics.serve(*self.settings.metrics)
         LOG.info("%s listens on %s:%d for the federation %r", self.settings.me.name, self.settings.host, port, self.settings.charter.name)
-        tasks = [asyncio.ensure_future(self.gossip.run()), asyncio.ensure_future(self._keep_working())]
+        work = (self.gossip.run(), self._keep_working(), self.keeper.run(), self._tell_progress())
+        tasks = [asyncio.ensure_future(one) for one in work]
         stopping = asyncio.ensure_future(stop.wait())
         try:
             done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -97,6 +113,8 @@ class Node:
                 task.cancel()
             await asyncio.gather(*tasks, stopping, return_exceptions=True)
             await listener.stop()
+            with suppress(DBAPIError):
+                await self.keeper.keep()
 
     async def run_once(self) -> list[SyncReport]:
         """Exchange with every peer, publish, apply what came, exchange once more, and tell how that went."""
@@ -107,12 +125,14 @@ class Node:
             after = await self.gossip.sync_once()
             await self._work_until_idle()
             await self._do(lambda: self.bridge.retry_parked(wall_ms()))
+            await self.keeper.keep()
         return [SyncReport(two.peer, one.pulled + two.pulled, one.pushed + two.pushed, two.error) for one, two in zip(before, after)]
 
     async def _prepare(self) -> None:
         await self._write(lambda: check_installed(self.bridge))
         await self._write(lambda: self.bridge.adopt(self.settings.charter_text, wall_ms()))
         await self._write(lambda: self.bridge.share(self.settings.shared_scopes))
+        await self.keeper.recall()
 
     @contextmanager
     def _closing(self) -> Iterator[None]:
@@ -120,7 +140,7 @@ class Node:
         try:
             yield
         finally:
-            for executor in (self._reader, self._writer):
+            for executor in (self._looker, self._reader, self._writer):
                 executor.shutdown(cancel_futures=True)
             self.bridge.engine.dispose()
 
@@ -140,10 +160,11 @@ class Node:
                 known = isinstance(error, DBAPIError)
                 LOG.error("a transaction was rolled back and is tried again in %g s: %s", FAILED_PAUSE_S, error, exc_info=not known)
                 metrics.FAILED_TRANSACTIONS.inc()
+                self._failed = True
                 await asyncio.sleep(FAILED_PAUSE_S)
                 publish_only = not publish_only
                 continue
-            publish_only = False
+            publish_only = self._failed = False
             if worked.idle:
                 await self._until_news()
             else:
@@ -178,9 +199,36 @@ class Node:
             await asyncio.sleep(worked.held_ms / 1000)
 
     async def _do(self, job: Callable[[], Worked]) -> Worked:
+        self.bridge.held_back = held_back(self.gossip.ahead_ms())
         worked = await self._write(job)
         self._tell(worked)
         return worked
+
+    async def _tell_progress(self) -> None:
+        """Say how far this node is, as long as it lacks something at two looks."""
+        before: Optional[status.Progress] = None
+        while True:
+            await asyncio.sleep(PROGRESS_S)
+            with suppress(DBAPIError):
+                heads = [head for record in self.gossip.records() for head in record.heads or ()]
+                now = await asyncio.get_running_loop().run_in_executor(self._looker, self._progress, heads)
+                if before is not None and before.behind and now != before:
+                    LOG.info("%s: %s", "catching up" if now.behind else "caught up", now)
+                before = now
+
+    def _progress(self, heads: Sequence[Head]) -> status.Progress:
+        with self.bridge.engine.connect() as connection:
+            return status.progress(connection, heads)
+
+    async def _unwell(self) -> Reasons:
+        """What this node cannot do, for GET /health/ready."""
+        reasons = await asyncio.get_running_loop().run_in_executor(self._looker, unwell, self.bridge)
+        if self._failed:
+            reasons["bridge"] = "the last transaction was rolled back, and is tried again; see the node's log"
+        clock = held_back(self.gossip.ahead_ms())
+        if clock is not None:
+            reasons["clock"] = clock
+        return reasons
 
     async def _write(self, job: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writer, job)
@@ -195,3 +243,20 @@ def check_installed(bridge: Bridge) -> None:
         LOG.warning(
             "changes of this Rucio are not captured, since triggers are missing (%s); run 'nsync bridge install'", ", ".join(missing)
         )
+
+
+def unwell(bridge: Bridge) -> Reasons:
+    """What the database of `bridge` does not allow now; in texts that anybody may read."""
+    try:
+        with bridge.engine.connect() as connection:
+            if migrations.outdated(connection) is not None:
+                return {"database": "it has no nsync tables of this revision; run 'nsync bridge install'"}
+            reasons = {}
+            if unknown_schema(connection) is not None:
+                reasons["schema"] = "this Rucio is not one that nsync is tested with: it gossips, and writes no rows"
+            if SqlLog(connection, bridge.authority).read_only(bridge.me.author) is not None:
+                reasons["log"] = "nothing more is published here; 'nsync status' says why"
+            return reasons
+    except DBAPIError as error:
+        LOG.warning("the database does not answer: %s", error)
+        return {"database": "it does not answer; see the node's log"}

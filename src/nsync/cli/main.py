@@ -29,6 +29,7 @@ COMMANDS = {
     "serve": Lazy("nsync.cli.node:serve", "Run the node of one Rucio instance.", "rucio"),
     "bridge": Lazy("nsync.cli.bridge:bridge", "Install and check nsync's part of a Rucio database.", "rucio"),
     "status": Lazy("nsync.cli.status:status", "Show what this instance has, lacks, and what needs attention.", "rucio"),
+    "peer": Lazy("nsync.cli.peer:peer", "Show how the peers fare; try one, or end its back-off.", "rucio"),
     "conflict": Lazy("nsync.cli.status:conflict", "List conflicts and what does not fit here.", "rucio"),
     "charter": Lazy("nsync.cli.charter:charter", "Make keys; show and sign the charter of a federation.", "rucio"),
     "testbed": Lazy("nsync.cli.testbed:testbed", "Run several Rucio instances with nsync on this machine.", "testbed"),

@@ -74,6 +74,8 @@ class Bridge:
         self._rse_expression = rse_expression
         self._sessions = sessionmaker(bind=engine)
         self._warned: Optional[str] = None
+        self.held_back: Optional[str] = None
+        """Why nothing is signed here for now; the node says so (R3.7)."""
         self._read_only: Optional[str] = None
         """Why nothing is signed here, as it was told last."""
         self._retried = ""
@@ -264,9 +266,11 @@ class Bridge:
 
     def _may_sign(self, log: SqlLog) -> bool:
         """Whether this instance's log goes on here; not once it was found further, or other, elsewhere (R4.6)."""
-        reason = log.read_only(self.me.author)
+        reason = log.read_only(self.me.author) or self.held_back
         if reason is not None and reason != self._read_only:
             LOG.error("nothing more is published here: %s", reason)
+        elif reason is None and self._read_only is not None:
+            LOG.info("what users do is published again")
         self._read_only = reason
         return reason is None and log.is_applied(self.me.author)
 

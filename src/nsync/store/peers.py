@@ -8,13 +8,41 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Optional
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, Engine, delete, insert, select, update
 
 from nsync.log.stored import Head, PeerRecord
 from nsync.namespace import codec
 from nsync.store import schema
+from nsync.store.database import writing
 
 _PEER = schema.peer.c
+
+
+class PeerTable:
+    """The table of one database; every call is a transaction (transport.keeper.PeerTable)."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def load(self) -> list[PeerRecord]:
+        """What was put down last."""
+        with self._engine.connect() as connection:
+            return load(connection)
+
+    def save(self, records: Iterable[PeerRecord]) -> None:
+        """Put `records` down in the place of all that was there."""
+        with writing(self._engine) as connection:
+            save(connection, records)
+
+    def resets(self) -> list[str]:
+        """The peers that are to be tried now."""
+        with self._engine.connect() as connection:
+            return resets(connection)
+
+    def done(self, names: Collection[str]) -> None:
+        """These are tried."""
+        with writing(self._engine) as connection:
+            done(connection, names)
 
 
 def load(connection: Connection) -> list[PeerRecord]:

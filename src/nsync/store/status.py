@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple, Optional
 
 from sqlalchemy import Connection, func, select
 
 from nsync.catalogue.entries import Conflict
+from nsync.log.stored import Head
 from nsync.namespace.keys import Key
 from nsync.store import schema
 from nsync.store.keyed import key_in
@@ -55,6 +57,44 @@ def status(connection: Connection) -> Status:
             for table in (schema.conflict, schema.parked, schema.outbox)
         ),
     )
+
+
+class Progress(NamedTuple):
+    """How far this instance is with all that it and its peers have."""
+
+    segments: int
+    """That are stored here."""
+    stored: int
+    """Ops."""
+    applied: int
+    known: int
+    """Ops that somebody has, of whom it was heard."""
+
+    @property
+    def behind(self) -> bool:
+        """Whether something is missing here, or waits."""
+        return min(self.stored, self.applied) < self.known
+
+    def __str__(self) -> str:
+        share = 100 / max(self.known, 1)
+        return (
+            f"{self.segments} segments, {self.stored} of {self.known} ops stored ({self.stored * share:.1f} %), "
+            f"{self.applied} applied ({self.applied * share:.1f} %)"
+        )
+
+
+def progress(connection: Connection, theirs: Iterable[Head]) -> Progress:
+    """Compare the logs here with the heads that peers told."""
+    ends: dict[bytes, int] = {}
+    applied: dict[bytes, int] = {}
+    for row in connection.execute(select(_BRANCH.author, _BRANCH.last, _BRANCH.applied)):
+        ends[row.author] = max(ends.get(row.author, 0), row.last)
+        applied[row.author] = max(applied.get(row.author, 0), row.applied)
+    known = dict(ends)
+    for head in theirs:
+        known[head.author] = max(known.get(head.author, 0), head.seq)
+    segments = connection.execute(select(func.count()).select_from(schema.segment)).scalar_one()
+    return Progress(segments, sum(ends.values()), sum(applied.values()), sum(known.values()))
 
 
 def conflicts(connection: Connection) -> list[tuple[Key, Conflict]]:

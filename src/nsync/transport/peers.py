@@ -165,6 +165,16 @@ class Meter:
         )
 
 
+def held_back(ahead: Optional[int]) -> Optional[str]:
+    """Why nothing is signed here while the clock is so far ahead of the median of the peers' (R3.7), or None."""
+    if ahead is None or ahead <= SIGN_AHEAD_MS_MAX:
+        return None
+    return (
+        f"the clock here is more than {SIGN_AHEAD_MS_MAX // 1000} s ahead of the median of the peers'; "
+        "it goes on once the clock is right ('nsync peer list' shows each peer's)"
+    )
+
+
 def ahead_ms(offsets_ms: Iterable[Optional[int]]) -> Optional[int]:
     """How far the clock here is ahead of the median of the peers', given how far each is ahead of it; None when none is known.
 
