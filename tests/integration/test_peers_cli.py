@@ -103,7 +103,7 @@ def test_the_table_of_peers_beside_a_running_node(bed: Federation) -> None:
     assert 0 <= found["atlas"]["round_trip_ms"] < 30_000 and abs(found["atlas"]["offset_ms"]) < 30_000
     assert abs(found["atlas"]["contact_ms"] - time.time() * 1000) < 60_000
     assert atlas.author.hex() in {head["author"] for head in found["atlas"]["heads"]}
-    assert bed.charter.by_name("belle2").url in found["belle2"]["reason"] and found["belle2"]["contact_ms"] is None
+    assert f":{bed.ports['belle2']}" in found["belle2"]["reason"] and found["belle2"]["contact_ms"] is None
 
     shown = nsync(cms, "peer", "show", "belle2")
     assert shown.returncode == 5 and "nsync peer reset belle2" in shown.stdout and "times in a row: belle2 (" in shown.stdout
