@@ -13,10 +13,12 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple, Optional, Protocol
 
 from nsync.errors import ProtocolError, TransportError
+from nsync.log.notices import digest
 from nsync.log.stored import Head, Receipt
 from nsync.testing.faults import Dice
-from nsync.transport import session, wire
+from nsync.transport import notices, session, wire
 from nsync.transport.gossip import Gossip
+from nsync.transport.notices import NoticeLog, Word
 from nsync.transport.ports import SegmentLog, Take
 from nsync.transport.roster import Roster
 
@@ -66,6 +68,7 @@ class Desk(NamedTuple):
     gossip: Gossip
     told: session.Told
     roster: Roster
+    notices: Optional[NoticeLog] = None
 
 
 def answer(desk: Desk, caller: str, verb: str, body: bytes) -> Answer:
@@ -73,8 +76,14 @@ def answer(desk: Desk, caller: str, verb: str, body: bytes) -> Answer:
     log = desk.log
     if verb == "hello":
         hello = wire.decode_hello(body)
-        reply = desk.told.answer(caller, hello, log.heads())
+        stand = b"" if desk.notices is None else digest(desk.notices.stand())
+        reply = desk.told.answer(caller, hello, log.heads(), stand)
         return Answer(wire.encode_hello_reply(reply, desk.roster if hello.roster == desk.roster.digest else None))
+    if verb == notices.VERB and desk.notices is not None:
+        word, urgent = notices.answer(desk.notices, notices.decode(body), caller)
+        if urgent:
+            desk.gossip.noticed()
+        return Answer(notices.encode(word))
     if verb == "tell":
         return Answer(wire.encode_tell_reply(desk.gossip.told(caller, wire.decode_tell(body))))
     if verb == "push":
@@ -210,6 +219,9 @@ class Client:
 
     async def tell(self, heads: Sequence[Head]) -> bool:
         return wire.decode_tell_reply((await self._ask("tell", wire.encode_tell(heads))).body)
+
+    async def notices(self, word: Word) -> Word:
+        return notices.decode((await self._ask(notices.VERB, notices.encode(word))).body)
 
     async def pull(self, have: session.Have, take: Take) -> None:
         """What came whole before the connection broke is taken first."""

@@ -26,6 +26,7 @@ from nsync.authority.charter import Charter, Instance
 from nsync.errors import NotAuthorised, NsyncError, ProtocolError, TransportError
 from nsync.log.stored import Head, Receipt
 from nsync.transport import wire
+from nsync.transport.notices import NOTICES_BYTES_MAX, NOTICES_S_MAX, VERB, Word, decode, encode
 from nsync.transport.peers import CLOCK_HEADER, Meter
 from nsync.transport.ports import Take
 from nsync.transport.requests import NONCE_BYTES, Signer, authorization
@@ -41,8 +42,10 @@ IDLE_S_MAX = 30.0
 HELLO_S_MAX = 30.0
 TELL_S_MAX = 10.0
 """Who does not take news in this time hears of it otherwise."""
-READ_AHEAD_CHUNKS_MAX = 4
-"""What is read before it is stored: of at most 256 KiB each, compressed."""
+PIECE_BYTES_MIN = 1 << 20
+"""Inflated at once: a piece is one frame longer at most."""
+AHEAD_PIECES_MAX = 2
+"""Of a stream, beyond the batch that is being stored: so a pull holds some 8 MiB."""
 BATCH_MS_MAX = 1000
 """What came is stored at least so often, however slowly it comes."""
 KEEPALIVE_S = 20.0
@@ -92,6 +95,10 @@ class PeerClient:
     async def tell(self, heads: Sequence[Head]) -> bool:
         """Say that these heads are new here. Whether the peer will ask for them."""
         return await self.ask("tell", wire.encode_tell(heads), wire.TELL_REPLY_BYTES_MAX, wire.decode_tell_reply, TELL_S_MAX)
+
+    async def notices(self, word: Word) -> Word:
+        """What the peer says to `word`."""
+        return await self.ask(VERB, encode(word), NOTICES_BYTES_MAX, decode, NOTICES_S_MAX)
 
     async def pull(self, have: Have, take: Take) -> None:
         """Give `take` what the peer has beyond `have`, until it wants no more. When the stream breaks, what came whole is taken first."""
@@ -209,58 +216,60 @@ async def _read(response: aiohttp.ClientResponse, bytes_max: int) -> bytes:
 
 
 async def _read_frames(response: aiohttp.ClientResponse, batch: _Batch) -> None:
-    """Inflated aside, a piece at a time: nothing is inflated before the frames already there are taken."""
-    reader = wire.FrameReader(wire.PULL_BYTES_MAX)
-    async with _reading(response) as next_chunk:
-        while (chunk := await next_chunk()) is not None:
-            arriving, whole = reader.feed(chunk), False
-            while not whole:
-                frames, whole = await aside(ASIDE_BYTES_MIN, partial(_some, arriving))
-                if not await batch.add(frames):
-                    return
-    reader.close()
+    async with _arriving(response) as next_frames:
+        while (frames := await next_frames()) is not None:
+            if not await batch.add(frames):
+                return
 
 
 @asynccontextmanager
-async def _reading(response: aiohttp.ClientResponse) -> AsyncIterator[Callable[[], Awaitable[Optional[bytes]]]]:
-    """The next chunk, or None at the end. All that came counts, also when the connection breaks right after it: aiohttp
-    forgets what nobody has read by then, so it is read ahead, and nothing is received meanwhile when that has a limit."""
-    queue: asyncio.Queue[Union[bytes, BaseException, None]] = asyncio.Queue(READ_AHEAD_CHUNKS_MAX)
+async def _arriving(response: aiohttp.ClientResponse) -> AsyncIterator[Callable[[], Awaitable[Optional[list[bytes]]]]]:
+    """The next frames, or None at the end. They are inflated aside, some ahead of what is stored, and nothing before there is room.
+
+    What was received counts, also when the connection breaks right after it. aiohttp forgets what nobody has read by then; so
+    each read takes all there is, and nothing more is received before that is inflated.
+    """
+    queue: asyncio.Queue[Union[list[bytes], Exception, None]] = asyncio.Queue(AHEAD_PIECES_MAX)
+    reader = wire.FrameReader(wire.PULL_BYTES_MAX)
 
     async def read() -> None:
         try:
             async for chunk in response.content.iter_any():
-                protocol = response.connection.protocol if queue.full() and response.connection is not None else None
+                protocol = response.connection.protocol if response.connection is not None else None
                 if protocol is not None:
                     protocol.pause_reading()
-                await queue.put(chunk)
+                pieces, whole = reader.feed(chunk), False
+                while not whole:
+                    frames, whole = await aside(ASIDE_BYTES_MIN, partial(_some, pieces))
+                    await queue.put(frames)
                 if protocol is not None:
                     protocol.resume_reading()
+            reader.close()
             await queue.put(None)
-        except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+        except (NsyncError, aiohttp.ClientError, asyncio.TimeoutError) as error:
             await queue.put(error)
 
-    async def next_chunk() -> Optional[bytes]:
+    async def next_frames() -> Optional[list[bytes]]:
         item = await queue.get()
-        if isinstance(item, BaseException):
+        if isinstance(item, Exception):
             raise item
         return item
 
     reading = asyncio.ensure_future(read())
     try:
-        yield next_chunk
+        yield next_frames
     finally:
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
 
 
 def _some(arriving: Iterator[bytes]) -> tuple[list[bytes], bool]:
-    """The next frames, up to about a batch, and whether these are all that have arrived."""
+    """The next frames, up to a piece, and whether these are all that have arrived."""
     frames: list[bytes] = []
     size = 0
     for frame in arriving:
         frames.append(frame)
         size += len(frame)
-        if size >= wire.BATCH_BYTES_MAX:
+        if size >= PIECE_BYTES_MIN:
             return frames, False
     return frames, True

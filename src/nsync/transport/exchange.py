@@ -1,4 +1,4 @@
-"""One exchange with one peer: hello; pull what it has and this instance has not; push what it lacks.
+"""One exchange with one peer: hello; notices, both ways; pull what it has and this instance has not; push what it lacks.
 
 In sync it is one round trip and some bytes. It resumes by itself: each batch is durable when the next one is read, and
 the next exchange begins from the heads of then. What one side refuses does not keep the rest from passing; it makes the
@@ -18,6 +18,7 @@ from typing import Callable, Optional, Protocol
 from nsync.errors import NsyncError, ProtocolError, RejectedSegment
 from nsync.log.stored import Head, Receipt
 from nsync.transport import session, wire
+from nsync.transport.notices import NoticeDoor, Word
 from nsync.transport.ports import LogDoor, Take
 from nsync.transport.pulls import Pulls
 from nsync.transport.times import monotonic_ms
@@ -33,6 +34,9 @@ class Peer(Protocol):
 
     async def hello(self, digest: bytes, since: Optional[bytes]) -> wire.HelloReply:
         """Whether the peer's heads have `digest`; if not, its heads, or what changed in them since they had the digest `since`."""
+
+    async def notices(self, word: Word) -> Word:
+        """What the peer says to `word`."""
 
     async def tell(self, heads: Sequence[Head]) -> bool:
         """Say that these heads are new here. Whether the peer will ask for them."""
@@ -55,8 +59,11 @@ class Exchange:
         pulls: Pulls,
         room: Callable[[], Awaitable[bool]],
         before: Optional[Sequence[Head]] = None,
+        door: Optional[NoticeDoor] = None,
     ) -> None:
-        """`room`: returns when something was applied, or with False after a while; `before`: the peer's heads, as it told them last."""
+        """`room`: returns when something was applied, or with False after a while; `before`: the peer's heads, as it told them last;
+        `door`: to the notices, where there are any."""
+        self._notices = door
         self._client = client
         self._log = log
         self._me = me
@@ -85,6 +92,8 @@ class Exchange:
         self.forked = session.forked(mine)
         if await self._hello(mine):
             return
+        if self._notices is not None:
+            await self._notices.exchange(self._client)
         theirs = self.theirs or ()
         unknown = await self._log.unknown(theirs)
         if unknown:
@@ -101,9 +110,10 @@ class Exchange:
             raise self._failure
 
     async def _hello(self, mine: Sequence[Head]) -> bool:
-        """Whether the peer has the same heads."""
+        """Whether the peer has the same heads and notices."""
         since = None if self._before is None else session.digest(self._before)
-        reply = await self._client.hello(session.digest(mine), since)
+        told = b"" if self._notices is None else await self._notices.digest()
+        reply = await self._client.hello(session.covering(mine, told), since)
         self.answered = True
         if reply.heads is None:
             theirs: Sequence[Head] = mine
@@ -112,6 +122,8 @@ class Exchange:
         else:
             theirs = session.merged(self._before or (), reply.heads) if reply.changed else reply.heads
         self.theirs = self._before = theirs
+        if self._notices is not None:
+            self._notices.asked(self._client.name, theirs)
         return reply.heads is None
 
     async def _pull(self, missing: Sequence[Head]) -> None:

@@ -25,6 +25,7 @@ import random
 from collections.abc import AsyncIterator, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 from typing import Callable, NamedTuple, Optional
 
 from aiohttp import web
@@ -37,6 +38,7 @@ from nsync.transport import session, wire
 from nsync.transport.client import PeerClient, open_session
 from nsync.transport.exchange import Exchange, Peer
 from nsync.transport.flood import Flood
+from nsync.transport.notices import NOTICES_BYTES_MAX, VERB, NoticeDoor, NoticeLog, decode, encode
 from nsync.transport.peers import Meter, PeerState, ahead_ms
 from nsync.transport.ports import LogDoor, OnReceived, SegmentLog
 from nsync.transport.pulls import LEASE_MS, Pulls
@@ -89,6 +91,7 @@ class Gossip:
         interval_s: float = INTERVAL_S,
         source_address: Optional[str] = None,
         reach: Optional[Reach] = None,
+        notices: Optional[NoticeLog] = None,
     ) -> None:
         """`on_received`: what the node does about segments from elsewhere; see ports.OnReceived. `reach`: HTTP, unless given."""
         self._charter = charter
@@ -100,6 +103,8 @@ class Gossip:
         self._interval_s = interval_s
         self._source_address = source_address
         self._reach = reach or self._over_http
+        self.door = NoticeDoor(notices, executor, self.noticed) if notices is not None else None
+        """To the notices, where there are any; the server's too."""
         self._peers = {i.name: i for i in charter.instances if i.author != me.author and i.retired is None}
         self._states = {name: PeerState(name) for name in self._peers}
         self.meters = {name: Meter() for name in self._peers}
@@ -161,7 +166,12 @@ class Gossip:
         self._on_received()
         if len(self._peers) > FEW_PEERS:
             self._flood.news()
-        elif self._relay is None:
+        else:
+            self.noticed()
+
+    def noticed(self) -> None:
+        """Notices came that everybody should have soon."""
+        if self._relay is None:
             self._relay = asyncio.get_running_loop().call_later(self._rng.uniform(0, RELAY_S_MAX), self._pass_on)
 
     def told(self, name: str, heads: Sequence[Head]) -> bool:
@@ -178,7 +188,8 @@ class Gossip:
 
     def verbs(self) -> tuple[Verb, ...]:
         """What peers ask of the gossip, for the server."""
-        return (Verb("tell", wire.HEADS_BYTES_MAX, self._answer_tell),)
+        told = Verb("tell", wire.HEADS_BYTES_MAX, self._answer_tell)
+        return (told,) if self.door is None else (told, Verb(VERB, NOTICES_BYTES_MAX, partial(_answer_notices, self.door)))
 
     async def _answer_tell(self, _: web.Request, caller: Instance, body: bytes) -> web.StreamResponse:
         return web.Response(body=wire.encode_tell_reply(self.told(caller.name, wire.decode_tell(body))))
@@ -279,7 +290,7 @@ class Gossip:
             self._woken[name].clear()
             self._reset[name].clear()
             heard, given = [*self._heard.pop(name, ()), *self._left.pop(name, ())], self._given
-            exchange = Exchange(client, self._log, self._me.author, self._pulls, self._room, self.meters[name].heads)
+            exchange = Exchange(client, self._log, self._me.author, self._pulls, self._room, self.meters[name].heads, self.door)
             self._running[name] = exchange
             whole = name in self._whole
             self._whole.discard(name)
@@ -331,6 +342,10 @@ class Gossip:
                 Authority(self._charter).name(author),
             )
         self._forked |= exchange.forked
+
+
+async def _answer_notices(door: NoticeDoor, _: web.Request, caller: Instance, body: bytes) -> web.StreamResponse:
+    return web.Response(body=encode(await door.answer(decode(body), caller.name)))
 
 
 def _last_answer(state: PeerState, now_ms: int) -> str:

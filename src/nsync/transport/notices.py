@@ -11,11 +11,14 @@ Pure: bytes in, values out. Whatever breaks a rule or a limit raises ProtocolErr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+import asyncio
+from collections.abc import Collection, Sequence
+from concurrent.futures import Executor
+from typing import Callable, NamedTuple, Optional, Protocol
 
 from nsync.errors import ProtocolError, RejectedSegment
-from nsync.log.notices import FORK, ID_BYTES, Notice, Stand
+from nsync.log.notices import FORK, ID_BYTES, Notice, Stand, digest
+from nsync.log.stored import Head
 from nsync.namespace import codec
 
 VERB = "notices"
@@ -29,6 +32,8 @@ SENT_MAX = 1024
 NOTICES_BYTES_MAX = 2 * SENT_BYTES_MAX + IDS_MAX * ID_BYTES + SENT_MAX * 8
 """Of a message. One notice has a MiB at most (log.notices)."""
 NOTICES_S_MAX = 60.0
+TRIPS_MAX = 2
+"""What is left after that goes the next time."""
 NUMBER_MAX = 1 << 32
 
 
@@ -49,7 +54,20 @@ class NoticeLog(Protocol):
         """What somebody with `theirs` lacks of it, at least one if any, then up to `bytes_max`."""
 
     def take(self, notices: Sequence[Notice], sender: str) -> int:
-        """Verify the notices that the instance `sender` passed on, and keep what is new; how many were. Returns after COMMIT."""
+        """Verify the notices that the instance `sender` passed on, and keep what is new; how much of that should be passed on at once.
+        Returns after COMMIT."""
+
+    def asked(self, peer: str, theirs: Collection[Head]) -> object:
+        """`peer` has told its heads. It must not block."""
+
+
+class Peer(Protocol):
+    """What is asked of one peer: `client.PeerClient`, or a simulation's."""
+
+    name: str
+
+    async def notices(self, word: Word) -> Word:
+        """What the peer says to `word`."""
 
 
 def encode(word: Word) -> bytes:
@@ -85,15 +103,44 @@ def cut(stand: Stand) -> Stand:
 
 
 def answer(log: NoticeLog, word: Word, sender: str) -> tuple[Word, int]:
-    """What is said to `word`, and how much of it was new here."""
-    fresh = log.take(word.sent, sender) if word.sent else 0
-    return Word(cut(log.stand()), tuple(log.lacked(word.stand, SENT_BYTES_MAX)[:SENT_MAX])), fresh
+    """What either side says to `word` of `sender`, and how much of that should be passed on."""
+    urgent = log.take(word.sent, sender) if word.sent else 0
+    return Word(cut(log.stand()), tuple(log.lacked(word.stand, SENT_BYTES_MAX)[:SENT_MAX])), urgent
 
 
-def follow(log: NoticeLog, reply: Word, sender: str) -> tuple[Word, int]:
-    """What the caller says to the answer, and how much of that was new here. Nothing to be sent ends it."""
-    fresh = log.take(reply.sent, sender) if reply.sent else 0
-    return Word(cut(log.stand()), tuple(log.lacked(reply.stand, SENT_BYTES_MAX)[:SENT_MAX])), fresh
+class NoticeDoor:
+    """The notices, for code on the event loop: the one door through which the transport enters them."""
+
+    def __init__(self, log: NoticeLog, executor: Optional[Executor], on_urgent: Callable[[], None]) -> None:
+        """`on_urgent`: called on the event loop when something came that should be passed on; usually `Gossip.noticed`."""
+        self._log, self._executor, self._on_urgent = log, executor, on_urgent
+
+    async def digest(self) -> bytes:
+        """Of what is here."""
+        return digest(await asyncio.get_running_loop().run_in_executor(self._executor, self._log.stand))
+
+    async def exchange(self, peer: Peer) -> None:
+        """Tell `peer` what it lacks, and take what it has more."""
+        word = first(await asyncio.get_running_loop().run_in_executor(self._executor, self._log.stand))
+        for _ in range(TRIPS_MAX):
+            word = await self.answer(await peer.notices(word), peer.name)
+            if not word.sent:
+                return
+
+    async def answer(self, word: Word, sender: str) -> Word:
+        """What to say to `word`. What is durable is passed on even if `sender` has gone away."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._answer, loop, word, sender)
+
+    def asked(self, peer: str, theirs: Collection[Head]) -> None:
+        """`peer` has told its heads."""
+        self._log.asked(peer, theirs)
+
+    def _answer(self, loop: asyncio.AbstractEventLoop, word: Word, sender: str) -> Word:
+        said, urgent = answer(self._log, word, sender)
+        if urgent:
+            loop.call_soon_threadsafe(self._on_urgent)
+        return said
 
 
 def _ids(value: object) -> tuple[bytes, ...]:

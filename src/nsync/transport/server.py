@@ -26,6 +26,7 @@ from nsync.errors import NsyncError
 from nsync.transport import session, wire
 from nsync.transport.gates import Gates
 from nsync.transport.metering import Metered
+from nsync.transport.notices import NoticeDoor
 from nsync.transport.peers import CLOCK_HEADER, Meter
 from nsync.transport.ports import LogDoor, OnReceived, SegmentLog
 from nsync.transport.roster import Roster
@@ -60,15 +61,17 @@ class Server:
         body_s_max: float = wire.BODY_S_MAX,
         verbs: Iterable[Verb] = (),
         meters: Optional[Mapping[str, Meter]] = None,
+        notices: Optional[NoticeDoor] = None,
     ) -> None:
         """`on_received`: usually `Gossip.received`, which tells the node, and soon some other peers. `verbs`: others than the log's.
-        `meters`: of the gossip, which count what peers send and get here too."""
+        `meters`: of the gossip, which count what peers send and get here too; `notices`: its door, if any."""
         self._log = LogDoor(log, Metered(executor) if executor is not None else None, on_received)
         self._roster = Roster(charter)
         self._told = session.Told()
         self._gates = Gates(charter, me, now_ms, body_s_max)
         self._now_ms = now_ms
         self._meters = meters or {}
+        self._notices = notices
         self._verbs = (
             Verb("hello", wire.HELLO_BYTES_MAX, self._hello),
             Verb("pull", wire.HAVE_BYTES_MAX, self._pull),
@@ -106,7 +109,8 @@ class Server:
 
     async def _hello(self, _: web.Request, caller: Instance, body: bytes) -> web.StreamResponse:
         hello = wire.decode_hello(body)
-        reply = self._told.answer(caller.name, hello, await self._log.heads())
+        notices = b"" if self._notices is None else await self._notices.digest()
+        reply = self._told.answer(caller.name, hello, await self._log.heads(), notices)
         return web.Response(body=wire.encode_hello_reply(reply, self._roster if hello.roster == self._roster.digest else None))
 
     async def _pull(self, request: web.Request, caller: Instance, body: bytes) -> web.StreamResponse:

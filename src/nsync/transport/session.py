@@ -35,6 +35,12 @@ def digest(heads: Iterable[Head]) -> bytes:
     return hashlib.blake2b(msgpack.packb(sorted(heads)), digest_size=ID_BYTES, person=b"nsync heads").digest()
 
 
+def covering(heads: Iterable[Head], notices: bytes) -> bytes:
+    """The digest that is compared in a hello: of heads, and of notices by their digest; empty where there are none."""
+    found = digest(heads)
+    return found if not notices else hashlib.blake2b(found + notices, digest_size=ID_BYTES, person=b"nsync all").digest()
+
+
 def changed(before: Iterable[Head], now: Iterable[Head]) -> Optional[list[Head]]:
     """The heads of the authors whose heads are others `now`; None where that cannot say it, since an author has none any more."""
     old, new = _by_author(before), _by_author(now)
@@ -63,12 +69,12 @@ class Told:
     def __init__(self) -> None:
         self._last: dict[str, tuple[bytes, Sequence[Head]]] = {}
 
-    def answer(self, peer: str, hello: wire.Hello, heads: Sequence[Head]) -> wire.HelloReply:
-        """What to answer to the member `peer`, with these heads here."""
+    def answer(self, peer: str, hello: wire.Hello, heads: Sequence[Head], notices: bytes = b"") -> wire.HelloReply:
+        """What to answer to the member `peer`, with these heads here, and notices of this digest."""
         version, now = wire.pick(wire.Versions(hello.version_min, hello.version_max)), digest(heads)
         before, last = self._last.get(peer), (now, heads)
         self._last[peer] = last
-        if hello.digest == now:
+        if hello.digest == covering(heads, notices):
             return wire.HelloReply(version, None)
         delta = changed(before[1], heads) if before is not None and before[0] == hello.since else None
         return wire.HelloReply(version, list(heads) if delta is None else delta, delta is not None)
