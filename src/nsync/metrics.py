@@ -17,6 +17,7 @@ FAILED_TRANSACTIONS = Counter("nsync_failed_transactions", "Transactions that we
 WRITE_LOCK_SECONDS = Counter("nsync_write_lock_seconds", "How long the database's write lock was held")
 LIMITS = (
     *("header_time", "source_rate", "source_connections", "connections", "member_connections", "requests_ahead", "write_time"),
+    "malformed",
     *("requests", "signatures", "cpu_ms", "body_bytes", "places", "encoding", "body_size", "body_rate", "bytes", "segments"),
 )
 """docs/OPERATIONS.md says what each means."""

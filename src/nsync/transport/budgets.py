@@ -21,9 +21,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 from nsync.errors import TransportError
 
@@ -95,8 +95,9 @@ class Bucket:
 class Budgets:
     """The accounts of all peers."""
 
-    def __init__(self, names: Iterable[str], now_ms: int, budgets: dict[str, Budget] = PEER_BUDGETS) -> None:
-        self._buckets = {name: {limit: Bucket(budget, now_ms) for limit, budget in budgets.items()} for name in names}
+    def __init__(self, names: Iterable[str], now_ms: int, budgets: Optional[Mapping[str, Budget]] = None) -> None:
+        given = (budgets or PEER_BUDGETS).items()
+        self._buckets = {name: {limit: Bucket(budget, now_ms) for limit, budget in given} for name in names}
         self._held: dict[str, Counter[str]] = {name: Counter() for name in self._buckets}
 
     def admit(self, name: str, now_ms: int) -> None:

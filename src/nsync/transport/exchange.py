@@ -26,6 +26,9 @@ from nsync.transport.times import monotonic_ms
 PUSH_OPS_MAX = 4096
 """One full segment: who lacks more may ask several peers for it at once."""
 
+FAULTS_MAX = 256
+"""Refused segments in one exchange: a mistake of somebody else's passes, a flood does not."""
+
 
 class Peer(Protocol):
     """What an exchange asks of one peer: `client.PeerClient`, or a simulation's."""
@@ -85,6 +88,7 @@ class Exchange:
         self.left: Sequence[Head] = ()
         """What the peer has, and was not asked for, since others are, or since too much waits here."""
         self._failure: Optional[NsyncError] = None
+        self._faults = 0
 
     async def run(self) -> None:
         """Raises TransportError, ProtocolError, NotAuthorised, or RejectedSegment when either side refused a segment."""
@@ -174,13 +178,14 @@ class Exchange:
             again = await self._log.receive(frames, self._client.name)
             receipt = Receipt(receipt.stored + again.stored, again.rejected)
         self.pulled += receipt.stored
+        self._faults += len(receipt.faults)
         if receipt.faults:
             reason = wire.clean(receipt.faults[0])
             self._fail(RejectedSegment(f"{self._client.name} sent a segment that is refused here: {reason}"))
         if receipt.full:
             self._pulls.rest(self._claimed, monotonic_ms())
         lost = receipt.stored and not self._pulls.renew(self._client.name, self._claimed, monotonic_ms())
-        self._stopped = self._stopped or receipt.full or bool(lost)
+        self._stopped = self._stopped or receipt.full or bool(lost) or self._faults > FAULTS_MAX
         return not self._stopped
 
     async def _give(self, mine: Sequence[Head], have: session.Have, theirs: Sequence[Head]) -> None:

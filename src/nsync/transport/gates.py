@@ -33,7 +33,7 @@ from nsync.transport.budgets import BODY_BYTES, CPU_MS, REFUSALS_TOLD, SIGNATURE
 from nsync.transport.listener import introduce
 from nsync.transport.metering import METER
 from nsync.transport.requests import Verifier, body_digest
-from nsync.transport.times import wall_ms
+from nsync.transport.times import aside, wall_ms
 
 logger = logging.getLogger("nsync.transport.server")
 
@@ -47,6 +47,10 @@ RETRY_AFTER_S = 1
 
 EXHAUSTED_S = 1.0
 """How long the answer to a member over its budget is held back, without a place: it gets as many of them as it has connections."""
+
+
+STRANGERS = ""
+"""Under this name refusals of requests are told whose caller is not known."""
 
 
 class _Work:
@@ -74,8 +78,8 @@ class Gates:
         self._body_s_max = body_s_max
         self._busy: Counter[str] = Counter()
         self._budgets = Budgets([i.name for i in charter.instances], now_ms())
-        self._told = Bucket(REFUSALS_TOLD, now_ms())
-        self._untold = 0
+        self._told = {name: Bucket(REFUSALS_TOLD, now_ms()) for name in (STRANGERS, *(i.name for i in charter.instances))}
+        self._untold: Counter[str] = Counter()
 
     @asynccontextmanager
     async def passed(self, request: web.Request, bytes_max: int) -> AsyncIterator[tuple[Instance, bytes]]:
@@ -92,23 +96,23 @@ class Gates:
         with self._place(name), self._budgets.hold(name, _announced(request, bytes_max)):
             body = await self._body(request, bytes_max)
             self._charge(name, BODY_BYTES, len(body))
-            if body_digest(body) != caller.body_digest:
+            if await aside(len(body), partial(body_digest, body)) != caller.body_digest:
                 raise NotAuthorised(f"{name}: the body is not the one that was signed")
             yield caller.instance, body
 
     async def refusal(self, request: web.Request, error: NsyncError) -> web.Response:
         """The answer to a request that did not pass, or could not be answered."""
         work = _WORK.get(None)
-        who = request.remote if work is None else work.name
+        who = STRANGERS if work is None else work.name
         if isinstance(error, NotAuthorised):
-            self._tell(f"refused a request from {request.remote}: {error}")
+            self._tell(who, logging.INFO, f"refused a request from {request.remote}: {error}")
             return _closing(web.Response(status=401))  # and not a byte of the body is read
         if isinstance(error, ProtocolError):
-            logger.warning("%s %s: %s", who, request.path, error)
+            self._tell(who, logging.WARNING, f"{who} {request.path}: {error}")
             return web.Response(status=400, text=wire.clean(str(error)))
         if isinstance(error, Exhausted):
             metrics.LIMIT_HITS.labels(error.limit).inc()
-            self._tell(f"asked {who} to come later: {error}")
+            self._tell(who, logging.WARNING, f"{who} is asked to come later: {error}")
             await asyncio.sleep(EXHAUSTED_S)
             return _closing(web.Response(status=429, text=str(error), headers={"Retry-After": str(error.retry_s)}))
         if isinstance(error, TransportError):
@@ -154,15 +158,15 @@ class Gates:
         except ConnectionError:
             raise web.HTTPBadRequest(text="the body was cut short") from None
 
-    def _tell(self, text: str) -> None:
-        """Log a refusal; anybody can cause them, so only some of many."""
-        now_ms = self._now_ms()
-        if self._told.wait_ms(now_ms):
-            self._untold += 1
+    def _tell(self, who: str, level: int, text: str) -> None:
+        """Log a refusal; any number of them can be caused, so of many only some are told."""
+        now_ms, bucket = self._now_ms(), self._told[who]
+        if bucket.wait_ms(now_ms):
+            self._untold[who] += 1
             return
-        self._told.charge(1, now_ms)
-        logger.info("%s%s", text, f" ({self._untold} like it were not told)" if self._untold else "")
-        self._untold = 0
+        bucket.charge(1, now_ms)
+        untold = self._untold.pop(who, 0)
+        logger.log(level, "%s%s", text, f" ({untold} refusals before it were not told)" if untold else "")
 
 
 def _announced(request: web.Request, bytes_max: int) -> int:

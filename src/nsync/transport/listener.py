@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import socket
 import ssl
 from collections import Counter, OrderedDict
@@ -26,6 +27,7 @@ from functools import partial
 from typing import Any, Optional
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
 from nsync import metrics
@@ -72,6 +74,19 @@ STOP_S_MAX = 5.0
 BACKLOG = 256
 FULL_PAUSE_S = 0.1
 """When the process has no descriptors left: what waits in the backlog waits on."""
+
+_LOGGER = logging.getLogger("nsync.transport.http")
+
+
+def _worth_telling(record: logging.LogRecord) -> bool:
+    """aiohttp tells of each malformed request with a traceback, and anybody can send any number of them: they are counted."""
+    malformed = record.exc_info is not None and isinstance(record.exc_info[1], HttpProcessingError)
+    if malformed:
+        metrics.LIMIT_HITS.labels("malformed").inc()
+    return not malformed
+
+
+_LOGGER.addFilter(_worth_telling)
 
 _FULL = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
@@ -171,6 +186,7 @@ class Listener:
         self._runner = web.AppRunner(
             app,
             access_log=None,
+            logger=_LOGGER,
             auto_decompress=False,
             keepalive_timeout=KEEPALIVE_S,
             lingering_time=LINGER_S,

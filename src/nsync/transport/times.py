@@ -9,6 +9,8 @@ import asyncio
 import time
 from typing import Callable, TypeVar
 
+from nsync.transport.metering import metered
+
 ASIDE_BYTES_MIN = 1 << 16
 """Bodies from here on are worked on aside: to compress, hash or decode less takes below a millisecond."""
 
@@ -29,4 +31,4 @@ async def aside(size: int, work: Callable[[], T]) -> T:
     """What `work` returns; in a thread when it is about so many bytes that the event loop would notice."""
     if size < ASIDE_BYTES_MIN:
         return work()
-    return await asyncio.get_running_loop().run_in_executor(None, work)
+    return await asyncio.get_running_loop().run_in_executor(None, metered(work))
