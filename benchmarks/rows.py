@@ -54,6 +54,15 @@ GOALS: Mapping[str, Goal] = {
     "rss_bytes_per_entry": Goal(most=20),
     "log_bytes_per_file_did": Goal(most=80),
     "catalogue_incremental_growth": Goal(most=1.5),
+    "wire_hello_bytes": Goal(most=100),
+    "wire_heads_bytes_per_author": Goal(most=30),
+    "wire_behind_bytes_per_file_did": Goal(most=80),
+    "catchup_vs_ingest": Goal(least=0.8),
+    "loop_lag_p99_ms": Goal(most=100),
+    "convergence_rounds_n3": Goal(most=4.6),
+    "convergence_rounds_n8": Goal(most=6),
+    "convergence_rounds_n20": Goal(most=7.3),
+    "convergence_rounds_n50": Goal(most=8.6),
 }
 
 
