@@ -15,6 +15,7 @@ from nsync.namespace import fields
 from nsync.namespace.keys import Fact, Scope, scope_of
 from nsync.store import schema
 from nsync.store.bulk import bulk_insert
+from nsync.store.compaction import compact_anew
 from nsync.store.state import SqlState
 
 _GUEST, _ENTRY = schema.guest.c, schema.entry.c
@@ -34,6 +35,7 @@ def adopt(state: SqlState, charter: Charter) -> set[Fact]:
         had = old.by_name(instance.name)
         fresh = tuple(prefix for prefix in instance.scopes if old.home(prefix) is None)
         if fresh:
+            compact_anew(state.connection)
             adoption.list_logs((branch.id for life in instance.incarnations for branch in state.lines.of(life.author)), 0, fresh)
         if set(instance.dois) - set(had.dois if had is not None else ()):
             adoption.list_logs(state.lines.branches, 0, ("",))

@@ -1,86 +1,111 @@
 """Compaction in SQL: below the newest floor, what is superseded gives its place to its hash (R4.7, log.compaction).
 
 Segments keep their headers and signatures, so they are forwarded and verified as before. The work grows with what came below the
-floor since the last time: each op there may supersede older ones of its author.
+floor since the last time: each op there may supersede older ones of its author. Up to where it was done, what is present is live.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import math
+import time
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, select, update
+from sqlalchemy import Connection, bindparam, delete, update
 
+from nsync.log.compaction import BLOCK_OPS
 from nsync.log.forks import Mark
 from nsync.log.segment import gone, leaf_of
-from nsync.namespace.keys import Did, key_of
 from nsync.store import kept, schema
 from nsync.store.database import chunks
 from nsync.store.lines import SqlLines
 from nsync.store.state import SqlState
 from nsync.store.statements import Op
 
-_ABOUT, _OP, _GUEST = schema.about.c, schema.op.c, schema.guest.c
+_ABOUT, _OP, _GUEST, _BLOCK = schema.about.c, schema.op.c, schema.guest.c, schema.block.c
 
 STRETCH_OPS = 4096
 """Ops looked at together."""
 
 
-def compact(connection: Connection, lines: SqlLines, state: SqlState) -> int:
-    """Collect below the newest floor what it lets go; returns how many ops went. In one transaction of the caller's."""
-    taken = 0
+def compacted(connection: Connection, author: bytes) -> int:
+    """Up to which seq `author`'s log is compacted: what is present there is live."""
+    return int(kept.read(connection, _name(author)) or b"0")
+
+
+def compact(connection: Connection, lines: SqlLines, state: SqlState, ms_max: float = math.inf) -> int:
+    """Collect below the newest floor what it lets go; returns how many ops went. In one transaction of the caller's.
+
+    After `ms_max` it ends with the stretch at hand: each is done whole, and the next call goes on from there.
+    """
+    taken, began = 0, time.monotonic()
     for author, until in (lines.floors()[-1] if lines.floors() else {}).items():
-        name = f"compacted {author.hex()[:22]}"
-        done = int(kept.read(connection, name) or b"0")
-        if done < until:
-            stretch = _Stretch(connection, lines, state, author, until)
-            taken += sum(stretch.collect(low, min(low + STRETCH_OPS, until)) for low in range(done, until, STRETCH_OPS))
-            kept.write(connection, name, str(until).encode())
+        stretch = Stretch(connection, lines, state, author, until)
+        for low, high in stretches(compacted(connection, author), until):
+            taken += stretch.collect(stretch.spoken_of(low, high))
+            kept.write(connection, _name(author), str(high).encode())
+            if (time.monotonic() - began) * 1000 >= ms_max:
+                return taken
     return taken
 
 
-class _Stretch:
-    """One author's log up to the floor."""
+def is_compact(connection: Connection, lines: SqlLines) -> bool:
+    """Whether nothing is left to collect below the newest floor."""
+    floor = lines.floors()[-1] if lines.floors() else {}
+    return all(compacted(connection, author) >= until for author, until in floor.items())
+
+
+def compact_anew(connection: Connection) -> None:
+    """Look at all logs again: by an amendment, statements may count that did not."""
+    connection.execute(delete(schema.kept).where(schema.kept.c.name.startswith(_name(b""))))
+
+
+def stretches(after: int, until: int) -> Iterator[tuple[int, int]]:
+    """What lies after `after`, up to `until`, in parts."""
+    for low in range(after, until, STRETCH_OPS):
+        yield low, min(low + STRETCH_OPS, until)
+
+
+def marks_of(lines: SqlLines, author: bytes, after: int, until: int) -> list[Mark]:
+    """The places on `author`'s line after `after`, up to `until`."""
+    found: list[Mark] = []
+    for part in lines.line(author):
+        found += [Mark(part.branch, seq) for seq in range(after + 1, min(until, part.seq) + 1)]
+        after = max(after, part.seq)
+    return found
+
+
+class Stretch:
+    """One author's log up to a floor."""
 
     def __init__(self, connection: Connection, lines: SqlLines, state: SqlState, author: bytes, until: int) -> None:
         self.connection, self.lines, self.state, self.author, self.until = connection, lines, state, author, until
 
-    def collect(self, after: int, until: int) -> int:
-        """Take the ops that what lies in this stretch supersedes."""
-        keys = {key for _, op in self._ops(after, until) for key in op.says}
-        older = {mark for mark in self._about(keys) if mark.seq <= self.until}
-        doomed = [mark for mark, op in self.state.statements.ops(older) if op.says and all(self._superseded(key, mark) for key in op.says)]
+    def spoken_of(self, after: int, until: int) -> set[Any]:
+        """The keys that what lies after `after`, up to `until`, speaks of."""
+        marks = marks_of(self.lines, self.author, after, until)
+        return {key for _, op in self.state.statements.ops(marks) for key in op.says}
+
+    def superseded(self, keys: Collection[Any], until: int) -> Iterator[list[Mark]]:
+        """The ops up to `until` that speak of `keys` and are superseded."""
+        branches = {part.branch for part in self.lines.line(self.author)}
+        statements = self.state.statements
+        marks = statements.at({statements.numbers.about(key) for key in keys})
+        for chunk in chunks(sorted(mark for mark in marks if mark.branch in branches and mark.seq <= until), STRETCH_OPS):
+            yield sorted(statements.superseded(dict(statements.ops(chunk)), self.author, self.until))
+
+    def collect(self, keys: Collection[Any]) -> int:
+        """Take the superseded ops that speak of `keys`."""
+        doomed = [mark for marks in self.superseded(keys, self.until) for mark in marks]
         for chunk in chunks(doomed):
             self._take(chunk)
         return len(doomed)
 
-    def _superseded(self, key: Any, mark: Mark) -> bool:
-        """Whether the author said something later about `key` that counts and lies below the floor; a first claim never is."""
-        key = key_of(key)
-        newest = self.state.statements.newest_below(key, self.author, self.until)
-        if newest is None or newest.dot.seq <= mark.seq:
-            return False
-        if isinstance(key, Did):
-            claims = self.state.about([key])[key].claims
-            return all((claim.dot.author, claim.dot.seq) != (self.author, mark.seq) for claim in claims)
-        return True
-
-    def _ops(self, after: int, until: int) -> Iterator[tuple[Mark, Op]]:
-        marks = []
-        for part in self.lines.line(self.author):
-            query = select(_OP.seq).where(_OP.branch == part.branch, _OP.seq > after, _OP.seq <= min(until, part.seq))
-            marks += [Mark(part.branch, seq) for seq in self.connection.execute(query).scalars()]
-        return self.state.statements.ops(marks)
-
-    def _about(self, keys: Collection[Any]) -> set[Mark]:
-        branches = {part.branch for part in self.lines.line(self.author)}
-        numbers = self.state.statements.numbers
-        return {mark for mark in self.state.statements.at({numbers.about(key) for key in keys}) if mark.branch in branches}
-
     def _take(self, marks: Collection[Mark]) -> None:
         numbers = self.state.statements.numbers
         listed, raws = [], []
-        for mark, op in self.state.statements.ops(marks):
+        ops: dict[Mark, Op] = dict(self.state.statements.ops(marks))
+        for mark, op in ops.items():
             for key, value in op.says.items():
                 places = numbers.of_statement(key, value)
                 listed += [{"n": place.node, "k": place.key, "b": mark.branch, "s": mark.seq} for place in places]
@@ -92,4 +117,15 @@ class _Stretch:
         self.connection.execute(delete(schema.guest).where(_GUEST.branch == bindparam("b"), _GUEST.seq == bindparam("s")), raws)
         dot = (_OP.branch == bindparam("b"), _OP.seq == bindparam("s"))
         self.connection.execute(update(schema.op).where(*dot).values(raw=bindparam("now")), raws)
+        forget_blocks(self.connection, self.author, (mark.seq for mark in marks))
         self.state.statements.forget_ops()
+
+
+def forget_blocks(connection: Connection, author: bytes, seqs: Iterable[int]) -> None:
+    """What is live among `seqs` has changed: the digests of their blocks are not kept any more."""
+    for chunk in chunks(sorted({(seq - 1) // BLOCK_OPS for seq in seqs})):
+        connection.execute(delete(schema.block).where(_BLOCK.author == author, _BLOCK.number.in_(chunk)))
+
+
+def _name(author: bytes) -> str:
+    return f"compacted {author.hex()[:22]}"

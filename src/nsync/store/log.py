@@ -7,6 +7,7 @@ writes Rucio's rows. A changeset of one's own goes the same way, in one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple, Optional
@@ -24,11 +25,11 @@ from nsync.log.forks import Mark, line_to
 from nsync.log.segment import EMPTY, GONE, Dep, Header, Segment, Sign, Tip, build_changeset, decode_header, header_hash, leaf_of, name_of
 from nsync.log.stored import Head, Receipt, StoredSegment
 from nsync.namespace.keys import Fact
-from nsync.store import recovery, schema, serving
+from nsync.store import live, recovery, schema, serving
 from nsync.store.adoption import adopt
 from nsync.store.bulk import bulk_insert
 from nsync.store.collector import collector_paused
-from nsync.store.compaction import compact
+from nsync.store.compaction import compact, is_compact
 from nsync.store.intake import Intake, decode_batch
 from nsync.store.lines import BranchRow, SqlLines
 from nsync.store.rebuild import rebuild
@@ -251,9 +252,19 @@ class SqlLog:
         """Derive the catalogue anew from all that counts, in bounded memory; returns how many ops were read."""
         return rebuild(self.state)
 
-    def compact(self) -> int:
-        """Collect below the newest floor what it lets go (R4.7); returns how many ops went."""
-        return compact(self.connection, self.lines, self.state)
+    def compact(self, ms_max: float = math.inf) -> int:
+        """Collect below the newest floor what it lets go (R4.7), for about `ms_max`; returns how many ops went."""
+        taken = compact(self.connection, self.lines, self.state, ms_max)
+        live.keep(self.connection, self.lines)
+        return taken
+
+    def is_compact(self) -> bool:
+        """Whether nothing is left to collect below the newest floor."""
+        return is_compact(self.connection, self.lines)
+
+    def live_of(self, heads: Mapping[bytes, int]) -> bytes:
+        """The digest of what is live below `heads`, once they are a floor: what a vote for them signs (R4.8)."""
+        return live.live_of(self.connection, self.lines, self.state, heads)
 
     def stored_ops(self, author: bytes, until: int) -> list[tuple[int, bytes, bool]]:
         """The ops of `author`'s line up to `until`: seq, hash, and whether compaction took it."""

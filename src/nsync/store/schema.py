@@ -138,6 +138,25 @@ vote = Table(
 )
 """Votes for floors (R4.8). An author has one a number; two are kept as the proof of what it did."""
 
+block = Table(
+    "nsync_block",
+    metadata,
+    Column("author", ID, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("digest", ID, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""The digests of whole blocks of what is compacted (store.live), each as long as nothing in its block changes."""
+
+signed_head = Table(
+    "nsync_signed_head",
+    metadata,
+    Column("author", ID, primary_key=True),
+    Column("raw", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""The newest signed head of each author (log.lease)."""
+
 kept = Table("nsync_kept", metadata, Column("name", String(32), primary_key=True), Column("value", LargeBinary, nullable=False))
 """Single values: the key of the index' hash, the charter in force, why this instance signs nothing."""
 

@@ -160,9 +160,43 @@ class Statements:
                 return
             seq = marks[-1].seq
 
-    def newest_below(self, key: Key, author: bytes, until: int) -> Optional[Slot]:
-        """The newest statement of `author` about `key` that counts and lies at or before `until`."""
-        return next(self._others(key, author, until, newest=True), None)
+    def superseded(self, ops: Mapping[Mark, Op], author: bytes, until: int) -> set[Mark]:
+        """Those of `ops`, all on `author`'s line, in which it superseded every statement: it said something later about the key, which
+        counts and lies at or before `until`. A first claim never is (R3.6)."""
+        ends = self._ends_below({key for op in ops.values() for key in op.says}, author, until)
+        maybe = {mark: op for mark, op in ops.items() if op.says and all(mark.seq < ends[key].newest.seq for key in op.says)}
+        self.load({ends[key].newest for op in maybe.values() for key in op.says})
+        newest: dict[Any, int] = {}
+        for key in {key for op in maybe.values() for key in op.says}:
+            found = self._first(key_of(key), author, ends[key].newest, newest=True)
+            newest[key] = found.dot.seq if found is not None else 0
+        return {
+            mark
+            for mark, op in maybe.items()
+            if all(mark.seq < newest[key] and not self._claims_first(key, mark, author, ends[key].oldest) for key in op.says)
+        }
+
+    def _claims_first(self, key: Any, mark: Mark, author: bytes, oldest: Mark) -> bool:
+        """Whether the statement about `key` at `mark` is the author's first claim that counts."""
+        if key[0] != fields.DID:
+            return False
+        found = self._first(key_of(key), author, oldest, newest=False)
+        return found is not None and found.dot.seq == mark.seq
+
+    def _ends_below(self, wanted: Collection[Any], author: bytes, until: int) -> dict[Any, _Ends]:
+        """What is listed first and last about each of `wanted`, on `author`'s line up to `until`."""
+        places: dict[Listed, list[Any]] = {}
+        for key in wanted:
+            places.setdefault(self.numbers.about(key), []).append(key)
+        found: dict[Any, _Ends] = {}
+        for part in self._lines.line(author):
+            match = f"a.node = t.x AND a.key = t.y AND a.branch = {part.branch} AND a.seq <= {min(until, part.seq)}"
+            columns = "a.node, a.key, max(a.seq) AS newest, min(a.seq) AS oldest"
+            for row in self._listed(columns, match, list(places), "GROUP BY a.node, a.key"):
+                for key in places[Listed(row.node, row.key)]:
+                    oldest = found[key].oldest if key in found else Mark(part.branch, row.oldest)
+                    found[key] = _Ends(Mark(part.branch, row.newest), oldest)
+        return found
 
     def last_words(self, author: bytes, wanted: Collection[Key]) -> dict[Key, Slot]:
         """The newest statement of `author` about each of `wanted`, whether it counts or not."""

@@ -25,6 +25,14 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_table(
+        "nsync_block",
+        sa.Column("author", sa.LargeBinary(length=16), nullable=False),
+        sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("digest", sa.LargeBinary(length=16), nullable=False),
+        sa.PrimaryKeyConstraint("author", "number"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
         "nsync_branch",
         sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("author", sa.LargeBinary(length=16), nullable=False),
@@ -177,6 +185,13 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_table(
+        "nsync_signed_head",
+        sa.Column("author", sa.LargeBinary(length=16), nullable=False),
+        sa.Column("raw", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("author"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
         "nsync_step",
         sa.Column("branch", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("other", sa.Integer(), autoincrement=False, nullable=False),
@@ -203,6 +218,7 @@ def downgrade() -> None:
     op.drop_table("nsync_vote")
     op.drop_index("nsync_step_seen", table_name="nsync_step")
     op.drop_table("nsync_step")
+    op.drop_table("nsync_signed_head")
     op.drop_table("nsync_shared_scope")
     op.drop_index("nsync_segment_log", table_name="nsync_segment")
     op.drop_table("nsync_segment")
@@ -221,5 +237,6 @@ def downgrade() -> None:
     op.drop_index("nsync_conflict_key", table_name="nsync_conflict")
     op.drop_table("nsync_conflict")
     op.drop_table("nsync_branch")
+    op.drop_table("nsync_block")
     op.drop_table("nsync_about")
     # ### end Alembic commands ###
