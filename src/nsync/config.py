@@ -41,6 +41,9 @@ class Settings:
     rse_expression: str
     sleep_time_s: float
     gossip_interval_s: float
+    lease_s: float
+    floor_interval_s: float
+    """0: this instance proposes no floors."""
     metrics: Optional[tuple[str, int]]
     """Where to serve Prometheus metrics, if at all."""
     tls: Optional[ssl.SSLContext]
@@ -84,6 +87,8 @@ def read() -> Settings:
         ),
         sleep_time_s=_seconds("sleep_time", "0.5"),
         gossip_interval_s=_seconds("gossip_interval", "5.0"),
+        lease_s=_seconds("lease", "900"),
+        floor_interval_s=_seconds("floor_interval", "86400", zero=True),
         metrics=_address("metrics", metrics) if metrics else None,
         tls=tls.own_context(me, _path("tls_cert"), _path("tls_key")),
     )
@@ -111,14 +116,15 @@ def _source_address(value: str) -> Optional[str]:
         raise ConfigError(f"[nsync] source_address = {value}: it should be an IP address of this host, without a port") from error
 
 
-def _seconds(name: str, default: str) -> float:
+def _seconds(name: str, default: str, zero: bool = False) -> float:
     value = _option(name, default)
     try:
         seconds = float(value)
     except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= SECONDS_MAX:  # not a number is neither
-        raise ConfigError(f"[nsync] {name} = {value}: it should be a number of seconds, more than 0 and at most {SECONDS_MAX}")
+        seconds = -1.0
+    if not 0 < seconds <= SECONDS_MAX and not (zero and seconds == 0):  # not a number is neither
+        least = "0" if zero else "more than 0"
+        raise ConfigError(f"[nsync] {name} = {value}: it should be a number of seconds, {least} and at most {SECONDS_MAX}")
     return seconds
 
 

@@ -24,6 +24,10 @@ LIMITS = (
 LIMIT_HITS = Counter("nsync_limit_hits", "Connections and requests that were not served because of a limit", ["limit"])
 for _limit in LIMITS:
     LIMIT_HITS.labels(_limit)
+FLOOR = Gauge("nsync_floor", "The number of the newest floor that is decided")
+FORKS_HALF_HERE = Counter("nsync_forks_half_here", "Proofs that an author signed two histories, of which not both are here", ["author"])
+LEASE_OVERDUE_SECONDS = Gauge("nsync_lease_overdue_seconds", "Age of the last word of an author, if beyond the lease", ["author"])
+WITHHELD = Gauge("nsync_withheld_ops", "Ops of an author to which a peer does not come", ["peer", "author"])
 PEER_FAILURES = Gauge("nsync_peer_failures", "Failures in a row of the exchange with a peer; 0 when it is well", ["peer"])
 
 

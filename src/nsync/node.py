@@ -29,6 +29,7 @@ from nsync.rucio_bridge import triggers
 from nsync.rucio_bridge.bridge import HOLD_MS_MAX, Bridge, Worked
 from nsync.rucio_bridge.engine import get_engine
 from nsync.rucio_bridge.guard import unknown_schema
+from nsync.rucio_bridge.tending import Tending
 from nsync.store import migrations, status
 from nsync.store.log import SqlLog
 from nsync.store.peers import PeerTable
@@ -66,7 +67,9 @@ class Node:
         self._looker = ThreadPoolExecutor(1, "nsync-look")
         self._failed = False
         """Whether the last transaction was rolled back."""
+        self._voter = ThreadPoolExecutor(1, "nsync-vote")
         self._news = asyncio.Event()
+        self.tending = Tending(self.bridge, settings.key.sign, verify, wall_ms, settings.lease_s, settings.floor_interval_s, self._voter)
         self.gossip = Gossip(
             settings.charter,
             settings.me,
@@ -77,6 +80,7 @@ class Node:
             self._news.set,
             interval_s=settings.gossip_interval_s,
             source_address=settings.source_address,
+            notices=self.tending.notary,
         )
         self.keeper = Keeper(self.gossip, PeerTable(self.bridge.engine), self._looker, self._writer, settings.gossip_interval_s)
 
@@ -89,7 +93,16 @@ class Node:
 
     async def _serve(self, stop: asyncio.Event) -> None:
         me, gossip = self.settings.me, self.gossip
-        server = Server(self.settings.charter, me, self.bridge, self._reader, gossip.received, verbs=gossip.verbs(), meters=gossip.meters)
+        server = Server(
+            self.settings.charter,
+            me,
+            self.bridge,
+            self._reader,
+            gossip.received,
+            verbs=gossip.verbs(),
+            meters=gossip.meters,
+            notices=gossip.door,
+        )
         app = server.app()
         Health(self._unwell).add_to(app)
         listener = Listener(app, behind_proxy=me.url.startswith("https:") and self.settings.tls is None)
@@ -101,7 +114,7 @@ class Node:
         if self.settings.metrics is not None:
             metrics.serve(*self.settings.metrics)
         LOG.info("%s listens on %s:%d for the federation %r", self.settings.me.name, self.settings.host, port, self.settings.charter.name)
-        work = (self.gossip.run(), self._keep_working(), self.keeper.run(), self._tell_progress())
+        work = (self.gossip.run(), self._keep_working(), self._keep_tending(), self.keeper.run(), self._tell_progress())
         tasks = [asyncio.ensure_future(one) for one in work]
         stopping = asyncio.ensure_future(stop.wait())
         try:
@@ -122,6 +135,7 @@ class Node:
             await self._prepare()
             before = await self.gossip.sync_once()  # a restored database must not sign before it knows what its peers have of its own log
             await self._work_until_idle()
+            await self.tending.once(self.gossip.wake)
             after = await self.gossip.sync_once()
             await self._work_until_idle()
             await self._do(lambda: self.bridge.retry_parked(wall_ms()))
@@ -140,13 +154,21 @@ class Node:
         try:
             yield
         finally:
-            for executor in (self._looker, self._reader, self._writer):
+            for executor in (self._looker, self._voter, self._reader, self._writer):
                 executor.shutdown(cancel_futures=True)
             self.bridge.engine.dispose()
 
-    async def _keep_working(self) -> None:
+    async def _first_word(self) -> None:
+        """Sign nothing before peers could say what they have of this instance's own log (R4.6)."""
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self.gossip.asked.wait(), FIRST_WORD_S_MAX)
+
+    async def _keep_tending(self) -> None:
+        await self._first_word()
+        await self.tending.run(self.gossip.wake)
+
+    async def _keep_working(self) -> None:
+        await self._first_word()
         retried = -RETRY_PARKED_S
         publish_only = False
         while True:
@@ -201,6 +223,8 @@ class Node:
     async def _do(self, job: Callable[[], Worked]) -> Worked:
         self.bridge.held_back = held_back(self.gossip.ahead_ms())
         worked = await self._write(job)
+        if worked.published:
+            await self._write(self.tending.notary.renew)
         self._tell(worked)
         return worked
 

@@ -148,7 +148,7 @@ class Watch:
         ends: dict[bytes, int] = {}
         for head in theirs:
             ends[head.author] = max(head.seq, ends.get(head.author, 0))
-        lacks = {author: Lack(ends.get(author, 0), seq) for author, seq in self._old.items() if ends.get(author, 0) < seq}
+        lacks = {author: Lack(ends.get(author, 0), seq) for author, seq in dict(self._old).items() if ends.get(author, 0) < seq}
         before, self._lacked[peer] = self._lacked.get(peer, {}), lacks
         return {author: lack for author, lack in lacks.items() if author in before and before[author].has == lack.has}
 

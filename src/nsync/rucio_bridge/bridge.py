@@ -35,6 +35,7 @@ from nsync.rucio_bridge.rows import Rows
 from nsync.store import schema
 from nsync.store.database import begin_writing
 from nsync.store.log import Applied, SqlLog, decode_batch
+from nsync.store.notary import Opened
 
 LOG = logging.getLogger(__name__)
 
@@ -91,6 +92,23 @@ class Bridge:
         with self._sessions.begin() as session:
             begin_writing(session.connection())
             yield session
+
+    @contextmanager
+    def opened(self, now_ms: int) -> Iterator[Opened]:
+        """A transaction of the notary's (store.notary.Ground)."""
+        with self._writing() as session:
+            log = SqlLog(session.connection(), self.authority)
+            yield Opened(log, self._is_known_rucio(session), lambda facts, by: self._materialise(session, log, facts, by, now_ms))
+
+    def compact(self, ms_max: float) -> int:
+        """Collect below the newest floor for about `ms_max`; returns how many ops went. See `is_compact`."""
+        with self._writing() as session:
+            return SqlLog(session.connection(), self.authority).compact(ms_max)
+
+    def is_compact(self) -> bool:
+        """Whether nothing is left to collect below the newest floor."""
+        with self.engine.connect() as connection:
+            return SqlLog(connection, self.authority).is_compact()
 
     def share(self, shared_scopes: Sequence[str]) -> None:
         """Share exactly `shared_scopes` and public open data. Tables and triggers come from 'nsync bridge install'."""

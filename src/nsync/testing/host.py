@@ -18,11 +18,12 @@ from nsync.store.log import Applied
 from nsync.testing import network
 from nsync.testing.federation import Federation
 from nsync.testing.network import Answer, Client, Crash
+from nsync.testing.notary import Notices
 from nsync.testing.peer import Image, Peer, Worked
 from nsync.testing.stage import Stage
 from nsync.transport import session
 from nsync.transport.exchange import Peer as RemotePeer
-from nsync.transport.gossip import Gossip
+from nsync.transport.gossip import FEW_PEERS, Gossip
 from nsync.transport.roster import Roster
 
 BEGINNING_MS = 1_700_000_000_000
@@ -42,6 +43,7 @@ PLACES = (
     *("intake-headers-written", "intake-ops-written", "publish-signed"),
     *("work-locked", "log-slots-joined", "log-head-advanced", "log-catalogue-shown", "work-state-moved"),
     *("work-before-commit", "work-after-commit"),
+    *("notices-before-commit", "notices-after-commit", "notices-head-signed", "notices-vote-stored", "notices-voted"),
 )
 """The failpoints that a process passes: between any two steps of the store, and around its transactions."""
 
@@ -91,6 +93,7 @@ class Host:
         self._news = asyncio.Event()
         self._told = session.Told()
         self._roster = Roster(self.members.charter)
+        self._notices = Notices(self, self._stage, self.members.keys[self.name].sign)
         self._gossip = Gossip(
             self.members.charter,
             self.me,
@@ -101,6 +104,8 @@ class Host:
             self._news.set,
             interval_s=INTERVAL_S,
             reach=self._reach,
+            few_peers=self._stage.rng("flood").choice((FEW_PEERS, 0)),
+            notices=self._notices,
         )
         self._tasks = [asyncio.ensure_future(self._gossip.run()), asyncio.ensure_future(self._keep_working())]
         for task in self._tasks:
@@ -130,7 +135,7 @@ class Host:
     def again(self, life: int) -> None:
         """Start the process again, unless that has happened, or it is gone for good."""
         if not self.up and not self.gone and self.life == life:
-            self._checked(self.boot)
+            self.checked(self.boot)
 
     def amend(self, members: Federation) -> None:
         """Its operator gives it another charter, and starts it again."""
@@ -200,45 +205,49 @@ class Host:
             if any(applied.author == self.me.author for applied in worked):
                 self._gossip.wake()
             self.idle = not worked
+            if self._may_sign() and self._notices.tend().fresh:
+                self._gossip.wake()
             if worked:
                 self._gossip.applied()
                 await asyncio.sleep(PAUSE_S)
                 continue
-            timer = asyncio.get_running_loop().call_later(WORK_S, self._news.set) if self.peer.something_waits() else None
+            timer = asyncio.get_running_loop().call_later(WORK_S, self._news.set)
             await self._news.wait()
-            if timer is not None:
-                timer.cancel()
+            timer.cancel()
 
     def _work(self, ops: Sequence[bytes], changesets_max: int) -> Worked:
-        now_ms, ledger = self.now_ms(), self._stage.ledger
-        may_sign = self.me.author not in ledger.silent or self.peer.read_only() is not None  # once it knows, it is for the store to refuse
-        worked = self._step(lambda: self.peer.work(now_ms, ops if may_sign else (), changesets_max, may_sign))
+        now_ms, ledger, may_sign = self.now_ms(), self._stage.ledger, self._may_sign()
+        worked = self.step(lambda: self.peer.work(now_ms, ops if may_sign else (), changesets_max, may_sign))
         for applied in worked:
             verb = "publishes" if applied.author == self.me.author else "applies"
             self._stage.trace.say(f"{self.name} {verb} {applied.author.hex()[:8]} {applied.first}-{applied.last}, void {applied.void}")
-        self._checked(lambda: ledger.worked(self.name, self.peer, worked, now_ms))
+        self.checked(lambda: ledger.worked(self.name, self.peer, worked, now_ms))
         return worked
+
+    def _may_sign(self) -> bool:
+        """Whether its operator lets it sign. Once it knows that others have more of its log, it is for the store to refuse."""
+        return self.me.author not in self._stage.ledger.silent or self.peer.read_only() is not None
 
     # ---- its log, as gossip and peers see it (transport's SegmentLog)
 
     def heads(self) -> list[Head]:
-        return self._step(self.peer.heads)
+        return self.step(self.peer.heads)
 
     def unknown(self, theirs: Collection[Head]) -> list[Head]:
-        return self._step(lambda: self.peer.unknown(theirs))
+        return self.step(lambda: self.peer.unknown(theirs))
 
     def locator(self, author: bytes) -> list[Place]:
-        return self._step(lambda: self.peer.locator(author))
+        return self.step(lambda: self.peer.locator(author))
 
     def segments_after(self, have: Mapping[bytes, Sequence[Place]], bytes_max: int) -> list[StoredSegment]:
-        return self._step(lambda: self.peer.segments_after(have, min(bytes_max, network.BATCH_BYTES_MAX)))
+        return self.step(lambda: self.peer.segments_after(have, min(bytes_max, network.BATCH_BYTES_MAX)))
 
     def receive(self, frames: Sequence[bytes], sender: str) -> Receipt:
-        receipt = self._step(lambda: self.peer.receive(frames, sender))
+        receipt = self.step(lambda: self.peer.receive(frames, sender))
         self.idle = self.idle and not receipt.stored
         if receipt.stored or receipt.rejected:
             self._stage.trace.say(f"{self.name} stores {receipt.stored} of {len(frames)} segments, refuses {len(receipt.rejected)}")
-        self._checked(lambda: self._stage.ledger.received(self.name, self.peer, frames, receipt))
+        self.checked(lambda: self._stage.ledger.received(self.name, self.peer, frames, receipt))
         return receipt
 
     @property
@@ -247,18 +256,18 @@ class Host:
 
     def answer(self, caller: str, verb: str, body: bytes) -> Answer:
         """What the process answers to a request of the peer `caller` that has arrived."""
-        return network.answer(network.Desk(self, self._gossip, self._told, self._roster), caller, verb, body)
+        return network.answer(network.Desk(self, self._gossip, self._told, self._roster, self._notices), caller, verb, body)
 
     # ---- steps
 
-    def _step(self, step: Callable[[], T]) -> T:
+    def step(self, step: Callable[[], T]) -> T:
         """Call the database. Raises Crash where the process ends in the middle."""
         if not self.up:
             raise Crash(self.name)
         with watched(self._passed):
-            return self._checked(step)
+            return self.checked(step)
 
-    def _checked(self, step: Callable[[], T]) -> T:
+    def checked(self, step: Callable[[], T]) -> T:
         """Nothing fails here, or the story has: gossip would only log it and go on."""
         try:
             return step()
@@ -285,5 +294,5 @@ class Host:
 
 def is_quiet(hosts: Sequence[Host]) -> bool:
     """Whether all hold the same logs, and nobody finds anything to do."""
-    first = hosts[0].peer.heads()
-    return all(host.up and host.idle and host.peer.heads() == first for host in hosts)
+    first, floors = hosts[0].peer.heads(), hosts[0].peer.floors()
+    return all(host.up and host.idle and host.peer.heads() == first and host.peer.floors() == floors for host in hosts)

@@ -19,8 +19,11 @@ from functools import lru_cache
 from typing import Optional
 
 from nsync.clock import AHEAD_MS_MAX
+from nsync.log.floor import Floor, read_vote
+from nsync.log.notices import TWICE, VOTE, Notice
 from nsync.log.segment import NO_HASH, Header, Sign, decode_frame, header_hash, name_of
 from nsync.log.stored import Receipt
+from nsync.namespace import codec
 from nsync.store.log import Applied
 from nsync.testing.federation import Federation
 from nsync.testing.peer import Peer, Row, Worked
@@ -55,6 +58,8 @@ class Ledger:
         """By instance: what it had signed, and its database did not hold after a restore."""
         self._applied: dict[str, set[bytes]] = defaultdict(set)
         self._pasts: dict[bytes, frozenset[bytes]] = {}
+        self._voted: dict[bytes, dict[int, Floor]] = defaultdict(dict)
+        """By author: what it told others that it had voted for, by number."""
 
     # ---- what happens
 
@@ -111,6 +116,9 @@ class Ledger:
         missing = self._applied[name] - {row.hash for row in rows if row.is_applied}
         hold(not missing, f"{name} had applied {self._names(missing)}, and has not any more after a crash")
         self._check_whole(name, peer)
+        kept = {(vote.author, vote.floor) for vote in peer.votes()}
+        for floor in self._voted[peer.author].values():
+            hold((peer.author, floor) in kept, f"{name} had told of its vote for floor {floor.number}, and has lost it in a crash")
         self._adopt(name, peer)
 
     def restored(self, name: str, peer: Peer, others: Sequence[Peer], hears_first: bool) -> None:
@@ -119,6 +127,7 @@ class Ledger:
         self.acknowledged[name] &= stored
         self._lost[name] = self._signed - stored
         self.silent.discard(peer.author)
+        self._voted[peer.author].clear()  # it may give them once more, before it hears of them
         if hears_first and any(row.author == peer.author and row.hash not in stored for other in others for row in other.rows()):
             self.silent.add(peer.author)
         self._adopt(name, peer)
@@ -138,6 +147,15 @@ class Ledger:
     def max_stamp_ms(self) -> int:
         """The latest stamp of all."""
         return max((header.stamp.ms for header in self.headers.values()), default=0)
+
+    def told_votes(self, name: str, told: Sequence[Notice]) -> None:
+        """`name` has told others of these votes; of its own it told them first, unless it had forgotten them."""
+        for notice in told:
+            for author, floor in _votes(notice):
+                if self._honest.get(author) != name:
+                    continue
+                before = self._voted[author].setdefault(floor.number, floor)
+                hold(before == floor, f"{name} tells of its vote for one floor {floor.number}, and has told of another one")
 
     # ---- checks
 
@@ -210,6 +228,11 @@ class Ledger:
 @lru_cache(maxsize=4096)
 def _hash(frame: bytes) -> bytes:
     return decode_frame(frame).hash
+
+
+def _votes(notice: Notice) -> list[tuple[bytes, Floor]]:
+    raws = [notice.raw] if notice.kind == VOTE else codec.load(notice.raw) if notice.kind == TWICE else ()
+    return [(vote.author, vote.floor) for vote in map(read_vote, raws)]
 
 
 def _name(header: Header) -> str:

@@ -36,7 +36,7 @@ def check_catalogue(name: str, peer: Peer) -> None:
     """Raises Broken unless what `peer` shows follows from the segments that it has applied."""
     segments = sorted(peer.applied_segments(), key=lambda s: (s.header.stamp, s.header.author))  # a causal order
     shown, conflicts = peer.catalogue()
-    reference = Reference(peer.authority.charter)
+    reference = Reference(peer.authority.charter, peer.votes())
     for segment in segments:
         reference.apply(segment)
     catalogue, clashes = reference.recomputed()

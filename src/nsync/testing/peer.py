@@ -8,7 +8,8 @@ failpoints of the store, and some of its own at the steps between.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple, Optional
 
@@ -16,10 +17,11 @@ from sqlalchemy import Engine, create_engine
 from sqlalchemy.pool import StaticPool
 
 from nsync.auth.keys import verify
-from nsync.authority.charter import AuthorId, Place
+from nsync.authority.charter import AuthorId, Instance, Place
 from nsync.authority.effective import Authority
 from nsync.catalogue.entries import Conflict, Entry
 from nsync.failpoints import failpoint
+from nsync.log.floor import Floor, Vote
 from nsync.log.segment import NO_HASH, Dep, Header, Segment, Sign, decode_frame, decode_header
 from nsync.log.stored import Head, Receipt, StoredSegment
 from nsync.namespace.keys import Did, Fact
@@ -28,6 +30,7 @@ from nsync.store import kept, schema
 from nsync.store.database import create_tables, writing
 from nsync.store.keyed import keys_in
 from nsync.store.log import Applied, SqlLog, decode_batch
+from nsync.store.notary import Opened
 from nsync.transport import session
 
 _PLACED = "JOIN nsync_branch b ON b.id = t.branch JOIN nsync_segment s ON s.branch = t.branch AND t.seq BETWEEN s.first AND s.last"
@@ -42,13 +45,13 @@ SHARED = {
     "nsync_revocation": "SELECT b.author, t.seq, s.hash, t.grant_author, t.grant_seq FROM nsync_revocation t PLACED",
     "nsync_fork": "SELECT t.author, t.first FROM nsync_fork t WHERE 1 < (SELECT count(DISTINCT s.hash) FROM nsync_segment s "
     "JOIN nsync_branch b ON b.id = s.branch WHERE b.author = t.author AND s.first = t.first)",
-    "nsync_vote": "SELECT number, author, hash, raw FROM nsync_vote",
     "nsync_entry": "SELECT key, whole, kind, scope, name, entry FROM nsync_entry",
     "nsync_conflict": "SELECT key, whole, rule, winner, loser, resolve, stamps FROM nsync_conflict",
 }
 """Of each table what must be the same at all instances. A branch has another number and another parent where another one came first,
 so an op is told by the hash of its segment. Left out: proofs of forks whose other branch was refused; the index, whose hash has a
-key of its own in each database; pasts, which are written down branch by branch; and what is an instance's own."""
+key of its own in each database; pasts, which are written down branch by branch; votes beyond those that a floor needs; and what is an
+instance's own."""
 
 _CHARTER, FIRST_VERSION = "simulated charter", 1
 
@@ -82,7 +85,7 @@ class Peer:
         self.author = author
         self._sign = sign
         self._charters = {authority.charter.version: authority}
-        self._raw, self._engine = _SPARE.pop() if _SPARE else _database()
+        self._raw, self.engine = _SPARE.pop() if _SPARE else _database()
         self._heads: Optional[tuple[int, list[Head]]] = None
         self._rows: Optional[tuple[int, list[Row]]] = None
         self.restore(_empty())
@@ -92,23 +95,23 @@ class Peer:
     def heads(self) -> list[Head]:
         """The end of each stored log; read anew when a row has changed since."""
         if self._heads is None or self._heads[0] != self._raw.total_changes:
-            with self._engine.connect() as connection:
+            with self.engine.connect() as connection:
                 self._heads = self._raw.total_changes, SqlLog(connection, self.authority).stored_heads()
         return list(self._heads[1])
 
     def unknown(self, theirs: Collection[Head]) -> list[Head]:
         """Those of a peer's heads that are not stored here."""
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             return SqlLog(connection, self.authority).unknown(theirs)
 
     def locator(self, author: bytes) -> list[Place]:
         """Places of `author`'s log here, to ask peers from."""
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             return SqlLog(connection, self.authority).locator(author)
 
     def segments_after(self, have: Mapping[bytes, Sequence[Place]], bytes_max: int) -> list[StoredSegment]:
         """The next stored segments of the authors in `have` beyond the places given."""
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             return SqlLog(connection, self.authority).segments_after(have, bytes_max)
 
     def receive(self, frames: Sequence[bytes], sender: str) -> Receipt:
@@ -117,7 +120,7 @@ class Peer:
         failpoint("receive-verified")
         stored = Receipt(0, ())
         if segments:
-            with writing(self._engine) as connection:
+            with writing(self.engine) as connection:
                 log = SqlLog(connection, self.authority)
                 log.heard(self.author, [Head(s.header.author, s.header.last, s.hash) for s in segments])
                 stored = log.store(segments)
@@ -132,7 +135,7 @@ class Peer:
 
         An instance whose own log has more elsewhere, or is not applied here, publishes nothing.
         """
-        with writing(self._engine) as connection:
+        with writing(self.engine) as connection:
             failpoint("work-locked")
             worked = self._publish(connection, ops, now_ms) if ops else []
             for _ in range(changesets_max):
@@ -155,12 +158,29 @@ class Peer:
     def go_by(self, authority: Authority, author: AuthorId) -> None:
         """Start on another version of the charter: what the database does not go by yet is brought up to date (R5.1)."""
         self._charters[authority.charter.version] = authority
-        with writing(self._engine) as connection:
+        with writing(self.engine) as connection:
             held = self._charters[int(kept.read(connection, _CHARTER) or FIRST_VERSION)]
             if held.charter.version != authority.charter.version:
                 SqlLog(connection, held).adopt(authority.charter)
                 kept.write(connection, _CHARTER, b"%d" % authority.charter.version)
         self.authority, self.author = authority, author
+
+    @property
+    def me(self) -> Instance:
+        found = self.authority.charter.by_author(self.author)
+        assert found is not None, self.author.hex()
+        return found
+
+    @contextmanager
+    def opened(self, now_ms: int) -> Iterator[Opened]:
+        """A transaction of the notary's (store.notary.Ground)."""
+        with writing(self.engine) as connection:
+            yield Opened(SqlLog(connection, self.authority), True, lambda facts, by: None)
+
+    def compact(self) -> None:
+        """Collect below the newest floor."""
+        with writing(self.engine) as connection:
+            SqlLog(connection, self.authority).compact()
 
     # ---- crash, backup and recovery
 
@@ -181,18 +201,24 @@ class Peer:
     def close(self) -> None:
         """The database is not needed any more. It is kept for another story: an engine's compiled statements are dear."""
         self.kill()
-        _SPARE.append((self._raw, self._engine))
+        _SPARE.append((self._raw, self.engine))
 
     # ---- what oracles look at
 
     def read_only(self) -> Optional[str]:
         """Why this instance signs nothing more, or None."""
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             return SqlLog(connection, self.authority).read_only(self.author)
 
-    def something_waits(self) -> bool:
-        """Whether a stored segment is not applied yet."""
-        return any(not row.is_applied for row in self.rows())
+    def floors(self) -> list[Floor]:
+        """Those that are decided."""
+        with self.engine.connect() as connection:
+            return list(SqlLog(connection, self.authority).lines.usable_floors)
+
+    def votes(self) -> list[Vote]:
+        """Every vote that is kept."""
+        with self.engine.connect() as connection:
+            return SqlLog(connection, self.authority).lines.votes()
 
     def rows(self) -> list[Row]:
         """Every stored segment, by author and place; read anew when a row has changed since."""
@@ -223,7 +249,7 @@ class Peer:
 
     def applied_heads(self) -> list[Dep]:
         """The end of what is applied of each branch of each log."""
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             heads = (branch.head for branch in SqlLog(connection, self.authority).heads().values())
             return sorted(head for head in heads if head is not None)
 
@@ -234,7 +260,7 @@ class Peer:
 
     def catalogue(self) -> tuple[dict[Fact, Entry], dict[Fact, list[Conflict]]]:
         """What is shown, and the conflicts."""
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             state = SqlLog(connection, self.authority).state
             shown = keys_in(connection, schema.entry)
             clashing = keys_in(connection, schema.conflict)
@@ -242,13 +268,13 @@ class Peer:
 
     def hanging_on(self, did: Did) -> set[Fact]:
         """What the store finds for the catalogue to hang on `did`."""
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             return set(SqlLog(connection, self.authority).state.hanging_on([did]))
 
     def tables(self) -> dict[str, list[tuple[Any, ...]]]:
         """What must be the same at all instances, table by table."""
         found = {table: self._raw.execute(query.replace("PLACED", _PLACED)) for table, query in SHARED.items()}
-        return {table: sorted(set(rows), key=repr) for table, rows in found.items()}
+        return {"floors": list(self.floors()), **{table: sorted(set(rows), key=repr) for table, rows in found.items()}}
 
 
 @lru_cache(maxsize=4096)
