@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -17,7 +18,7 @@ from typing import Optional
 import pytest
 
 from nsync.authority.effective import Authority
-from nsync.log.stored import FULL, Head, Receipt
+from nsync.log.stored import FULL, Head, Receipt, StoredSegment
 from nsync.namespace.ops import ACKNOWLEDGE
 from nsync.store.database import writing
 from nsync.store.log import SqlLog
@@ -29,6 +30,7 @@ from nsync.transport.gossip import FEW_PEERS, Gossip
 from nsync.transport.roster import Roster
 from tests.integration.test_forks_between_peers import NOW_MS, History, StoreLog
 from tests.integration.test_transport import (
+    WAIT_S,
     MemoryLog,
     Node,
     ask,
@@ -213,6 +215,45 @@ async def test_the_stream_waits_for_the_store() -> None:
         assert report == ("b", 2000, 0, "")
         assert a.log.refused, "it was full at times"
         assert b.log.asked <= 3, "asked once"
+
+
+class Blocked(MemoryLog):
+    """Stores nothing before it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened = threading.Event()
+
+    def receive(self, frames: Sequence[bytes], sender: str) -> Receipt:
+        assert self.opened.wait(WAIT_S)
+        return super().receive(frames, sender)
+
+
+class Counted(MemoryLog):
+    """Knows how many batches were read from it."""
+
+    batches = 0
+
+    def segments_after(self, have: session.Have, bytes_max: int) -> list[StoredSegment]:
+        self.batches += 1
+        return super().segments_after(have, bytes_max)
+
+
+@on_a_loop
+async def test_a_store_that_stands_still_stops_the_sender() -> None:
+    """Of 56 MiB some batches are on their way: what the sockets hold, and what both ends may. The rest stays in the sender's log."""
+    charter, keys = members("ab")
+    a, b = nodes = [Node(charter, me, key, log, 3600) for me, key, log in zip(charter.instances, keys, (Blocked(), Counted()))]
+    async with running(nodes, gossip=False):
+        b.log.append(b.me.author, 56, 1 << 20)
+        pulling, last = asyncio.ensure_future(a.gossip.sync_once()), -1
+        while last != b.log.batches or not last:
+            last = b.log.batches
+            await asyncio.sleep(0.5)
+        assert last <= 8, "of 19"
+        a.log.opened.set()
+        (report,) = await pulling
+        assert report == ("b", 56, 0, "") and b.log.batches > 15
 
 
 @on_a_loop

@@ -57,6 +57,8 @@ RELAY_S_MAX = 0.5
 """Others' segments are passed on within this time: most often their author was faster, and it is one small round trip."""
 START_S_PER_PEER = 0.02
 """Many peers are asked one after the other when the process starts: perhaps all of them just did, too."""
+ROOM_S_MIN = 0.25
+"""Between two attempts to store the same batch, whose signatures are checked each time."""
 ROOM_S_MAX = 2.0
 """How long a stream waits for something to be applied here, when too much of it waits."""
 
@@ -91,9 +93,11 @@ class Gossip:
         interval_s: float = INTERVAL_S,
         source_address: Optional[str] = None,
         reach: Optional[Reach] = None,
+        few_peers: int = FEW_PEERS,
         notices: Optional[NoticeLog] = None,
     ) -> None:
-        """`on_received`: what the node does about segments from elsewhere; see ports.OnReceived. `reach`: HTTP, unless given."""
+        """`on_received`: what the node does about segments from elsewhere; see ports.OnReceived. `reach`: HTTP, unless given.
+        `few_peers`: more than so many hear of what is new by the flood."""
         self._charter = charter
         self._me = me
         self._signer = signer
@@ -106,6 +110,7 @@ class Gossip:
         self.door = NoticeDoor(notices, executor, self.noticed) if notices is not None else None
         """To the notices, where there are any; the server's too."""
         self._peers = {i.name: i for i in charter.instances if i.author != me.author and i.retired is None}
+        self._is_large = len(self._peers) > few_peers
         self._states = {name: PeerState(name) for name in self._peers}
         self.meters = {name: Meter() for name in self._peers}
         self._running: dict[str, Exchange] = {}
@@ -156,15 +161,16 @@ class Gossip:
 
     def wake(self) -> None:
         """New segments were stored here: tell the peers."""
-        if len(self._peers) > FEW_PEERS:
+        if self._is_large:
             self._flood.news()
+            self.noticed()
         else:
             self._want(self._peers)
 
     def received(self) -> None:
         """Segments from elsewhere were stored here: the node applies them, and some peers hear of them soon."""
         self._on_received()
-        if len(self._peers) > FEW_PEERS:
+        if self._is_large:
             self._flood.news()
         else:
             self.noticed()
@@ -245,8 +251,9 @@ class Gossip:
             self.told(name, heads)
 
     async def _room(self) -> bool:
-        """Return when something was applied; with False when nothing was, for long."""
+        """Return when something was applied, and not at once; with False when nothing was, for long."""
         self._applied.clear()
+        await asyncio.sleep(ROOM_S_MIN)
         with suppress(asyncio.TimeoutError):
             return await asyncio.wait_for(self._applied.wait(), ROOM_S_MAX)
         return False
@@ -266,7 +273,7 @@ class Gossip:
             yield lambda peer: PeerClient(http, self._charter, self._me, peer, self._signer, self.meters[peer.name])
 
     async def _keep_up(self, client: Peer) -> None:
-        if len(self._peers) > FEW_PEERS:
+        if self._is_large:
             await asyncio.sleep(self._rng.uniform(0, START_S_PER_PEER * len(self._peers)))
         self._whole.add(client.name)
         while True:
