@@ -31,9 +31,15 @@ WITHHELD = Gauge("nsync_withheld_ops", "Ops of an author to which a peer does no
 PEER_FAILURES = Gauge("nsync_peer_failures", "Failures in a row of the exchange with a peer; 0 when it is well", ["peer"])
 
 
+_SERVED: set[tuple[str, int]] = set()
+
+
 def serve(host: str, port: int) -> None:
-    """Serve GET /metrics in a thread of its own. Raises ConfigError when the address is taken."""
+    """Serve GET /metrics in a thread of its own, as long as the process lasts. Raises ConfigError when the address is taken."""
+    if (host, port) in _SERVED:
+        return
     try:
         start_http_server(port, addr=host)
+        _SERVED.add((host, port))
     except OSError as error:
         raise ConfigError(f"[nsync] metrics = {host}:{port}: {error.strerror}; choose another address") from error

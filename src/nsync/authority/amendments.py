@@ -35,7 +35,7 @@ def line(genesis: str, amendments: Iterable[str], verify: Verify) -> Line:
 
 def read(text: str, verify: Verify) -> Line:
     """What a charter file says: one document that every member signed, or a list of such a one and its amendments."""
-    first, *rest = _documents(text)
+    first, *rest = parts(text)
     return line(first, rest, verify)
 
 
@@ -50,7 +50,7 @@ def go_on(charter: Charter, text: str, verify: Verify) -> Charter:
         raise ConfigError(
             f"charter: the file has version {configured.version}; version {charter.version} is in force here, and never goes back"
         )
-    if follow(charter, _documents(text), verify).charter.hash != configured.hash:
+    if follow(charter, parts(text), verify).charter.hash != configured.hash:
         raise ConfigError(
             f"charter: version {configured.version} in the file does not go on from version {charter.version} ({charter.hash.hex()}), "
             "which is in force here; the file should list every amendment since"
@@ -87,12 +87,13 @@ def succeed(charter: Charter, text: str, verify: Verify) -> Charter:
     with well_formed():
         document = json.loads(text)
     following = check(document)
-    _check_succession(charter, following, document["charter"])
+    check_succession(charter, following, document)
     _check_signed(charter, document, verify)
     return following
 
 
-def _documents(text: str) -> list[str]:
+def parts(text: str) -> list[str]:
+    """The documents of the charter file `text`. Raises ConfigError."""
     if len(text) > FILE_BYTES_MAX:
         raise ConfigError(f"charter: the file is longer than {FILE_BYTES_MAX} bytes")
     with well_formed():
@@ -104,7 +105,9 @@ def _documents(text: str) -> list[str]:
         return [json.dumps(document) for document in found]
 
 
-def _check_succession(charter: Charter, following: Charter, body: Mapping[str, Any]) -> None:
+def check_succession(charter: Charter, following: Charter, document: Mapping[str, Any]) -> None:
+    """Raises ConfigError unless `document`, which says `following`, may come after `charter`, whoever has signed it."""
+    body = document["charter"]
     if following.version != charter.version + 1 or following.federation != charter.federation:
         raise ConfigError(f"amendment: it is version {following.version} of another line; version {charter.version + 1} comes next")
     if body.get("previous") != charter.hash.hex():

@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Optional
 
 import click
 
+from nsync.auth.keys import verify
+from nsync.authority import amendments
 from nsync.cli.output import as_json, fail, setup_logging
+from nsync.errors import NsyncError
 
 if TYPE_CHECKING:
     from nsync.config import Settings
     from nsync.node import Node
     from nsync.transport.gossip import SyncReport
+
+LOG = logging.getLogger(__name__)
 
 EXIT_UNREACHABLE = 5
 
@@ -31,7 +37,8 @@ EXIT_UNREACHABLE = 5
 def serve(run_once: bool, json_: bool, verbose: bool) -> None:
     """Run the node of this Rucio instance: peers' API, gossip and bridge.
 
-    Configured in the [nsync] section of rucio.cfg. SIGTERM and Ctrl-C stop it: the transaction at hand ends first.
+    Configured in the [nsync] section of rucio.cfg. SIGTERM and Ctrl-C stop it: the transaction at hand ends first. SIGHUP lets it
+    take up an amended charter, and read its key and TLS files anew; a charter that cannot be taken up is logged, and changes nothing.
     """
     if json_ and not run_once:
         raise click.UsageError("--json goes with --run-once")
@@ -58,11 +65,41 @@ async def _once(settings: Settings) -> list[SyncReport]:
 
 
 async def _serve(settings: Settings) -> None:
-    stop = asyncio.Event()
+    stop, ending = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+    current = [settings]
+    looks: set[asyncio.Task[None]] = set()
+
+    def end() -> None:
+        ending.set()
+        stop.set()
+
+    async def look() -> None:
+        found = await loop.run_in_executor(None, _anew, current[0])
+        if found is not None:
+            current[:] = [found]
+            stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    await _node(settings).run(stop)
+        loop.add_signal_handler(number, end)
+    loop.add_signal_handler(signal.SIGHUP, lambda: looks.add(loop.create_task(look())))
+    while not ending.is_set():
+        stop.clear()
+        await _node(current[0]).run(stop)
+
+
+def _anew(settings: Settings) -> Optional[Settings]:
+    """What the files say now, if a node with `settings` may go on with it."""
+    from nsync import config
+
+    try:
+        found = config.read()
+        amendments.go_on(settings.charter, found.charter_text, verify)
+    except NsyncError as error:
+        LOG.error("SIGHUP changes nothing: %s", error)
+        return None
+    LOG.info("SIGHUP: the node starts anew, with version %d of the charter", found.charter.version)
+    return found
 
 
 def _node(settings: Settings) -> Node:

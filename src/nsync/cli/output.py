@@ -1,13 +1,18 @@
-"""How commands speak: JSON on request, one line of error, logs on stderr."""
+"""How commands speak: JSON on request, one line of error, logs on stderr; and how they read and write their files."""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+
+from nsync.errors import ConfigError
+
+FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 def as_json(value: Any) -> None:
@@ -26,3 +31,32 @@ def setup_logging(verbose: bool) -> None:
     level = logging.DEBUG if verbose else logging.INFO
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s\t%(name)s\t%(levelname)s\t%(message)s")
     logging.getLogger("nsync").setLevel(level)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file. Raises ConfigError."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises ConfigError."""
+    try:
+        found = json.loads(read_text(path))
+    except ValueError as error:
+        raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} holds no JSON object")
+    return found
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all. Raises ConfigError."""
+    fresh = path.with_name(path.name + ".new")
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error

@@ -45,7 +45,7 @@ def locator(connection: Connection, lines: SqlLines, author: bytes) -> list[Plac
         found |= {BEGINNING, Place(branch.last, branch.hash)}
         step = 1
         while branch.last - step >= branch.first:
-            place = _segment_before(connection, branch.id, branch.last - step)
+            place = segment_before(connection, branch.id, branch.last - step)
             assert place is not None, "a branch has no holes"
             found.add(place)
             step *= 2
@@ -120,12 +120,12 @@ def _marks(connection: Connection, branches: Sequence[BranchRow], place: Place) 
     """The branches that hold `place`: several where a fork copied an unfinished changeset."""
     for branch in branches:
         if (branch.last, branch.hash) == place or (
-            branch.first <= place.seq < branch.last and _segment_before(connection, branch.id, place.seq) == place
+            branch.first <= place.seq < branch.last and segment_before(connection, branch.id, place.seq) == place
         ):
             yield Mark(branch.id, place.seq)
 
 
-def _segment_before(connection: Connection, branch: int, seq: int) -> Optional[Place]:
+def segment_before(connection: Connection, branch: int, seq: int) -> Optional[Place]:
     """The end of the last segment of `branch` that begins at or before `seq`."""
     query = select(_SEGMENT.last, _SEGMENT.hash).where(_SEGMENT.branch == branch, _SEGMENT.first <= seq)
     row = connection.execute(query.order_by(_SEGMENT.first.desc()).limit(1)).first()
