@@ -1,9 +1,9 @@
 """What one peer may cost this instance, so that the others are served beside it. Pure: the time is passed in.
 
     budget      a second   at once   what it is charged
-    requests          60       600   each authenticated request
+    requests          60       300   each authenticated request
     signatures      2000     20000   segments that brought nothing: refused, or known already
-    cpu_ms           250      5000   time of threads that work for it
+    cpu_ms           250      2000   time of threads that work for it
     body_bytes    16 MiB    64 MiB   bodies, as sent
 
 What is new here is what peers are for: it costs no signatures, and no time of threads either. A budget is asked before a request is
@@ -49,9 +49,9 @@ class Budget(NamedTuple):
 
 
 PEER_BUDGETS = {
-    REQUESTS: Budget(60, 600),
+    REQUESTS: Budget(60, 300),
     SIGNATURES: Budget(2000, 20_000),
-    CPU_MS: Budget(250, 5000),
+    CPU_MS: Budget(250, 2000),
     BODY_BYTES: Budget(16 << 20, 64 << 20),
 }
 
