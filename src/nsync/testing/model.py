@@ -69,15 +69,22 @@ class Model:
         return min(first.values(), key=lambda claim: self._place(did.scope, claim)).slot.value
 
     def _place(self, scope: str, claim: Said) -> tuple[Any, ...]:
-        """Where in the home's logs: its own claim at its op, another's at the first op that has it in its past; the rest at the end."""
+        """Where in the home's logs: its own claim at its op, another's at the first op that has it in its past, or after what the home
+        has below a floor that holds it; the rest at the end."""
         home = self._world.charter.home(scope)
         assert home is not None, "what counts is in a scope with a home"
+        dot = claim.slot.dot
         for life, author in enumerate(life.author for life in home.incarnations):
+            places = []
             for node in self._world.standing(author):
-                if claim.slot.dot.author == author and node.hash == claim.node.hash:
-                    return (life, claim.slot.dot.seq, 0, claim.slot.order)
-                if claim.slot.dot.author != author and claim.node.hash in node.past:
-                    return (life, node.header.first, 1, claim.slot.order)
+                if dot.author == author and node.hash == claim.node.hash:
+                    places.append((dot.seq, 0))
+                if dot.author != author and claim.node.hash in node.past:
+                    places.append((node.header.first, 1))
+            if dot.author != author:
+                places += [(floor.seq(author), 2) for floor in self._world.floors if dot.seq <= floor.seq(dot.author)]
+            if places:
+                return (life, *min(places), claim.slot.order)
         return (len(home.incarnations), 0, 0, claim.slot.order)
 
 
