@@ -301,7 +301,7 @@ class Listener:
     def _ended(self, connection: _Connection, connected: socket.socket, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
             task.exception()  # a handshake that failed, or a connection that broke: theirs to know
-        if connection.transport is not None:
+        if connection.transport is not None and not connection.closed.done():  # one that is lost has no loop to abort on
             connection.transport.abort()
         elif not connection.is_begun:
             connected.close()
