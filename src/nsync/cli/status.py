@@ -5,34 +5,78 @@ What needs Rucio is imported when a command runs: Rucio reads its configuration 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Optional
 
 import click
 from rich.console import Console
 from rich.table import Table
+from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
 from nsync.auth.keys import verify
-from nsync.authority.charter import Instance
+from nsync.authority.charter import Charter, Instance
 from nsync.authority.effective import Authority
 from nsync.cli.output import as_json
+from nsync.log.floor import Floor
+from nsync.log.stored import PeerRecord
 from nsync.rucio_bridge import charters, parked
-from nsync.store import migrations
+from nsync.store import kept, migrations, peers
 from nsync.store import status as store
 from nsync.store.log import SqlLog
+from nsync.store.notary import ALARMS
+from nsync.store.reach import Reach, reach
+from nsync.transport.peers import CLOCK_AGE_MS_MAX, ahead_ms, held_back
 from nsync.transport.times import wall_ms
 
 EXIT_BEHIND = 3
 EXIT_ATTENTION = 4
+SCOPES_SHOWN = 3
+"""Of one home in the table; with --json, all."""
+
+
+class Home(NamedTuple):
+    """An instance, the scopes shown here whose home it is, and how far each peer is with its log."""
+
+    scopes: tuple[str, ...]
+    peers: dict[str, Reach]
+
+
+class Look(NamedTuple):
+    """What this database says at one moment."""
+
+    found: store.Status
+    logs: dict[str, store.LogStatus]
+    waits: dict[bytes, str]
+    read_only: Optional[str]
+    clock: Optional[str]
+    """Why nothing is signed for now."""
+    homes: dict[str, Home]
+    progress: store.Progress
+    floor: Optional[Floor]
+    alarms: tuple[str, ...]
+
+    @property
+    def attention(self) -> bool:
+        """Whether somebody should look."""
+        found = self.found
+        refused = any(log.refused for log in found.logs)
+        return bool(found.conflicts or found.parked or refused or self.read_only or self.clock or self.alarms)
+
+    @property
+    def behind(self) -> bool:
+        """Whether something is still to be done here."""
+        return bool(self.found.outbox or self.progress.behind or any(log.stored != log.applied for log in self.found.logs))
 
 
 @click.command()
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 def status(json_: bool) -> None:
-    """Show how far this instance is with each member's log, what the catalogue holds, and what needs attention.
+    """Show how far this instance is with each member's log, and its peers with each; what the catalogue holds, and what needs attention.
 
-    It speaks of this database only, and not of whether the node runs or its peers can be reached. Exit codes: 0 all in order,
-    1 failed, 3 something is still to be applied or published, 4 conflicts, parked or refused changesets, or nothing is published here.
+    Peers stand where they said that they do when the node here last spoke to them; whether it runs and how they fare is for
+    'nsync peer list'. Exit codes: 0 all in order, 1 failed, 3 something is still to be fetched, applied or published,
+    4 conflicts, parked or refused changesets, alarms, or nothing is published here.
     """
     from nsync import config
     from nsync.rucio_bridge.engine import get_engine
@@ -40,42 +84,108 @@ def status(json_: bool) -> None:
     settings = config.read()
     with get_engine().connect() as connection:
         migrations.require_current(connection)
-        found = store.status(connection)
         charter = charters.in_force(connection, verify) or settings.charter
-        me = charter.by_name(settings.me.name) or settings.me
-        sql_log = SqlLog(connection, Authority(charter))
-        waits, read_only = sql_log.waits(wall_ms()), sql_log.read_only(me.author)
-    stored = {log.author: log for log in found.logs}
+        look = _look(connection, charter, charter.by_name(settings.me.name) or settings.me)
+    if json_:
+        as_json({"instance": settings.me.name, **_json(look, charter)})
+    else:
+        _print(look, settings.me.name)
+    if look.attention:
+        raise SystemExit(EXIT_ATTENTION)
+    if look.behind:
+        raise SystemExit(EXIT_BEHIND)
+
+
+def _look(connection: Connection, charter: Charter, me: Instance) -> Look:
+    now_ms, log, records = wall_ms(), SqlLog(connection, Authority(charter)), peers.load(connection)
+    found = store.status(connection)
+    stored = {entry.author: entry for entry in found.logs}
     logs = {
         name: stored.get(life.author, store.LogStatus(life.author, 0, 0, None))
         for instance in charter.instances
         for name, life in zip(_names(instance), instance.incarnations)
     }
-    logs.update({author.hex(): log for author, log in stored.items() if charter.life(author) is None})
-    if json_:
-        as_json(
-            {
-                **found._asdict(),
-                "instance": settings.me.name,
-                "read_only": read_only,
-                "logs": {name: _log(log, waits) for name, log in logs.items()},
-            }
-        )
-    else:
-        table = Table("instance", "stored ops", "applied ops", "")
-        for name, log in sorted(logs.items()):
-            table.add_row(name, str(log.stored), str(log.applied), log.refused or waits.get(log.author, ""))
-        Console().print(table)
-        click.echo(f"{settings.me.name} shows " + ", ".join(f"{count} {kind}" for kind, count in found.shown.items()))
-        click.echo(f"conflicts: {found.conflicts}  parked: {found.parked}  not published yet: {found.outbox}")
-        if read_only is not None:
-            click.echo(f"read-only: {read_only}")
-        if found.conflicts or found.parked:
-            click.echo("'nsync conflict list' says what they are and what resolves them")
-    if found.conflicts or found.parked or read_only is not None or any(log.refused for log in found.logs):
-        raise SystemExit(EXIT_ATTENTION)
-    if found.outbox or any(log.stored != log.applied for log in found.logs):
-        raise SystemExit(EXIT_BEHIND)
+    logs.update({author.hex(): entry for author, entry in stored.items() if charter.life(author) is None})
+    fresh = [record for record in records if now_ms - (record.contact_ms or 0) <= CLOCK_AGE_MS_MAX]
+    alarms = (kept.read(connection, ALARMS) or b"").decode()
+    return Look(
+        found=found,
+        logs=logs,
+        waits=log.waits(now_ms),
+        read_only=log.read_only(me.author),
+        clock=held_back(ahead_ms(record.offset_ms for record in fresh)),
+        homes=_homes(connection, log, charter, [record for record in records if charter.by_name(record.name) is not None]),
+        progress=store.progress(connection, [head for record in records for head in record.heads or ()]),
+        floor=log.lines.usable_floors[-1] if log.lines.usable_floors else None,
+        alarms=tuple(alarms.splitlines()),
+    )
+
+
+def _homes(connection: Connection, log: SqlLog, charter: Charter, records: Sequence[PeerRecord]) -> dict[str, Home]:
+    """For each instance that has said something, or is the home of something shown here."""
+    scopes: dict[str, list[str]] = {}
+    for scope in store.scopes(connection):
+        home = charter.home(scope)
+        if home is not None:
+            scopes.setdefault(home.name, []).append(scope)
+    found = {}
+    for instance in charter.instances:
+        authors = [life.author for life in instance.incarnations]
+        if instance.name in scopes or any(log.lines.of(author) for author in authors):
+            reaches = {record.name: reach(connection, log.lines, authors, record.heads) for record in records}
+            found[instance.name] = Home(tuple(scopes.get(instance.name, ())), reaches)
+    return found
+
+
+def _json(look: Look, charter: Charter) -> dict[str, object]:
+    return {
+        **look.found._asdict(),
+        "charter": charter.version,
+        "read_only": look.read_only,
+        "clock": look.clock,
+        "logs": {name: _log(log, look.waits) for name, log in look.logs.items()},
+        "homes": {
+            name: {"scopes": home.scopes, "peers": {peer: found._asdict() for peer, found in home.peers.items()}}
+            for name, home in look.homes.items()
+        },
+        "progress": look.progress._asdict(),
+        "floor": None if look.floor is None else look.floor.number,
+        "alarms": look.alarms,
+    }
+
+
+def _print(look: Look, me: str) -> None:
+    console = Console()
+    table = Table("instance", "stored ops", "applied ops", "")
+    for name, log in sorted(look.logs.items()):
+        table.add_row(name, str(log.stored), str(log.applied), log.refused or look.waits.get(log.author, ""))
+    console.print(table)
+    names = sorted({peer for home in look.homes.values() for peer in home.peers})
+    if names:
+        table = Table("home of", *names, title="how far the peers are, as they said last")
+        for home, row in sorted(look.homes.items()):
+            table.add_row(_scopes(home, row.scopes), *(_reach(row.peers[peer]) if peer in row.peers else "" for peer in names))
+        console.print(table)
+    if look.progress.behind:
+        click.echo(f"catching up: {look.progress}")
+    click.echo(f"{me} shows " + ", ".join(f"{count} {kind}" for kind, count in look.found.shown.items()))
+    floor = "none yet" if look.floor is None else str(look.floor.number)
+    click.echo(f"conflicts: {look.found.conflicts}  parked: {look.found.parked}  not published yet: {look.found.outbox}  floor: {floor}")
+    for what, text in (("read-only", look.read_only), ("nothing is published", look.clock), *(("alarm", alarm) for alarm in look.alarms)):
+        if text is not None:
+            click.echo(f"{what}: {text}")
+    if look.found.conflicts or look.found.parked:
+        click.echo("'nsync conflict list' says what they are and what resolves them")
+
+
+def _scopes(home: str, scopes: Sequence[str]) -> str:
+    shown = ", ".join(scopes[:SCOPES_SHOWN])
+    more = f" and {len(scopes) - SCOPES_SHOWN} more" if len(scopes) > SCOPES_SHOWN else ""
+    return f"{home}: {shown}{more}" if scopes else home
+
+
+def _reach(found: Reach) -> str:
+    return f"{found.ops} ops {found.state}" if found.ops else {"same": "all", "unknown": "?"}.get(found.state, found.state)
 
 
 def _names(instance: Instance) -> list[str]:

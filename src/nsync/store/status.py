@@ -9,6 +9,7 @@ from sqlalchemy import Connection, func, select
 
 from nsync.catalogue.entries import Conflict
 from nsync.log.stored import Head
+from nsync.namespace import fields
 from nsync.namespace.keys import Key
 from nsync.store import schema
 from nsync.store.keyed import key_in
@@ -95,6 +96,12 @@ def progress(connection: Connection, theirs: Iterable[Head]) -> Progress:
         known[head.author] = max(known.get(head.author, 0), head.seq)
     segments = connection.execute(select(func.count()).select_from(schema.segment)).scalar_one()
     return Progress(segments, sum(ends.values()), sum(applied.values()), sum(known.values()))
+
+
+def scopes(connection: Connection) -> list[str]:
+    """The scopes that the catalogue shows."""
+    query = select(schema.entry.c.scope).where(schema.entry.c.kind == fields.SCOPE).order_by(schema.entry.c.scope)
+    return list(connection.execute(query).scalars())
 
 
 def conflicts(connection: Connection) -> list[tuple[Key, Conflict]]:
