@@ -67,7 +67,7 @@ def measure(directory: Path, entries: int) -> Iterator[Row]:
     yield from at_once(directory, stream)
     for size in SIZES:
         found = [convergence.rounds(size, seed) for seed in range(SEEDS)]
-        what = f"intervals until all of {size} have a new segment, nobody being told; the slowest of {SEEDS} is {max(found):.2g}"
+        what = f"intervals, each node asking 3, until all of {size} have a new segment, nobody being told; the slowest of {SEEDS}: {max(found):.2g}"
         yield Row(f"convergence_rounds_n{size}", statistics.mean(found), what, "log2(N)", math.log2(size))
     for size in SIZES:
         found = [convergence.seconds(size, seed) * 1000 for seed in range(SEEDS)]
