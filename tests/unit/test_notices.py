@@ -21,7 +21,7 @@ from nsync.log.segment import EMPTY, NO_HASH, Dep, Segment, Tip, build_changeset
 from nsync.log.stored import Head
 from nsync.namespace import codec
 from nsync.namespace.keys import Did, Identity
-from nsync.namespace.ops import ACKNOWLEDGE, Assert, encode_op
+from nsync.namespace.ops import ACKNOWLEDGE, VERBS, Assert, Grant, Revoke, encode_grant, encode_op, encode_revoke
 from nsync.store import schema
 from nsync.store.log import SqlLog
 from nsync.testing.federation import federation
@@ -309,6 +309,97 @@ def test_a_fork_of_which_one_history_is_here_is_said_and_changes_no_reading() ->
     with site.engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT * FROM nsync_entry ORDER BY key").all() == before
         assert SqlLog(connection, site.authority).lines.line(author("cms")) == line
+
+
+# ---- votes
+
+
+def proposed(site: Site, *heads: Segment) -> Notice:
+    """What atlas would sign as number 1, had it the ends of `heads` and no conscience: the digest is the one that `site` finds."""
+    with site.engine.connect() as connection:
+        live = SqlLog(connection, site.authority).live_of({one.header.author: one.header.last for one in heads})
+    return notices.vote_notice([vote("atlas", Floor(1, tuple(sorted(map(dep, heads))), live))])
+
+
+def test_a_vote_is_given_once_whatever_is_proposed_after_it() -> None:
+    site = Site("cms")
+    one = segment("dune")
+    two = segment("dune", end(one))
+    site.store(one, two)
+    site.notary.take([proposed(site, one)], "atlas")
+    assert site.notary.tend().voted == Floor(1, (dep(one),), site.votes()[0].floor.live)
+    assert site.notary.tend().voted is None
+    site.notary.take([proposed(site, two)], "atlas")
+    assert site.notary.tend().voted is None
+    assert [given.floor.seq(author("dune")) for given in site.votes() if given.author == author("cms")] == [1]
+
+
+def test_of_two_proposals_none_gets_a_vote() -> None:
+    site = Site("cms")
+    one = segment("dune")
+    two = segment("dune", end(one))
+    site.store(one, two)
+    site.notary.take([proposed(site, one), proposed(site, two)], "atlas")
+    assert site.notary.tend().voted is None
+
+
+def test_who_signs_nothing_more_votes_for_nothing_more() -> None:
+    site = Site("cms")
+    one = segment("dune")
+    site.store(one)
+    site.notary.take([proposed(site, one), notices.head_notice(head("cms", 9))], "atlas")
+    assert site.read_only() is not None and site.notary.tend().voted is None
+
+
+def test_a_head_that_leaves_out_what_it_has_seen_gets_no_vote() -> None:
+    site = Site("cms")
+    one = segment("dune")
+    two = segment("atlas", ms=NOW_MS + 1, deps=[dep(one)])
+    site.store(one, two)
+    site.notary.take([proposed(site, two)], "atlas")
+    assert site.notary.tend().voted is None
+    other = Site("cms")
+    other.store(one, two)
+    other.notary.take([proposed(other, one, two)], "atlas")
+    assert other.notary.tend().voted is not None
+
+
+def test_a_head_within_a_changeset_gets_no_vote() -> None:
+    site = Site("cms")
+    made = list(
+        build_changeset(
+            [ACKNOWLEDGE] * 4097,
+            federation=FEDERATION,
+            charter_version=1,
+            author=author("dune"),
+            tip=EMPTY,
+            stamp=Stamp(NOW_MS, 0),
+            deps=[],
+            sign=MEMBERS.keys["dune"].sign,
+        )
+    )
+    site.store(*made)
+    site.notary.take([proposed(site, made[0])], "atlas")
+    assert len(made) == 2 and site.notary.tend().voted is None
+
+
+def test_a_guest_who_proposes_gives_no_effect_to_what_it_said_after_its_right_had_ended() -> None:
+    """dune grants atlas a right and takes it back; atlas says something that the revocation has not seen, and proposes a floor between."""
+    granted = segment("dune", ops=[encode_grant(Grant("atlas", "dune.open", "", VERBS, None))])
+    revoked = segment("dune", end(granted), NOW_MS + 1, [encode_revoke(Revoke(author("dune"), 1))])
+    late = segment("atlas", ms=NOW_MS + 2, ops=[encode_op([Assert(Did("dune.open", "c1"), Identity("C"))])], deps=[dep(granted)])
+    ignorant, knows = Site("belle2"), Site("cms")
+    ignorant.store(granted, late)
+    knows.store(granted, late, revoked)
+    floor_of_a_liar = proposed(ignorant, granted, late)
+    for site in (ignorant, knows):
+        site.notary.take([floor_of_a_liar], "atlas")
+    assert ignorant.notary.tend().voted is not None, "it cannot know"
+    assert knows.notary.tend().voted is None
+    whole = Site("cms")
+    whole.store(granted, late, revoked)
+    whole.notary.take([proposed(whole, revoked, late)], "atlas")
+    assert whole.notary.tend().voted is not None, "with the revocation below the floor it stays void"
 
 
 # ---- signed heads
