@@ -55,7 +55,7 @@ class Faults:
     def draw_cut(self, rng: random.Random) -> int:
         """After how many bytes; as often below the geometric mean as above."""
         low, high = self.cut_bytes
-        return int(round(low * math.exp(rng.random() * math.log(high / low))))
+        return round(low * math.exp(rng.random() * math.log(high / low)))
 
 
 NONE = Faults()
