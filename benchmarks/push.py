@@ -30,7 +30,8 @@ def measure(directory: Path, entries: int) -> Iterator[Row]:
     found = sorted(asyncio.run(_delays_ms(directory)))
     p99, worst = found[int(0.99 * len(found))], found[-1]
     what = (
-        f"ms until a changeset is applied at the last of 8; {len(found)} of them, median {statistics.median(found):.0f}, worst {worst:.0f}"
+        f"ms until a changeset is applied at the last of 8; {len(found)} of them, median {statistics.median(found):.0f}, worst {worst:.0f}; "
+        f"load {os.getloadavg()[0]:.0f} on {os.cpu_count()} CPUs, these processes included"
     )
     yield Row(NAMES[0], p99, what)
 
