@@ -18,6 +18,7 @@ from nsync.clock import Stamp
 from nsync.errors import RejectedSegment
 from nsync.failpoints import failpoint
 from nsync.log.admission import admit, check_segment
+from nsync.log.floor import Floor, floors
 from nsync.log.forks import BRANCHES_MAX, prove
 from nsync.log.segment import EMPTY, GONE, NO_HASH, Segment, Tip, decode_frame, decode_header
 from nsync.log.stored import FULL, GAP, Receipt
@@ -75,6 +76,7 @@ class Intake:
         self._segments: list[tuple[Any, ...]] = []
         self._ops: list[tuple[Any, ...]] = []
         self._new: set[bytes] = set()
+        self._floors: Optional[list[Floor]] = None
         self._next_id = max(lines.branches, default=0) + 1
 
     @collector_paused()
@@ -150,10 +152,14 @@ class Intake:
 
     def _check_gone(self, segment: Segment) -> None:
         """Ops may be missing only where the floor says which are live (R3.8): elsewhere that would be a way to delete."""
-        if any(op[:1] == GONE for op in segment.ops):
-            floors = self._lines.usable_floors
-            if not floors or floors[-1].seq(segment.header.author) < segment.header.last:
-                raise RejectedSegment(f"{segment}: ops of it are missing, and it is not below a floor; ask a peer that has them")
+        if any(op[:1] == GONE for op in segment.ops) and self._until_floor(segment.header.author) < segment.header.last:
+            raise RejectedSegment(f"{segment}: ops of it are missing, and it is not below a floor; ask a peer that has them")
+
+    def _until_floor(self, author: bytes) -> int:
+        """How far `author`'s log lies below the newest floor that was voted for, whether all of that has come here or not."""
+        if self._floors is None:
+            self._floors = floors(self._lines.votes(), self._lines.charter)
+        return self._floors[-1].seq(author) if self._floors else 0
 
     # ---- branches
 

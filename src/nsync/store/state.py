@@ -286,6 +286,11 @@ class SqlState:
         self.__dict__.pop("news", None)
         return set()
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether the catalogue has to be rebuilt before anything adds up to it."""
+        return kept.read(self.connection, CATALOGUE) not in (None, str(CATALOGUE_VERSION).encode())
+
     def derive(self) -> set[Fact]:
         """Bring the catalogue up to date with what is touched and new; returns the facts whose entries changed."""
         new, others = self.news.sort()
@@ -295,6 +300,11 @@ class SqlState:
         return changed
 
     # ---- what is touched besides
+
+    def touch_guests_of(self, home: bytes) -> None:
+        """Touch all that guests say and `home` decides about."""
+        for branch in self.lines.branches:
+            self._touch_guests(branch, 0, (1 << 62), home)
 
     def _touch_guests(self, branch: int, after: int, until: int, decider: Optional[bytes]) -> None:
         """Touch what guests say in a stretch of `branch` and `decider` decides about; everybody's, if it is None."""
@@ -333,8 +343,7 @@ class SqlState:
                 query = select(schema.op.c.seq).where(schema.op.c.branch == branch, schema.op.c.seq > low, schema.op.c.seq <= high)
                 query = query.where(schema.op.c.seq <= self.lines.branches[branch].applied)
                 self._touch([Mark(branch, seq) for seq in self.connection.execute(query).scalars()])
-            for branch in self.lines.branches:
-                self._touch_guests(branch, 0, (1 << 62), author)
+            self.touch_guests_of(author)
         for floor, heads in enumerate(self.lines.floors()):
             if floor >= before.floors:
                 for author, seq in heads.items():

@@ -1,0 +1,128 @@
+"""Instances whose logs lie below a floor, some of them with ops missing there, and repair between two of them as bytes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, Optional
+
+from nsync.log.floor import Floor, sign_vote
+from nsync.log.repair import Found
+from nsync.log.segment import Dep, Segment, gone
+from nsync.namespace import fields
+from nsync.namespace.fields import Identity
+from nsync.namespace.keys import Attachment, Attribute, Did, Replica, Rse, Scope
+from nsync.namespace.ops import VERBS, Assert, Grant, Retract, Statement, encode_grant, encode_op
+from nsync.store.database import writing
+from nsync.store.log import SqlLog
+from nsync.store.repair import Repairs
+from nsync.transport import repair
+from nsync.transport.repair import Ask, Look, RepairLog
+from tests.support.federation import AUTHOR, AUTHORITY, CHARTER, KEYS, NAMES, Writer
+from tests.support.notary import Notaries
+
+NOW_MS = 1_800_000_000_000
+
+
+def history(rng: random.Random, changesets: int = 20, files: int = 40) -> list[Segment]:
+    """What three instances say about some files, again and again: much of it is superseded in the end."""
+    writers = {name: Writer(name) for name in NAMES}
+    home = writers["atlas"]
+    home.publish([encode_op([Assert(Scope("atlas"), True)]), encode_op([Assert(Did("atlas", "set"), Identity(fields.DATASET))])])
+    home.publish([encode_grant(Grant(name, "atlas", "", VERBS, None)) for name in NAMES[1:]])
+    for _ in range(changesets):
+        name = rng.choice(NAMES)
+        writer = writers[name]
+        for other in rng.sample(NAMES, 2):
+            writer.fetch(writers[other])
+        writer.publish([encode_op([_statement(rng, name, files)]) for _ in range(rng.randint(1, 12))])
+    for name in NAMES[1:]:
+        home.fetch(writers[name])
+    home.publish([encode_op([Assert(Attribute(Did("atlas", "set"), "project"), "open")])])
+    return home.log
+
+
+def _statement(rng: random.Random, name: str, files: int) -> Statement:
+    file = Did("atlas", f"f{rng.randrange(files)}")
+    key, value = rng.choice(
+        [
+            (file, Identity(fields.FILE, 1, bytes(4), None)),
+            (Attachment(Did("atlas", "set"), file), True),
+            (Attribute(file, "datatype"), rng.choice(["RAW", "AOD"])),
+            (Replica(file, Rse(name, "DISK")), "p/1"),
+        ]
+    )
+    return Retract(key) if rng.random() < 0.2 else Assert(key, value)
+
+
+class Below(Notaries):
+    """One instance with what it can say and do about repair."""
+
+    def __init__(self, name: str, segments: Sequence[Segment], floor: Optional[Floor]) -> None:
+        super().__init__(AUTHORITY, name, KEYS[name].sign, NOW_MS)
+        self.repairs = Repairs(self, lambda: self.now_ms)
+        if floor is not None:
+            self.vote(floor)
+        self.store(*segments)
+        if floor is not None:
+            self.compact()
+
+    def vote(self, floor: Floor) -> None:
+        """Everybody has voted for it."""
+        votes = [sign_vote(CHARTER.federation, AUTHOR[name], floor, KEYS[name].sign) for name in NAMES]
+        with writing(self.engine) as connection:
+            SqlLog(connection, AUTHORITY).vote(votes)
+
+
+def agreed(segments: Sequence[Segment], number: int = 1) -> Floor:
+    """All of `segments` as a floor, its digest computed by somebody who has everything."""
+    heads = {one.header.author: Dep(one.header.author, one.header.last, one.hash) for one in segments}
+    whole = Below("atlas", segments, None)
+    with whole.engine.connect() as connection:
+        live = SqlLog(connection, AUTHORITY).live_of({author: head.seq for author, head in heads.items()})
+    whole.engine.dispose()
+    return Floor(number, tuple(sorted(heads.values())), live)
+
+
+def without(segments: Sequence[Segment], rng: random.Random, share: float) -> tuple[list[Segment], int]:
+    """`segments` with hashes in the place of some of the ops that are there; and how many those are."""
+    found, count = [], 0
+    for segment in segments:
+        ops = tuple(gone(op) if op[:1] != b"\xc1" and rng.random() < share else op for op in segment.ops)
+        count += sum(one != other for one, other in zip(ops, segment.ops))
+        found.append(segment._replace(ops=ops))
+    return found, count
+
+
+Answer = Callable[[str, bytes], bytes]
+
+
+def honest(log: RepairLog) -> Answer:
+    """How an honest peer answers."""
+    return lambda verb, body: b"".join(repair.answer(log, verb, body))
+
+
+def run(mine: Repairs, answer: Answer, sender: str = "peer") -> tuple[Optional[Found], list[str]]:
+    """A repair as bytes; what came of it, and what was asked. Raises ProtocolError as the shell does."""
+    damage = mine.damage()
+    if damage is None:
+        return None, []
+    course, asked = repair.repair(damage), []
+    said: Any = None
+    try:
+        while True:
+            step = course.send(said)
+            if isinstance(step, Ask):
+                asked.append(step.verb)
+                said = answer(step.verb, step.body)
+                assert len(said) <= step.bytes_max
+            elif isinstance(step, Look):
+                said = mine.bitmaps(damage.floor, step.blocks)
+            else:
+                mended = mine.mend(damage.floor, step.numbers, step.ops, sender)
+                if mended.refused:
+                    raise repair.ProtocolError(mended.refused[0])
+                said = mended.taken
+    except StopIteration as end:
+        mine.repaired(damage.floor, sender, end.value)
+        return end.value, asked
