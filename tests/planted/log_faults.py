@@ -7,18 +7,21 @@ from typing import Any
 
 from nsync.authority.rulings import Rulings
 from nsync.clock import Stamp
-from nsync.log import admission, forks, segment
+from nsync.log import admission, forks, lease, segment, voting
+from nsync.log.floor import Vote, sign_vote
 from nsync.log.stored import Head, Receipt
 from nsync.store import log
 from nsync.store.lines import SqlLines
 from nsync.store.log import SqlLog
 from nsync.store.news import News
+from nsync.store.notices import SqlNotices, Taken
 from nsync.store.state import SqlState
 from nsync.store.statements import Statements
+from nsync.store.voting import SqlHere
 from nsync.transport.peers import PeerState
-from tests.planted.faults import Fault, _nothing_waits, function, method, wrapped
+from tests.planted.faults import Fault, Patch, _nothing_waits, function, method, wrapped
 
-NEWS = "property.test_news"
+NEWS, NOTICES = "property.test_news", "unit.test_notices"
 STORIES, STORE, ORDERS = "simulation.test_stories", "simulation.test_store", "simulation.test_interleavings"
 NEVER_MS = 10**12
 
@@ -101,6 +104,39 @@ def _never_again(original: Original) -> Original:
         return original(self, now_ms + NEVER_MS, reason, rng)
 
     return failed
+
+
+def _told_and_never_stored(patch: Patch) -> None:
+    """The votes of a process stand in its memory."""
+    given: dict[Any, list[Vote]] = {}
+
+    def vote(self: SqlNotices, me: Any, floor: Any, sign: Any) -> Taken:
+        given.setdefault(me.author, []).append(sign_vote(self._charter.federation, me.author, floor, sign))
+        return Taken(1, 1, frozenset(), ())
+
+    patch.setattr(SqlNotices, "vote", vote)
+    patch.setattr(SqlNotices, "_votes", property(lambda self: [*self._log.lines.votes(), *(v for found in given.values() for v in found)]))
+
+
+def _answers_any(original: Original) -> Original:
+    def answer(charter: Any, ballot: Any, here: Any) -> Any:
+        votes = sorted(ballot.votes, key=lambda vote: vote.floor)
+        return next((floor for vote in votes if (floor := original(charter, ballot._replace(votes=[vote]), here)) is not None), None)
+
+    return answer
+
+
+def _forgets_its_votes(original: Original) -> Original:
+    def choose(charter: Any, me: Any, ballot: Any, *rest: Any) -> Any:
+        others = [vote for vote in ballot.votes if vote.author != me.author]
+        newest = max((vote.floor for vote in others), key=lambda floor: floor.heads[0].seq, default=None)
+        return original(charter, me, ballot._replace(votes=[vote for vote in others if vote.floor == newest]), *rest)
+
+    return choose
+
+
+def _unsigned(original: Original) -> Original:
+    return lambda raw, charter, verify: original(raw, charter, lambda *_: True)
 
 
 LOG_FAULTS = (
@@ -218,6 +254,37 @@ LOG_FAULTS = (
         "what is stamped ahead is applied",
         method(log, "AHEAD_MS_MAX", NEVER_MS),
         f"{STORIES}::test_time_releases_what_the_clock_guard_held",
+    ),
+    # ---- notices and votes
+    Fault(
+        "a vote is told before it is stored",
+        _told_and_never_stored,
+        f"{STORIES}::test_floors_are_decided_beside_faults_and_change_nothing_but_what_they_settle",
+    ),
+    Fault(
+        "of two proposals one is voted for",
+        function(voting._answer, _answers_any(voting._answer)),
+        f"{NOTICES}::test_of_two_proposals_none_gets_a_vote",
+    ),
+    Fault(
+        "a member votes again",
+        function(voting.choose, _forgets_its_votes(voting.choose)),
+        f"{NOTICES}::test_a_vote_is_given_once_whatever_is_proposed_after_it",
+    ),
+    Fault(
+        "a guest frees by a floor what a revocation made void",
+        method(SqlHere, "_frees_something", lambda self, heads, below: False),
+        f"{NOTICES}::test_a_guest_who_proposes_gives_no_effect_to_what_it_said_after_its_right_had_ended",
+    ),
+    Fault(
+        "a floor may leave out what its heads have seen",
+        method(SqlHere, "_is_closed", lambda self, marks, below: True),
+        f"{NOTICES}::test_a_head_that_leaves_out_what_it_has_seen_gets_no_vote",
+    ),
+    Fault(
+        "a signed head is believed without its signature",
+        function(lease.decode_head, _unsigned(lease.decode_head)),
+        f"{STORIES}::test_who_votes_twice_and_who_lies_about_heads_moves_nobody",
     ),
     # ---- gossip
     Fault(

@@ -102,6 +102,14 @@ def test_an_instance_goes_on_as_its_next_incarnation() -> None:
     tell(range(200, 206), "succession", "restore", "loss")
 
 
+def test_floors_are_decided_beside_faults_and_change_nothing_but_what_they_settle() -> None:
+    assert sum(story.floors for story in tell(range(210, 216), "loss", "crash", "partition")) >= 6
+
+
+def test_who_votes_twice_and_who_lies_about_heads_moves_nobody() -> None:
+    tell(range(220, 226), "double-vote", "false-head", "loss")
+
+
 # ---- what a story is
 
 

@@ -27,16 +27,18 @@ KINDS = {
     "wrong-deps": "an author names deps that no honest author names",
     "forgery": "an instance passes on segments in another's name",
     "fork": "an author signs two histories, and shows one to some and the other to others",
+    "double-vote": "a member signs two votes for one floor, and shows one to some and the other to others",
+    "false-head": "a signed head in another's name, or of what nobody signed",
     "lying-heads": "an instance announces more or less than it has",
     "withholding": "an instance leaves out segments of what it passes on",
     "garbage": "an instance sends bytes that are no segment, or no message",
 }
 """The faults that everything must survive."""
 
-HOSTILE = ("backdating", "wrong-deps", "forgery", "lying-heads", "withholding", "garbage", "fork")
+HOSTILE = ("backdating", "wrong-deps", "forgery", "lying-heads", "withholding", "garbage", "fork", "double-vote", "false-head")
 """What only a hostile instance does. It has a valid key, and goes on after the network has healed."""
 
-ATTACKS = ("backdating", "wrong-deps", "forgery", "garbage", "fork")
+ATTACKS = ("backdating", "wrong-deps", "forgery", "garbage", "fork", "double-vote", "false-head")
 """What a hostile instance does of its own accord; the rest it does when asked."""
 
 RATES = {"loss": 0.04, "duplication": 0.06, "reordering": 0.2, "delay": 0.04, "lying-heads": 0.2, "withholding": 0.3, "garbage": 0.1}

@@ -65,6 +65,8 @@ class Host:
         self.life = 0
         self.lost_before = 0
         self.skew_ms = 0
+        self.restored = False
+        """Whether its database was ever replaced by an older one."""
         self.hasty = False
         """Whether its operator lets it sign after a restore before it has heard from its peers."""
         self._stage = stage
@@ -157,6 +159,7 @@ class Host:
     def restore(self, image: Image, others: Sequence[Host]) -> None:
         """End the process, and put an older database in the place of this one."""
         self.kill("a restore")
+        self.restored = True
         self.peer.restore(image)
         self.lost_before = self.life + 1
         self._stage.ledger.restored(self.name, self.peer, [other.peer for other in others], not self.hasty)

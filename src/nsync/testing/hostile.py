@@ -14,12 +14,16 @@ from typing import Optional
 from nsync.authority.charter import AuthorId, Place
 from nsync.clock import Stamp, next_stamp
 from nsync.errors import NsyncError
+from nsync.log.floor import Floor, sign_vote
+from nsync.log.lease import sign_head
+from nsync.log.notices import Notice, Stand, head_notice, vote_notice
 from nsync.log.segment import EMPTY, Dep, Tip, build_changeset
 from nsync.log.stored import Head, StoredSegment
 from nsync.testing.host import Host
 from nsync.testing.network import Crash
 from nsync.testing.stage import Stage
 from nsync.testing.workload import Workload
+from nsync.transport.notices import Word
 
 BACKDATED_MS = (1, 1000, 86_400_000)
 
@@ -63,6 +67,11 @@ class HostileHost(Host):
         self._stage.trace.say(f"{self.name} attacks: {kind}")
         others = [name for name in self._stage.network.hosts if name != self.name]
         victims = self._lies.sample(others, self._lies.randint(1, len(others)))
+        if kind in ("double-vote", "false-head"):
+            told = self._double_vote() if kind == "double-vote" else self._false_head()
+            for index, victim in enumerate(victims):
+                asyncio.ensure_future(self._tell(victim, told[index % len(told)])).add_done_callback(self._stage.ended)
+            return
         with suppress(Crash):
             frames = getattr(self, "_" + kind.replace("-", "_"))()
             for index, victim in enumerate(victims):
@@ -72,6 +81,29 @@ class HostileHost(Host):
     async def _push(self, victim: str, frames: Sequence[bytes]) -> None:
         with suppress(NsyncError):
             await self.client(victim).push(frames)
+
+    async def _tell(self, victim: str, notice: Notice) -> None:
+        with suppress(NsyncError):
+            await self.client(victim).notices(Word(Stand(0, ()), (notice,)))
+
+    def _double_vote(self) -> list[Notice]:
+        """For what it has applied, and for a part of it under a digest that is not right."""
+        federation, sign = self._stage.federation.charter.federation, self._stage.federation.keys[self.name].sign
+        number, ends, live = (
+            len(self.peer.floors()) + 1,
+            {head.author: head for head in self.peer.applied_heads()},
+            self._lies.randbytes(16),
+        )
+        heads = tuple(sorted(ends.values()))
+        floors = [Floor(number, heads, live), Floor(number, heads[1:], live)]
+        return [vote_notice([sign_vote(federation, self.me.author, floor, sign)]) for floor in floors]
+
+    def _false_head(self) -> list[Notice]:
+        """In the name of an honest instance, beyond its log; and beyond its own."""
+        federation, sign = self._stage.federation.charter.federation, self._stage.federation.keys[self.name].sign
+        other = self._stage.federation.instance(self._lies.choice([name for name in self._stage.network.hosts if name != self.name]))
+        place = Place(self._lies.randint(1, 99), self._lies.randbytes(16))
+        return [head_notice(sign_head(federation, author, place, self.now_ms(), sign)) for author in (other.author, self.me.author)]
 
     def _backdating(self) -> list[bytes]:
         """Stamped before its predecessor, or not after what it names."""

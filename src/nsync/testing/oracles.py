@@ -73,6 +73,13 @@ def check_silence(ledger: Ledger, hosts: Sequence[Host]) -> None:
         hold(silent or not ledger.got_back(host.name, host.peer), f"{host.name} knows that its database is a restored one, and signs on")
 
 
+def check_voice(ledger: Ledger, hosts: Sequence[Host]) -> None:
+    """Raises Broken if one of `hosts` was made to sign nothing more, though its database was never restored nor its log ended."""
+    for host in hosts:
+        reason = host.peer.read_only()
+        hold(reason is None or host.restored or host.members.charter.version > 1, f"{host.name} signs nothing more: {reason}")
+
+
 def _compare(what: str, found: Mapping[Fact, object], wanted: Mapping[Fact, object]) -> None:
     for key in sorted({*found, *wanted}, key=str):
         hold(found.get(key) == wanted.get(key), f"{what}: {key} is {found.get(key)}, and the reference says {wanted.get(key)}")

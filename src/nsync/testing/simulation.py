@@ -51,6 +51,8 @@ class Story:
     """Where processes ended."""
     changesets: int
     requests: int
+    floors: int
+    """How many were decided."""
     held: int
     """Segments that waited for the clock when everybody agreed."""
     healed_s: float
@@ -121,6 +123,8 @@ class Simulation:
             oracles.check_released(stage.ledger, staying)
             oracles.check_kept(stage.ledger, staying)
             oracles.check_silence(stage.ledger, staying)
+            oracles.check_voice(stage.ledger, staying)
+            floors = len(staying[0].peer.floors())
             oracles.check_catalogue(staying[0].name, staying[0].peer)
             never = stage.dice.never_happened()
             hold(not never, f"the story was to have {', '.join(never)}, and that never happened")
@@ -135,6 +139,7 @@ class Simulation:
             dict(sorted(stage.places.items())),
             stage.ledger.published,
             stage.network.carried,
+            floors,
             held,
             healed_s,
             asyncio.get_running_loop().time(),
