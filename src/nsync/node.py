@@ -134,14 +134,19 @@ class Node:
         with self._closing():
             await self._prepare()
             telling = asyncio.ensure_future(self._tell_progress())
-            before = await self.gossip.sync_once()  # a restored database must not sign before it knows what its peers have of its own log
-            await self._work_until_idle()
-            await self.tending.once(self.gossip.wake)
-            after = await self.gossip.sync_once()
-            await self._work_until_idle()
-            await self._do(lambda: self.bridge.retry_parked(wall_ms()))
-            await self.keeper.keep()
-            telling.cancel()
+            try:
+                return await self._once()
+            finally:
+                telling.cancel()
+
+    async def _once(self) -> list[SyncReport]:
+        before = await self.gossip.sync_once()  # a restored database must not sign before it knows what its peers have of its own log
+        await self._work_until_idle()
+        await self.tending.once(self.gossip.wake)
+        after = await self.gossip.sync_once()
+        await self._work_until_idle()
+        await self._do(lambda: self.bridge.retry_parked(wall_ms()))
+        await self.keeper.keep()
         return [SyncReport(two.peer, one.pulled + two.pulled, one.pushed + two.pushed, two.error) for one, two in zip(before, after)]
 
     async def _prepare(self) -> None:

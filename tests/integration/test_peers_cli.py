@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -19,11 +16,8 @@ from urllib.request import ProxyHandler, build_opener
 
 import pytest
 
-from nsync.rucio_bridge.bridge import Bridge
-from nsync.transport.listener import Listener
-from nsync.transport.server import Server
-from nsync.transport.times import wall_ms
-from tests.support.nodes import LOOPBACK, Federation, Site, applied, ask, wait_until
+from tests.support.nodes import Federation, Site, applied, ask, wait_until
+from tests.support.played import Play, played
 
 URLS = build_opener(ProxyHandler({}))
 
@@ -55,35 +49,6 @@ def health(site: Site, what: str) -> tuple[int, Any]:
     except HTTPError as error:
         with closing(error):
             return error.code, json.load(error)
-
-
-@contextmanager
-def played(site: Site, behind_ms: list[int]) -> Iterator[None]:
-    """This process answers in the place of the node of `site`, with a clock that is behind by `behind_ms[0]`."""
-    bridge: Bridge = site.bridge
-    me = site.federation.charter.by_name(site.name)
-    assert me is not None
-    loop, ready, ended = asyncio.new_event_loop(), threading.Event(), threading.Event()
-
-    async def serve() -> None:
-        with ThreadPoolExecutor(1) as executor:
-            server = Server(site.federation.charter, me, bridge, executor, lambda: None, now_ms=lambda: wall_ms() - behind_ms[0])
-            listener = Listener(server.app())
-            await listener.start(LOOPBACK, site.federation.ports[site.name])
-            ready.set()
-            while not ended.is_set():
-                await asyncio.sleep(0.05)
-            await listener.stop()
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
-    thread.start()
-    assert ready.wait(10)
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join(20)
-        loop.close()
 
 
 def test_the_table_of_peers_beside_a_running_node(bed: Federation) -> None:
@@ -134,7 +99,7 @@ def test_a_reset_ends_a_back_off_and_a_restart_remembers_the_failures(bed: Feder
     wait_until(lambda: peers(atlas)["cms"]["failures"] > failures, lambda: "it is tried again")
     assert abs(peers(atlas)["cms"]["since_ms"] - since) < 1000
 
-    with played(cms, [0]):
+    with played(cms, Play()):
         done = nsync(atlas, "peer", "reset", "cms")
         assert done.returncode == 0 and "the node tries cms within 1 s" in done.stdout
         wait_until(lambda: "peer cms: tried now, as an operator asks" in node.said(), lambda: node.said())
@@ -147,8 +112,8 @@ def test_nothing_is_signed_while_the_clock_is_ahead_of_the_peers(bed: Federation
     atlas, cms, belle2 = bed.site("atlas", ["atlas"]), bed.site("cms"), bed.site("belle2")
     atlas.options["gossip_interval"] = "0.5"
     atlas.add_scope("atlas")
-    behind_ms = [45_000]
-    with played(cms, behind_ms), played(belle2, behind_ms):
+    play = Play(behind_ms=45_000)
+    with played(cms, play), played(belle2, play):
         node = atlas.serve()
         wait_until(lambda: "nothing more is published here: the clock here is more than 30 s ahead" in node.said(), node.said)
         atlas.publish_dataset("atlas", "d1")
@@ -158,7 +123,7 @@ def test_nothing_is_signed_while_the_clock_is_ahead_of_the_peers(bed: Federation
         assert health(atlas, "live") == (200, {"alive": True})
         assert applied(atlas.path, atlas.author) == 0
         assert abs(peers(atlas)["cms"]["offset_ms"] + 45_000) < 5000
-        behind_ms[0] = 0
+        play.behind_ms = 0
         wait_until(lambda: applied(atlas.path, atlas.author), node.said)
         assert "what users do is published again" in node.said()
         wait_until(lambda: health(atlas, "ready") == (200, {"ready": True, "reasons": {}}), lambda: str(health(atlas, "ready")))

@@ -62,12 +62,13 @@ class Tending:
             await asyncio.sleep(TEND_S)
 
     async def once(self, wake: Callable[[], None]) -> None:
-        """Sign and vote, if there is something to sign or vote for."""
-        tended = await self._look(self.notary.tend)
-        for text in tended.said:
-            LOG.info("%s", text)
-        if tended.fresh:
-            wake()
+        """Sign and vote, if there is something to sign or vote for, and the clock is right (R3.7)."""
+        if self._bridge.held_back is None:
+            tended = await self._look(self.notary.tend)
+            for text in tended.said:
+                LOG.info("%s", text)
+            if tended.fresh:
+                wake()
         metrics.FLOOR.set((await self._look(self.notary.stand)).decided)
         await self._raise(await self._look(self.notary.alarms))
 
