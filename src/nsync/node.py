@@ -33,6 +33,7 @@ from nsync.rucio_bridge.tending import Tending
 from nsync.store import migrations, status
 from nsync.store.log import SqlLog
 from nsync.store.peers import PeerTable
+from nsync.store.repair import Repairs, found_below
 from nsync.transport.gossip import Gossip, SyncReport
 from nsync.transport.health import Health, Reasons
 from nsync.transport.keeper import Keeper
@@ -81,6 +82,7 @@ class Node:
             interval_s=settings.gossip_interval_s,
             source_address=settings.source_address,
             notices=self.tending.notary,
+            repairs=Repairs(self.bridge, wall_ms),
         )
         self.keeper = Keeper(self.gossip, PeerTable(self.bridge.engine), self._looker, self._writer, settings.gossip_interval_s)
 
@@ -287,6 +289,8 @@ def unwell(bridge: Bridge) -> Reasons:
                 reasons["schema"] = "this Rucio is not one that nsync is tested with: it gossips, and writes no rows"
             if SqlLog(connection, bridge.authority).read_only(bridge.me.author) is not None:
                 reasons["log"] = "nothing more is published here; 'nsync status' says why"
+            if found_below(SqlLog(connection, bridge.authority)) is not None:
+                reasons["below the floor"] = "something that is live is missing here, and is fetched; 'nsync status' says more"
             return reasons
     except DBAPIError as error:
         LOG.warning("the database does not answer: %s", error)

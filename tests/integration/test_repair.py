@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import update
 
+from nsync.auth.keys import verify
+from nsync.authority.documents import load
+from nsync.authority.effective import Authority
 from nsync.errors import ProtocolError
 from nsync.log.repair import BITMAP_BYTES
 from nsync.log.segment import gone
@@ -15,9 +21,14 @@ from nsync.store import schema
 from nsync.store.database import writing
 from nsync.store.log import SqlLog
 from nsync.store.repair import found_below
+from nsync.testbed.layout import free_ports
 from nsync.transport import repair
+from nsync.transport.gossip import Gossip
+from nsync.transport.listener import Listener
+from nsync.transport.server import Server
 from tests.support.below import Below, agreed, history, honest, run, without
 from tests.support.database import contents
+from tests.support.federation import KEYS, NAMES, charter_document
 
 
 def says(one: Below) -> Any:
@@ -170,3 +181,43 @@ def test_nothing_wrong_comes_from_a_lying_peer(lie: str) -> None:
     run(lacking.repairs, honest(whole.repairs))
     assert stored(lacking) == stored(whole), "the honest one still repairs"
     assert lacking.repairs.damage() is None
+
+
+# ---- the same over real sockets
+
+
+async def _repaired(whole: Below, lacking: Below) -> list[str]:
+    """What the exchange of `lacking` with `whole` complained of."""
+    charter = whole.authority.charter
+    with ThreadPoolExecutor(2) as executor:
+        gossip = {
+            one.name: Gossip(
+                charter, one.me, KEYS[one.name], one, executor, random.Random(1), lambda: None, notices=one.notary, repairs=one.repairs
+            )
+            for one in (whole, lacking)
+        }
+        door = gossip[whole.name]
+        server = Server(charter, whole.me, whole, executor, door.received, verbs=door.verbs(), meters=door.meters, notices=door.door)
+        listener = Listener(server.app())
+        await listener.start("127.0.0.1", int(whole.me.url.rsplit(":", 1)[1]))
+        try:
+            reports = await asyncio.wait_for(gossip[lacking.name].sync_once(), 60)
+        finally:
+            await listener.stop()
+    return [report.error for report in reports if report.peer == whole.name]
+
+
+def test_an_exchange_over_sockets_repairs(tmp_path: Path) -> None:
+    ports = dict(zip(NAMES, free_ports(3)))
+    document = charter_document({name: f"http://127.0.0.1:{port}" for name, port in ports.items()})
+    authority = Authority(load(document, verify))
+    rng = random.Random(7)
+    segments = history(rng, charter=authority.charter)
+    floor = agreed(segments, authority=authority)
+    whole = Below("atlas", segments, floor, tmp_path / "whole.db", authority)
+    lacking, count = without(whole.segments(), rng, 0.3)
+    victim = Below("cms", lacking, floor, tmp_path / "victim.db", authority)
+    assert count and stored(victim) != stored(whole)
+    assert asyncio.run(_repaired(whole, victim)) == [""]
+    assert stored(victim) == stored(whole)
+    assert says(victim) is None

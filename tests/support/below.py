@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from typing import Any, Optional
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Optional, TypeVar
 
+from nsync.authority.charter import Charter, Place
+from nsync.authority.effective import Authority
+from nsync.catalogue.writer import Writer
 from nsync.log.floor import Floor, sign_vote
 from nsync.log.repair import Found
 from nsync.log.segment import Dep, Segment, gone
+from nsync.log.stored import Head, Receipt, StoredSegment
 from nsync.namespace import fields
 from nsync.namespace.fields import Identity
 from nsync.namespace.keys import Attachment, Attribute, Did, Replica, Rse, Scope
 from nsync.namespace.ops import VERBS, Assert, Grant, Retract, Statement, encode_grant, encode_op
-from nsync.store.database import writing
+from nsync.store.database import create_tables, open_store, writing
 from nsync.store.log import SqlLog
 from nsync.store.repair import Repairs
 from nsync.transport import repair
 from nsync.transport.repair import Ask, Look, RepairLog
-from tests.support.federation import AUTHOR, AUTHORITY, CHARTER, KEYS, NAMES, Writer
+from tests.support.database import receive
+from tests.support.federation import AUTHOR, AUTHORITY, CHARTER, KEYS, NAMES
 from tests.support.notary import Notaries
+
+T = TypeVar("T")
 
 NOW_MS = 1_800_000_000_000
 
 
-def history(rng: random.Random, changesets: int = 20, files: int = 40) -> list[Segment]:
+def history(rng: random.Random, changesets: int = 20, files: int = 40, charter: Charter = CHARTER) -> list[Segment]:
     """What three instances say about some files, again and again: much of it is superseded in the end."""
-    writers = {name: Writer(name) for name in NAMES}
+    writers = {name: Writer(charter, name, KEYS[name].sign, 1_700_000_000_000) for name in NAMES}
     home = writers["atlas"]
     home.publish([encode_op([Assert(Scope("atlas"), True)]), encode_op([Assert(Did("atlas", "set"), Identity(fields.DATASET))])])
     home.publish([encode_grant(Grant(name, "atlas", "", VERBS, None)) for name in NAMES[1:]])
@@ -34,10 +42,10 @@ def history(rng: random.Random, changesets: int = 20, files: int = 40) -> list[S
         name = rng.choice(NAMES)
         writer = writers[name]
         for other in rng.sample(NAMES, 2):
-            writer.fetch(writers[other])
+            writer.hear(writers[other].log)
         writer.publish([encode_op([_statement(rng, name, files)]) for _ in range(rng.randint(1, 12))])
     for name in NAMES[1:]:
-        home.fetch(writers[name])
+        home.hear(writers[name].log)
     home.publish([encode_op([Assert(Attribute(Did("atlas", "set"), "project"), "open")])])
     return home.log
 
@@ -58,8 +66,18 @@ def _statement(rng: random.Random, name: str, files: int) -> Statement:
 class Below(Notaries):
     """One instance with what it can say and do about repair."""
 
-    def __init__(self, name: str, segments: Sequence[Segment], floor: Optional[Floor]) -> None:
-        super().__init__(AUTHORITY, name, KEYS[name].sign, NOW_MS)
+    def __init__(
+        self,
+        name: str,
+        segments: Sequence[Segment],
+        floor: Optional[Floor],
+        path: Optional[Path] = None,
+        authority: Authority = AUTHORITY,
+    ) -> None:
+        super().__init__(authority, name, KEYS[name].sign, NOW_MS)
+        if path is not None:
+            self.engine = open_store(f"sqlite:///{path}")
+            create_tables(self.engine)
         self.repairs = Repairs(self, lambda: self.now_ms)
         if floor is not None:
             self.vote(floor)
@@ -69,19 +87,40 @@ class Below(Notaries):
 
     def vote(self, floor: Floor) -> None:
         """Everybody has voted for it."""
-        votes = [sign_vote(CHARTER.federation, AUTHOR[name], floor, KEYS[name].sign) for name in NAMES]
+        votes = [sign_vote(self.authority.charter.federation, AUTHOR[name], floor, KEYS[name].sign) for name in NAMES]
         with writing(self.engine) as connection:
-            SqlLog(connection, AUTHORITY).vote(votes)
+            SqlLog(connection, self.authority).vote(votes)
+
+    # ---- transport's SegmentLog
+
+    def _ask(self, ask: Callable[[SqlLog], T]) -> T:
+        with self.engine.connect() as connection:
+            return ask(SqlLog(connection, self.authority))
+
+    def heads(self) -> list[Head]:
+        return self._ask(lambda log: log.stored_heads())
+
+    def unknown(self, theirs: Collection[Head]) -> list[Head]:
+        return self._ask(lambda log: log.unknown(theirs))
+
+    def locator(self, author: bytes) -> list[Place]:
+        return self._ask(lambda log: log.locator(author))
+
+    def segments_after(self, have: Mapping[bytes, Sequence[Place]], bytes_max: int) -> list[StoredSegment]:
+        return self._ask(lambda log: log.segments_after(have, bytes_max))
+
+    def receive(self, frames: Sequence[bytes], sender: str) -> Receipt:
+        return receive(self.engine, list(frames), self.authority)
 
 
-def agreed(segments: Sequence[Segment], number: int = 1) -> Floor:
+def agreed(segments: Sequence[Segment], authority: Authority = AUTHORITY) -> Floor:
     """All of `segments` as a floor, its digest computed by somebody who has everything."""
     heads = {one.header.author: Dep(one.header.author, one.header.last, one.hash) for one in segments}
-    whole = Below("atlas", segments, None)
+    whole = Below("atlas", segments, None, authority=authority)
     with whole.engine.connect() as connection:
-        live = SqlLog(connection, AUTHORITY).live_of({author: head.seq for author, head in heads.items()})
+        live = SqlLog(connection, authority).live_of({author: head.seq for author, head in heads.items()})
     whole.engine.dispose()
-    return Floor(number, tuple(sorted(heads.values())), live)
+    return Floor(1, tuple(sorted(heads.values())), live)
 
 
 def without(segments: Sequence[Segment], rng: random.Random, share: float) -> tuple[list[Segment], int]:

@@ -26,6 +26,7 @@ from nsync.store import status as store
 from nsync.store.log import SqlLog
 from nsync.store.notary import ALARMS
 from nsync.store.reach import Reach, reach
+from nsync.store.repair import found_below
 from nsync.transport.peers import CLOCK_AGE_MS_MAX, ahead_ms, held_back
 from nsync.transport.times import wall_ms
 
@@ -117,7 +118,7 @@ def _look(connection: Connection, charter: Charter, me: Instance) -> Look:
         homes=_homes(connection, log, charter, [record for record in records if charter.by_name(record.name) is not None]),
         progress=store.progress(connection, [head for record in records for head in record.heads or ()]),
         floor=log.lines.usable_floors[-1] if log.lines.usable_floors else None,
-        alarms=tuple(alarms.splitlines()),
+        alarms=(*alarms.splitlines(), *([below] if (below := found_below(log)) is not None else [])),
     )
 
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Collection, Sequence
-from typing import NamedTuple, Optional, Protocol
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple, Optional, Protocol
 
 from nsync.errors import ProtocolError, TransportError
 from nsync.log.notices import digest
 from nsync.log.stored import Head, Receipt
 from nsync.testing.faults import Dice
-from nsync.transport import notices, session, wire
+from nsync.transport import notices, repair, session, wire
 from nsync.transport.gossip import Gossip
 from nsync.transport.notices import NoticeLog, Word
 from nsync.transport.ports import SegmentLog, Take
+from nsync.transport.repair import RepairLog
 from nsync.transport.roster import Roster
 
 LATENCY_S = (0.005, 0.2)
@@ -69,6 +70,7 @@ class Desk(NamedTuple):
     told: session.Told
     roster: Roster
     notices: Optional[NoticeLog] = None
+    repairs: Optional[RepairLog] = None
 
 
 def answer(desk: Desk, caller: str, verb: str, body: bytes) -> Answer:
@@ -84,6 +86,8 @@ def answer(desk: Desk, caller: str, verb: str, body: bytes) -> Answer:
         if urgent:
             desk.gossip.noticed()
         return Answer(notices.encode(word))
+    if verb in repair.VERBS and desk.repairs is not None:
+        return Answer(b"".join(repair.answer(desk.repairs, verb, body)))
     if verb == "tell":
         return Answer(wire.encode_tell_reply(desk.gossip.told(caller, wire.decode_tell(body))))
     if verb == "push":
@@ -235,6 +239,9 @@ class Client:
 
     async def push(self, frames: Sequence[bytes]) -> Receipt:
         return wire.decode_receipt((await self._ask("push", wire.encode_frames(frames))).body)
+
+    async def ask(self, verb: str, body: bytes, bytes_max: int, decode: Callable[[bytes], Any], s_max: float) -> Any:
+        return decode((await self._ask(verb, body)).body)
 
     async def _ask(self, verb: str, body: bytes) -> Answer:
         return await self._network.ask(self._me, self.name, verb, body)

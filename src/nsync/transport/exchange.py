@@ -13,7 +13,7 @@ told, and asks whom it likes for it, unless it cannot reach this instance.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Collection, Sequence
-from typing import Callable, Optional, Protocol
+from typing import Any, Callable, Optional, Protocol
 
 from nsync.errors import NsyncError, ProtocolError, RejectedSegment
 from nsync.log.stored import Head, Receipt
@@ -25,6 +25,8 @@ from nsync.transport.times import monotonic_ms
 
 PUSH_OPS_MAX = 4096
 """One full segment: who lacks more may ask several peers for it at once."""
+PUSH_BYTES_MAX = 1 << 18
+"""Or one segment: a push that breaks is lost as a whole, where of a pull all stays that came whole."""
 
 FAULTS_MAX = 256
 """Refused segments in one exchange: a mistake of somebody else's passes, a flood does not."""
@@ -49,6 +51,9 @@ class Peer(Protocol):
 
     async def push(self, frames: Sequence[bytes]) -> Receipt:
         """Give the peer one batch of frames to store."""
+
+    async def ask(self, verb: str, body: bytes, bytes_max: int, decode: Callable[[bytes], Any], s_max: float) -> Any:
+        """What `decode` makes of the answer to another question, of at most `bytes_max`."""
 
 
 class Exchange:
@@ -192,15 +197,17 @@ class Exchange:
         """See that they get what they lack: pushed, or by their own questions."""
         lacking = [head for head in mine if head.author in have]
         if sum(session.missing_ops(theirs, lacking).values()) <= PUSH_OPS_MAX or not await self._client.tell(lacking):
-            await self._push(have, theirs)
+            await self._push(have, theirs, lacking)
 
-    async def _push(self, have: session.Have, theirs: Sequence[Head]) -> None:
-        """Send batches until they have all; or stop when they take nothing of one, the rest they can pull."""
+    async def _push(self, have: session.Have, theirs: Sequence[Head], lacking: Collection[Head]) -> None:
+        """Send batches until they have all, or will ask for the rest; or stop when they take nothing of one, the rest they can pull."""
+        left = set(lacking)
         while have:
-            batch = await self._log.segments_after(have, wire.BATCH_BYTES_MAX)
+            batch = await self._log.segments_after(have, PUSH_BYTES_MAX)
             if not batch:
                 return
             have = session.advance(have, batch)
+            left -= {Head(segment.author, segment.last, segment.hash) for segment in batch}
             receipt = await self._client.push([segment.frame for segment in batch])
             self.pushed += receipt.stored
             if receipt.faults:
@@ -208,6 +215,8 @@ class Exchange:
             if not receipt.stored:
                 if not receipt.rejected:
                     await self._check_moved(theirs)
+                return
+            if left and await self._client.tell(sorted(left)):
                 return
 
     async def _check_moved(self, before: Sequence[Head]) -> None:

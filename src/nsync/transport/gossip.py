@@ -38,10 +38,12 @@ from nsync.transport import session, wire
 from nsync.transport.client import PeerClient, open_session
 from nsync.transport.exchange import Exchange, Peer
 from nsync.transport.flood import Flood
+from nsync.transport.mending import Mender
 from nsync.transport.notices import NOTICES_BYTES_MAX, VERB, NoticeDoor, NoticeLog, decode, encode
 from nsync.transport.peers import Meter, PeerState, ahead_ms
 from nsync.transport.ports import LogDoor, OnReceived, SegmentLog
 from nsync.transport.pulls import LEASE_MS, Pulls
+from nsync.transport.repair import RepairLog
 from nsync.transport.requests import Signer
 from nsync.transport.server import Verb
 from nsync.transport.times import monotonic_ms, wall_ms
@@ -95,6 +97,7 @@ class Gossip:
         reach: Optional[Reach] = None,
         few_peers: int = FEW_PEERS,
         notices: Optional[NoticeLog] = None,
+        repairs: Optional[RepairLog] = None,
     ) -> None:
         """`on_received`: what the node does about segments from elsewhere; see ports.OnReceived. `reach`: HTTP, unless given.
         `few_peers`: more than so many hear of what is new by the flood."""
@@ -109,6 +112,7 @@ class Gossip:
         self._reach = reach or self._over_http
         self.door = NoticeDoor(notices, executor, self.noticed) if notices is not None else None
         """To the notices, where there are any; the server's too."""
+        self._mender = Mender(repairs, executor) if repairs is not None else None
         self._peers = {i.name: i for i in charter.instances if i.author != me.author and i.retired is None}
         self._is_large = len(self._peers) > few_peers
         self._states = {name: PeerState(name) for name in self._peers}
@@ -195,7 +199,8 @@ class Gossip:
     def verbs(self) -> tuple[Verb, ...]:
         """What peers ask of the gossip, for the server."""
         told = Verb("tell", wire.HEADS_BYTES_MAX, self._answer_tell)
-        return (told,) if self.door is None else (told, Verb(VERB, NOTICES_BYTES_MAX, partial(_answer_notices, self.door)))
+        notices = () if self.door is None else (Verb(VERB, NOTICES_BYTES_MAX, partial(_answer_notices, self.door)),)
+        return (told, *notices, *(self._mender.verbs() if self._mender is not None else ()))
 
     async def _answer_tell(self, _: web.Request, caller: Instance, body: bytes) -> web.StreamResponse:
         return web.Response(body=wire.encode_tell_reply(self.told(caller.name, wire.decode_tell(body))))
@@ -304,6 +309,8 @@ class Gossip:
             error = ""
             try:
                 await (exchange.run() if whole else exchange.fetch(heard))
+                if whole and self._mender is not None:
+                    await self._mender.run(client)
             except NsyncError as failure:
                 error = str(failure)
             except Exception as failure:  # the log is a port: whatever it raises must not end the gossip

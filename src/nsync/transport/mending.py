@@ -86,9 +86,7 @@ class Mender:
 
     def verbs(self) -> tuple[Verb, ...]:
         """What peers ask, for the server."""
-        return tuple(
-            Verb(name, repair.QUESTION_BYTES_MAX, partial(self._answer, name)) for name in (repair.BLOCKS, repair.BITMAPS, repair.OPS)
-        )
+        return tuple(Verb(name, repair.QUESTION_BYTES_MAX, partial(self._answer, name)) for name in repair.VERBS)
 
     async def _answer(self, verb: str, request: web.Request, caller: Instance, body: bytes) -> web.StreamResponse:
         """Sent piece by piece: what reads the store waits until the caller has read what was sent."""

@@ -32,7 +32,7 @@ from nsync.log.segment import SEQ_MAX
 from nsync.namespace import codec
 from nsync.namespace.ops import OP_BYTES_MAX
 
-BLOCKS, BITMAPS, OPS = "blocks", "bitmaps", "ops"
+VERBS = BLOCKS, BITMAPS, OPS = ("blocks", "bitmaps", "ops")
 
 SHORT_BYTES = 8
 """Of a digest: what somebody could make equal here, the whole digest tells that the floor's signers signed."""
