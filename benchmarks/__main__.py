@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import codec, gossip, ingest, postgres, push, rivals, rows, wire
+from benchmarks import codec, gossip, ingest, postgres, push, repair, rivals, rows, wire
 from benchmarks.rows import Row, not_run, say
 
 ENTRIES, QUICK_ENTRIES = 10_000_000, 100_000
@@ -24,6 +24,7 @@ FAMILIES: dict[str, tuple[Sequence[str], Callable[[Path, int], Iterator[Row]]]] 
     "wire": (wire.NAMES, wire.measure),
     "gossip": (gossip.NAMES, gossip.measure),
     "push": (push.NAMES, push.measure),
+    "repair": (repair.NAMES, repair.measure),
     "rivals": (rivals.NAMES, rivals.measure),
     "ingest": (ingest.NAMES, ingest.measure),
     "postgres": (postgres.NAMES, postgres.measure),

@@ -166,6 +166,18 @@ LIES = {
 }
 
 
+def test_an_op_that_was_made_up_is_refused() -> None:
+    whole, lacking, _, _ = federation(6)
+    before = stored(lacking)
+    refused = ""
+    try:
+        run(lacking.repairs, Liar(whole.repairs, *LIES["made-up ops"]), "the liar")
+    except ProtocolError as error:
+        refused = str(error)
+    assert "its hash is not the one that stands in its place" in refused
+    assert stored(lacking) == before
+
+
 @pytest.mark.parametrize("lie", LIES)
 def test_nothing_wrong_comes_from_a_lying_peer(lie: str) -> None:
     whole, lacking, _, _ = federation(4)

@@ -10,7 +10,7 @@ from nsync.clock import Stamp
 from nsync.log import admission, forks, lease, segment, voting
 from nsync.log.floor import Vote, sign_vote
 from nsync.log.stored import Head, Receipt
-from nsync.store import log
+from nsync.store import compaction, live, log, repair
 from nsync.store.lines import SqlLines
 from nsync.store.log import SqlLog
 from nsync.store.news import News
@@ -22,6 +22,7 @@ from nsync.transport.peers import PeerState
 from tests.planted.faults import Fault, Patch, _nothing_waits, function, method, wrapped
 
 NEWS, NOTICES = "property.test_news", "unit.test_notices"
+LIVE, REPAIR = "property.test_live", "integration.test_repair"
 STORIES, STORE, ORDERS = "simulation.test_stories", "simulation.test_store", "simulation.test_interleavings"
 NEVER_MS = 10**12
 
@@ -285,6 +286,32 @@ LOG_FAULTS = (
         "a signed head is believed without its signature",
         function(lease.decode_head, _unsigned(lease.decode_head)),
         f"{STORIES}::test_who_votes_twice_and_who_lies_about_heads_moves_nobody",
+    ),
+    # ---- below a floor
+    Fault(
+        "what lies below one floor stays live at the next",
+        method(live._Log, "_dead_below", lambda self: {}),
+        f"{LIVE}::test_a_later_floor_kills_more_in_older_blocks",
+    ),
+    Fault(
+        "the digest of a block is kept when an op of it goes",
+        function(compaction.forget_blocks, lambda *_: None),
+        f"{LIVE}::test_a_later_floor_kills_more_in_older_blocks",
+    ),
+    Fault(
+        "a first claim goes like anything else",
+        method(Statements, "_claims_first", lambda *_: False),
+        f"{LIVE}::test_a_later_floor_kills_more_in_older_blocks",
+    ),
+    Fault(
+        "an op is put back whatever its hash",
+        function(repair._check, lambda *_: True),
+        f"{REPAIR}::test_an_op_that_was_made_up_is_refused",
+    ),
+    Fault(
+        "a grant that is put back gives nothing back",
+        method(SqlState, "touch_guests_of", lambda *_: None),
+        f"{REPAIR}::test_a_grant_that_was_missing_gives_back_what_hangs_on_it",
     ),
     # ---- gossip
     Fault(
