@@ -88,10 +88,10 @@ class Stretch:
 
     def superseded(self, keys: Collection[Any], until: int) -> Iterator[list[Mark]]:
         """The ops up to `until` that speak of `keys` and are superseded."""
-        branches = {part.branch for part in self.lines.line(self.author)}
+        ends = {part.branch: min(part.seq, until) for part in self.lines.line(self.author)}
         statements = self.state.statements
         marks = statements.at({statements.numbers.about(key) for key in keys})
-        for chunk in chunks(sorted(mark for mark in marks if mark.branch in branches and mark.seq <= until), STRETCH_OPS):
+        for chunk in chunks(sorted(mark for mark in marks if mark.seq <= ends.get(mark.branch, 0)), STRETCH_OPS):
             yield sorted(statements.superseded(dict(statements.ops(chunk)), self.author, self.until))
 
     def collect(self, keys: Collection[Any]) -> int:

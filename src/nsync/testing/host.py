@@ -44,6 +44,7 @@ PLACES = (
     *("work-locked", "log-slots-joined", "log-head-advanced", "log-catalogue-shown", "work-state-moved"),
     *("work-before-commit", "work-after-commit"),
     *("notices-before-commit", "notices-after-commit", "notices-head-signed", "notices-vote-stored", "notices-voted"),
+    "compacted-before-commit",
 )
 """The failpoints that a process passes: between any two steps of the store, and around its transactions."""
 
@@ -183,6 +184,13 @@ class Host:
             self._gossip.wake()
         return worked
 
+    def collect(self) -> None:
+        """Let go what is superseded below the newest floor; the ledger keeps it."""
+        if not self.peer.is_compact():
+            self.checked(lambda: self._stage.ledger.keep(self.peer.segments()))
+            self.step(self.peer.compact)
+            self._stage.trace.say(f"{self.name} collects below floor {len(self.peer.floors())}")
+
     def close(self) -> None:
         """The story is over."""
         for task in self._tasks:
@@ -210,6 +218,7 @@ class Host:
             self.idle = not worked
             if self._may_sign() and self._notices.tend().fresh:
                 self._gossip.wake()
+            self.collect()
             if worked:
                 self._gossip.applied()
                 await asyncio.sleep(PAUSE_S)

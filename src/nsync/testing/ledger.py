@@ -21,7 +21,7 @@ from typing import Optional
 from nsync.clock import AHEAD_MS_MAX
 from nsync.log.floor import Floor, read_vote
 from nsync.log.notices import TWICE, VOTE, Notice
-from nsync.log.segment import NO_HASH, Header, Sign, decode_frame, header_hash, name_of
+from nsync.log.segment import GONE, NO_HASH, Header, Segment, Sign, decode_frame, header_hash, name_of
 from nsync.log.stored import Receipt
 from nsync.namespace import codec
 from nsync.store.log import Applied
@@ -58,6 +58,7 @@ class Ledger:
         """By instance: what it had signed, and its database did not hold after a restore."""
         self._applied: dict[str, set[bytes]] = defaultdict(set)
         self._pasts: dict[bytes, frozenset[bytes]] = {}
+        self._whole: dict[bytes, Segment] = {}
         self._voted: dict[bytes, dict[int, Floor]] = defaultdict(dict)
         """By author: what it told others that it had voted for, by number."""
 
@@ -147,6 +148,16 @@ class Ledger:
     def max_stamp_ms(self) -> int:
         """The latest stamp of all."""
         return max((header.stamp.ms for header in self.headers.values()), default=0)
+
+    def keep(self, segments: Iterable[Segment]) -> None:
+        """Somebody is about to let go ops of these."""
+        for segment in segments:
+            if not any(op[:1] == GONE for op in segment.ops):
+                self._whole[segment.hash] = segment
+
+    def whole(self, segment: Segment) -> Segment:
+        """`segment` as its author signed it, whatever was let go of it."""
+        return self._whole.get(segment.hash, segment)
 
     def told_votes(self, name: str, told: Sequence[Notice]) -> None:
         """`name` has told others of these votes; of its own it told them first, unless it had forgotten them."""

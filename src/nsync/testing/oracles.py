@@ -9,9 +9,10 @@ released     nothing of an honest author waits any more
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Callable
 
 from nsync.catalogue.reference import Reference
-from nsync.log.segment import name_of
+from nsync.log.segment import Segment, name_of
 from nsync.namespace.keys import Fact
 from nsync.testing import model
 from nsync.testing.host import Host
@@ -32,9 +33,9 @@ def check_agreement(hosts: Sequence[Host]) -> None:
             hold(rows == mine[table], f"{table} differs: only {first.name} has {only[0]}; only {other.name} has {only[1]}")
 
 
-def check_catalogue(name: str, peer: Peer) -> None:
-    """Raises Broken unless what `peer` shows follows from the segments that it has applied."""
-    segments = sorted(peer.applied_segments(), key=lambda s: (s.header.stamp, s.header.author))  # a causal order
+def check_catalogue(name: str, peer: Peer, whole: Callable[[Segment], Segment] = lambda segment: segment) -> None:
+    """Raises Broken unless what `peer` shows follows from the segments that it has applied; `whole` gives what it let go of them."""
+    segments = sorted(map(whole, peer.applied_segments()), key=lambda s: (s.header.stamp, s.header.author))  # a causal order
     shown, conflicts = peer.catalogue()
     reference = Reference(peer.authority.charter, peer.votes())
     for segment in segments:

@@ -35,7 +35,7 @@ from nsync.transport import session
 
 _PLACED = "JOIN nsync_branch b ON b.id = t.branch JOIN nsync_segment s ON s.branch = t.branch AND t.seq BETWEEN s.first AND s.last"
 SHARED = {
-    "nsync_segment": "SELECT b.author, t.first, t.last, t.hash, t.commits, t.size, t.header, t.signature FROM nsync_segment t "
+    "nsync_segment": "SELECT b.author, t.first, t.last, t.hash, t.commits, t.header, t.signature FROM nsync_segment t "
     "JOIN nsync_branch b ON b.id = t.branch",
     "nsync_branch": "SELECT author, applied, applied_hash, applied_stamp_ms, applied_stamp_logical FROM nsync_branch "
     "WHERE applied_hash IS NOT NULL",
@@ -177,10 +177,16 @@ class Peer:
         with writing(self.engine) as connection:
             yield Opened(SqlLog(connection, self.authority), True, lambda facts, by: None)
 
+    def is_compact(self) -> bool:
+        """Whether nothing is left to collect below the newest floor."""
+        with self.engine.connect() as connection:
+            return SqlLog(connection, self.authority).is_compact()
+
     def compact(self) -> None:
         """Collect below the newest floor."""
         with writing(self.engine) as connection:
             SqlLog(connection, self.authority).compact()
+            failpoint("compacted-before-commit")
 
     # ---- crash, backup and recovery
 
