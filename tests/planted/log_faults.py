@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import median_low
 from typing import Any
 
+from nsync.authority import proposals
 from nsync.authority.rulings import Rulings
 from nsync.clock import Stamp
 from nsync.log import admission, forks, lease, segment, voting
@@ -18,15 +20,25 @@ from nsync.store.notices import SqlNotices, Taken
 from nsync.store.state import SqlState
 from nsync.store.statements import Statements
 from nsync.store.voting import SqlHere
-from nsync.transport.peers import PeerState
+from nsync.transport import peers
+from nsync.transport.peers import Meter, PeerState
 from tests.planted.faults import Fault, Patch, _nothing_waits, function, method, wrapped
 
-NEWS, NOTICES = "property.test_news", "unit.test_notices"
+NEWS, NOTICES, PEERS = "property.test_news", "unit.test_notices", "unit.test_peer_table"
 LIVE, REPAIR = "property.test_live", "integration.test_repair"
 STORIES, STORE, ORDERS = "simulation.test_stories", "simulation.test_store", "simulation.test_interleavings"
 NEVER_MS = 10**12
 
 Original = Callable[..., Any]
+
+
+def _as_when_it_was_heard(original: Original) -> Original:
+    first: dict[int, Any] = {}
+
+    def offset_ms(self: Meter, now_ms: int, wall_ms: int) -> Any:
+        return first.setdefault(id(self), original(self, now_ms, wall_ms))
+
+    return offset_ms
 
 
 def _commits_after(original: Original) -> Original:
@@ -314,6 +326,26 @@ LOG_FAULTS = (
         f"{REPAIR}::test_a_grant_that_was_missing_gives_back_what_hangs_on_it",
     ),
     # ---- gossip
+    Fault(
+        "one of two peers keeps an instance from signing",
+        function(peers.median_high, median_low),
+        f"{PEERS}::test_half_of_the_peers_keep_nobody_from_signing",
+    ),
+    Fault(
+        "a clock that was put right stays wrong until the peers are asked again",
+        wrapped(Meter, "offset_ms", _as_when_it_was_heard),
+        f"{PEERS}::test_when_the_clock_here_is_put_right_it_is_right_at_once",
+    ),
+    Fault(
+        "a clock that jumped makes a pause of days",
+        method(peers, "BACKOFF_MS_MAX", NEVER_MS),
+        f"{PEERS}::test_no_pause_outlasts_a_clock_that_jumped",
+    ),
+    Fault(
+        "an amendment counts when one member has signed",
+        function(proposals._missing, lambda charter, document, verify: []),
+        "unit.test_proposals::test_an_amendment_counts_from_the_signature_of_the_threshold_on",
+    ),
     Fault(
         "a peer that failed once is not tried again",
         wrapped(PeerState, "failed", _never_again),

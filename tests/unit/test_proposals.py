@@ -46,7 +46,7 @@ def test_an_amendment_counts_from_the_signature_of_the_threshold_on() -> None:
     for count, name in enumerate(NAMES):
         seen = proposals.read(file.text(), verify)
         assert seen.proposal is not None and seen.charter.version == 1
-        assert seen.missing[0] == f"{count} of the 3 members needed have signed version 2"
+        assert seen.missing[:1] == (f"{count} of the 3 members needed have signed version 2",)
         assert [text.split("'")[1] for text in seen.missing[1:]] == [n.upper() for n in NAMES[count:]]
         assert amendments.read(file.text(), verify).charter.version == 1, "to a node it is as if it were not there"
         file = proposals.sign(seen, ROOTS[name])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nsync.auth.keys import SigningKey
-from nsync.authority.charter import AuthorId, Charter, FederationId, Instance
+from nsync.authority.charter import AuthorId, Charter, FederationId, Incarnation, Instance, Place
 from nsync.errors import NotAuthorised
 from nsync.transport import requests
 from nsync.transport.requests import NONCES_PER_PEER_MAX, WINDOW_MS, Verifier, authorization, body_digest
@@ -54,6 +54,17 @@ def test_a_good_request_names_its_caller() -> None:
     assert caller == (A, body_digest(BODY))
     assert caller.body_digest != body_digest(BODY + b"x")
     assert len(header()) < requests.HEADER_LENGTH_MAX
+
+
+def test_who_retired_asks_nothing_nor_does_an_incarnation_that_ended() -> None:
+    end = Place(7, b"h" * 16)
+    gone = replace(CHARTER, instances=(replace(A, retired=end), B))
+    refuse("whose log has ended by the charter", header(), Verifier(gone, B.author))
+    ended = Incarnation(A.author, A.key, end)
+    anew = replace(A, incarnation=b"n" * 16, past=(ended,))
+    follows = Verifier(replace(CHARTER, instances=(anew, B)), B.author)
+    refuse("whose log has ended by the charter", header(), follows)
+    assert check(header(author=anew.author), follows).instance == anew
 
 
 def test_the_header_is_pinned() -> None:

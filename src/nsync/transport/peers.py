@@ -13,7 +13,7 @@ A `Meter` gathers what exchanges with a peer measure: bytes, round trip, the pee
 of the last answers, each with half its round trip as its error; and it is kept against a clock that never jumps, so that
 one's own wall clock is known to be right again in the moment in which it is put right.
 
-A peer's word about the time is no more than that: what follows from it needs half of all peers (`ahead_ms`, R3.7).
+A peer's word about the time is no more than that: what follows from it needs more than half of all peers (`ahead_ms`, R3.7).
 
 Pure: `now_ms` (of a clock that never jumps), `wall_ms` and `rng` are passed in.
 """
