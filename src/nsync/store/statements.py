@@ -163,8 +163,11 @@ class Statements:
     def superseded(self, ops: Mapping[Mark, Op], author: bytes, until: int) -> set[Mark]:
         """Those of `ops`, all on `author`'s line, in which it superseded every statement: it said something later about the key, which
         counts and lies at or before `until`. A first claim never is (R3.6)."""
-        ends = self._ends_below({key for op in ops.values() for key in op.says}, author, until)
-        maybe = {mark: op for mark, op in ops.items() if op.says and all(mark.seq < ends[key].newest.seq for key in op.says)}
+        maybe = {mark: op for mark, op in ops.items() if op.says}
+        ends = self._ends_below({next(iter(op.says)) for op in maybe.values()}, author, until)
+        maybe = {mark: op for mark, op in maybe.items() if mark.seq < ends[next(iter(op.says))].newest.seq}  # of most nothing is left
+        ends.update(self._ends_below({key for op in maybe.values() for key in op.says}, author, until))
+        maybe = {mark: op for mark, op in maybe.items() if all(mark.seq < ends[key].newest.seq for key in op.says)}
         self.load({ends[key].newest for op in maybe.values() for key in op.says})
         newest: dict[Any, int] = {}
         for key in {key for op in maybe.values() for key in op.says}:
