@@ -106,6 +106,18 @@ def test_a_grant_that_was_missing_gives_back_what_hangs_on_it() -> None:
     assert stored(victim) == stored(whole)
 
 
+def test_who_lacks_something_proposes_no_floor() -> None:
+    """Nobody could vote for it, and the number would wait for ever."""
+    whole, lacking, _, _ = federation(8)
+    lacking.publish()
+    lacking.now_ms += 10_000
+    assert lacking.notary.tend().voted is None
+    run(lacking.repairs, honest(whole.repairs))
+    lacking.now_ms += 10_000
+    voted = lacking.notary.tend().voted
+    assert voted is not None and voted.number == 2
+
+
 def test_who_goes_by_another_floor_cannot_tell() -> None:
     whole, lacking, _, _ = federation(3)
     damage = lacking.repairs.damage()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from typing import Optional
 
 from sqlalchemy import Connection, select
 
@@ -21,12 +22,16 @@ from nsync.errors import NsyncError
 from nsync.log.compaction import BLOCK_OPS, block_digest, live_digest
 from nsync.log.floor import Floor
 from nsync.log.segment import GONE, NO_HASH, Dep, leaf_of
-from nsync.store import schema
+from nsync.namespace import codec
+from nsync.store import kept, schema
 from nsync.store.bulk import bulk_insert
 from nsync.store.compaction import Stretch, compacted, marks_of, stretches
 from nsync.store.database import chunks
 from nsync.store.lines import SqlLines
 from nsync.store.state import SqlState
+
+KEPT = "below the floor"
+"""Under which it is kept what was found below which floor: (number, text), the text empty where all is as it should be."""
 
 _OP, _SEGMENT, _BLOCK = schema.op.c, schema.segment.c, schema.block.c
 
@@ -65,6 +70,20 @@ def present(connection: Connection, lines: SqlLines, author: bytes, after: int, 
         for seq, raw in connection.execute(query.order_by(_OP.seq)):
             if raw[:1] != GONE:
                 yield seq, leaf_of(raw)
+
+
+def noted(connection: Connection) -> Optional[tuple[int, str]]:
+    """What was found below which floor, when that was looked at last: nothing, if all was as its signers signed."""
+    raw = kept.read(connection, KEPT)
+    return None if raw is None else codec.load(raw)
+
+
+def is_whole(connection: Connection, lines: SqlLines, state: SqlState) -> bool:
+    """Whether what is live here below the newest floor is what its signers signed, or was when that was looked at last."""
+    floor = lines.usable_floors[-1] if lines.usable_floors else None
+    if floor is None or noted(connection) == (floor.number, ""):
+        return True
+    return live_of(connection, lines, state, {head.author: head.seq for head in floor.heads}) == floor.live
 
 
 class _AsIf(SqlLines):

@@ -266,6 +266,10 @@ class SqlLog:
         """The digest of what is live below `heads`, once they are a floor: what a vote for them signs (R4.8)."""
         return live.live_of(self.connection, self.lines, self.state, heads)
 
+    def is_whole(self) -> bool:
+        """Whether what is live here below the newest floor is what its signers signed."""
+        return live.is_whole(self.connection, self.lines, self.state)
+
     def stored_ops(self, author: bytes, until: int) -> list[tuple[int, bytes, bool]]:
         """The ops of `author`'s line up to `until`: seq, hash, and whether compaction took it."""
         found, after = [], 0

@@ -38,9 +38,6 @@ LOG = logging.getLogger(__name__)
 
 _OP, _SEGMENT = schema.op.c, schema.segment.c
 
-KEPT = "below the floor"
-"""Under which it is kept what was found below which floor: (number, text), the text empty where all is as it should be."""
-
 
 class Repairs:
     """One instance's (transport.repair.RepairLog). Every method is synchronous: call them off the event loop."""
@@ -55,14 +52,15 @@ class Repairs:
         with self._ground.engine.connect() as connection:
             log = SqlLog(connection, self._ground.authority)
             floor = _comparable(log)
-            if floor is None or _noted(log) == (floor.number, ""):
+            before = live.noted(connection)
+            if floor is None or before == (floor.number, ""):
                 return None
             digests = _digests(log, floor)
             right = live_digest(digests) == floor.live
         if right:
             self._note(floor.number, "")
             return None
-        if _noted_number(self._ground) != floor.number:
+        if before is None or before[0] != floor.number:
             self._note(floor.number, "no peer could be asked yet")
         return Damage(floor.number, tuple(digest for head in floor.heads for digest in digests[head.author]))
 
@@ -75,9 +73,9 @@ class Repairs:
     def _note(self, floor: int, text: str) -> None:
         """Keep it, and say it when it is new."""
         with self._ground.opened(self._now_ms()) as (log, _, _):
-            before = _noted(log)
+            before = live.noted(log.connection)
             if before != (floor, text):
-                kept.write(log.connection, KEPT, codec.encode((floor, text)))
+                kept.write(log.connection, live.KEPT, codec.encode((floor, text)))
         metrics.DIFFERS_BELOW_FLOOR.set(bool(text))
         if text and before != (floor, text):
             LOG.error("%s", sentence(floor, text))
@@ -242,19 +240,8 @@ def sentence(floor: int, text: str) -> str:
 
 def found_below(log: SqlLog) -> Optional[str]:
     """What is wrong below the newest floor, as it was found last, or None."""
-    noted = _noted(log)
+    noted = live.noted(log.connection)
     return sentence(*noted) if noted is not None and noted[1] else None
-
-
-def _noted(log: SqlLog) -> Optional[tuple[int, str]]:
-    raw = kept.read(log.connection, KEPT)
-    return None if raw is None else codec.load(raw)
-
-
-def _noted_number(ground: Ground) -> int:
-    with ground.engine.connect() as connection:
-        noted = _noted(SqlLog(connection, ground.authority))
-    return noted[0] if noted is not None else 0
 
 
 def _comparable(log: SqlLog) -> Optional[Floor]:
