@@ -67,6 +67,7 @@ class SqlState:
         """How far the logs are looked at, while the catalogue is rebuilt: branch → seq."""
         self._taken: list[Mark] = []
         """Ops that were taken in, may count for nothing, and are not judged yet."""
+        self._revoked: list[Mark] = []
 
     @cached_property
     def shown(self) -> Shown:
@@ -224,18 +225,13 @@ class SqlState:
         home = self.lines.charter.doi_home(value) if isinstance(value, str) else None
         return {home.name} if home is not None else set()
 
-    @cached_property
-    def _revoked(self) -> list[Mark]:
-        return []
-
     # ---- the catalogue after it
 
     def settle(self, before: Readings) -> set[Fact]:
         """Bring the catalogue up to date; returns the facts whose entries changed."""
-        version, known = str(CATALOGUE_VERSION).encode(), kept.read(self.connection, CATALOGUE)
-        if known is None:
+        if kept.read(self.connection, CATALOGUE) is None:
             self.is_caught_up()
-        if known not in (None, version):
+        if self.is_behind:
             raise ConfigError("the catalogue is behind the logs, or was derived by the rules of another nsync; run 'nsync bridge rebuild'")
         self.__dict__.pop("rulings", None)
         self.statements.ruled_by(self.rulings)
@@ -272,7 +268,7 @@ class SqlState:
             for key in op.says:
                 slot = self.statements.slot_of(key, mark, op)
                 count += not self.lines.stands(mark) or self.rulings.ruling(key_of(key), slot).standing == VOID
-        self._taken = []
+        self._taken.clear()
         return count
 
     def is_caught_up(self) -> None:
