@@ -120,7 +120,7 @@ class MemoryLog:
             for author, places in sorted(have.items()):
                 for segment in self.segments.get(author, [])[max((place.seq for place in places), default=0) :]:
                     size += len(segment.frame)
-                    if size > bytes_max:
+                    if batch and size > bytes_max:
                         return batch
                     batch.append(segment)
             return batch

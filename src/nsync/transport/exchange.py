@@ -26,7 +26,7 @@ from nsync.transport.times import monotonic_ms
 PUSH_OPS_MAX = 4096
 """One full segment: who lacks more may ask several peers for it at once."""
 PUSH_BYTES_MAX = 1 << 18
-"""Or one segment: a push that breaks is lost as a whole, where of a pull all stays that came whole."""
+"""A push that breaks is lost as a whole, and may bring what is being pulled already; of a pull all stays that came whole."""
 
 FAULTS_MAX = 256
 """Refused segments in one exchange: a mistake of somebody else's passes, a flood does not."""
@@ -194,13 +194,20 @@ class Exchange:
         return not self._stopped
 
     async def _give(self, mine: Sequence[Head], have: session.Have, theirs: Sequence[Head]) -> None:
-        """See that they get what they lack: pushed, or by their own questions."""
-        lacking = [head for head in mine if head.author in have]
-        if sum(session.missing_ops(theirs, lacking).values()) <= PUSH_OPS_MAX or not await self._client.tell(lacking):
+        """See that they get what they lack: pushed when it is little, else by their own questions if they can ask."""
+        lacking = sorted({head for head in mine if head.author in have}.difference(theirs))
+        if await self._is_little(have, lacking, theirs) or not await self._client.tell(lacking):
             await self._push(have, theirs, lacking)
 
+    async def _is_little(self, have: session.Have, lacking: Collection[Head], theirs: Sequence[Head]) -> bool:
+        if sum(session.missing_ops(theirs, lacking).values()) > PUSH_OPS_MAX:
+            return False
+        batch = await self._log.segments_after(have, PUSH_BYTES_MAX) if have else []
+        ends = {Head(segment.author, segment.last, segment.hash) for segment in batch}
+        return ends.issuperset(lacking) and sum(len(segment.frame) for segment in batch) <= PUSH_BYTES_MAX
+
     async def _push(self, have: session.Have, theirs: Sequence[Head], lacking: Collection[Head]) -> None:
-        """Send batches until they have all, or will ask for the rest; or stop when they take nothing of one, the rest they can pull."""
+        """Send batches until they have all, or can ask by now; or stop when they take nothing of one, the rest they can pull."""
         left = set(lacking)
         while have:
             batch = await self._log.segments_after(have, PUSH_BYTES_MAX)

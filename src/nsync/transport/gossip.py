@@ -186,7 +186,8 @@ class Gossip:
 
     def told(self, name: str, heads: Sequence[Head]) -> bool:
         """The peer `name` has these heads, and they are new to it. Whether it will be asked for what is missing here."""
-        if name not in self._clients or not self._is_well(name):
+        asked = self._running.get(name)
+        if name not in self._clients or not (self._is_well(name) or (asked is not None and asked.answered)):
             return False
         self._heard[name] = session.merged(self._heard.get(name, ()), heads)[: wire.HEADS_MAX]
         self._woken[name].set()
