@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 from nsync.auth.keys import SigningKey
 from nsync.authority.documents import draft, sign
@@ -32,7 +32,7 @@ ANSWER_S_MAX = 60.0
 """On a machine that is busy; the same for the start, which imports much."""
 STOP_S_MAX = 20.0
 LINE_BYTES_MAX = 1 << 24
-POLL_S = 0.1
+POLL_S = 0.05
 INTERVAL_S = 1.0
 """Of anti-entropy: the default is 5 s, and the story is short."""
 
@@ -160,10 +160,18 @@ class Process:
         await self._answer(or_killed=bool(failpoint))
 
     async def ask(self, do: str, **more: Any) -> Any:
-        """What it answers. Raises Killed when a failpoint killed it in the meantime."""
+        """What it answers."""
+        self._tell(do, more)
+        return await self._answer()
+
+    async def ask_or_killed(self, do: str, **more: Any) -> Any:
+        """What it answers; None when a failpoint kills it before."""
+        self._tell(do, more)
+        return await self._answer(or_killed=True)
+
+    def _tell(self, do: str, more: dict[str, Any]) -> None:
         assert self._child is not None and self._child.stdin is not None, f"{self.name} does not run"
         self._child.stdin.write(json.dumps({"do": do, **more}).encode() + b"\n")
-        return await self._answer()
 
     async def _answer(self, or_killed: bool = False) -> Any:
         assert self._child is not None and self._child.stdout is not None
@@ -187,7 +195,7 @@ class Process:
         """Wait until a failpoint has killed it."""
         assert self._child is not None
         child = self._child
-        await until(_true_when(lambda: child.returncode is not None), seconds_max, lambda: f"{self.name} lives:\n{self.said()}")
+        await until(lambda: child.returncode is not None, seconds_max, lambda: f"{self.name} lives:\n{self.said()}")
         code = await self._end()
         assert code == -9, f"{self.name} ended with {code}, and said:\n{self.said()}"
 
@@ -207,16 +215,9 @@ class Process:
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
 
-def _true_when(holds: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
-    async def ask() -> bool:
-        return holds()
-
-    return ask
-
-
-async def until(holds: Callable[[], Awaitable[bool]], seconds_max: float, what: Callable[[], str]) -> None:
+async def until(holds: Callable[[], Union[bool, Awaitable[bool]]], seconds_max: float, what: Callable[[], str]) -> None:
     """Return when `holds()`, or fail with the text of `what()`."""
     end = time.monotonic() + seconds_max
-    while not await holds():
+    while not ((await found) if isinstance(found := holds(), Awaitable) else found):
         assert time.monotonic() < end, f"not within {seconds_max:g} s: {what()}"
         await asyncio.sleep(POLL_S)

@@ -86,7 +86,7 @@ class Proxy:
         self._names = {address: name for name, address in addresses.items()}
         self._seed = seed
         self._count: Counter[Link] = Counter()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Link] = {}
         self._servers: list[asyncio.Server] = []
 
     def set(self, faults: Faults, links: Iterable[Link]) -> None:
@@ -98,15 +98,21 @@ class Proxy:
         self.faults.clear()
         self.lost.clear()
 
+    def sever(self, name: str) -> None:
+        """Reset what is open from and to `name`, as when its machine loses power: the kernel goes on sending for a dead process."""
+        for task, link in self._tasks.items():
+            if name in link:
+                task.cancel()
+
     async def listen(self, name: str, port: int, node_port: int) -> None:
         """Forward `port` to the node called `name`. Raises OSError when the port is taken."""
 
         def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             address = (writer.get_extra_info("peername") or ("gone already",))[0]
-            connection = self._connection((self._names.get(address, ""), name), node_port)
-            task = asyncio.get_running_loop().create_task(connection.carry(reader, writer))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            link = (self._names.get(address, ""), name)
+            task = asyncio.get_running_loop().create_task(self._connection(link, node_port).carry(reader, writer))
+            self._tasks[task] = link
+            task.add_done_callback(self._tasks.pop)
             task.add_done_callback(lambda _: _reset(writer))
 
         self._servers.append(await asyncio.start_server(accept, LOOPBACK, port, limit=BUFFER_BYTES))
