@@ -40,7 +40,7 @@ from nsync.transport.keeper import Keeper
 from nsync.transport.listener import Listener
 from nsync.transport.peers import held_back
 from nsync.transport.server import Server
-from nsync.transport.times import wall_ms
+from nsync.transport.times import happens, wall_ms
 
 LOG = logging.getLogger(__name__)
 
@@ -169,8 +169,7 @@ class Node:
 
     async def _first_word(self) -> None:
         """Sign nothing before peers could say what they have of this instance's own log (R4.6)."""
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self.gossip.asked.wait(), FIRST_WORD_S_MAX)
+        await happens(self.gossip.asked, FIRST_WORD_S_MAX)
 
     async def _keep_tending(self) -> None:
         await self._first_word()
@@ -219,8 +218,7 @@ class Node:
 
     async def _until_news(self) -> None:
         """Segments wake the bridge at once; captured rows are looked for every sleep_time."""
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._news.wait(), self.settings.sleep_time_s)
+        await happens(self._news, self.settings.sleep_time_s)
 
     async def _work_until_idle(self) -> None:
         while True:

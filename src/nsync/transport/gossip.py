@@ -24,7 +24,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Iterable, Sequence
 from concurrent.futures import Executor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Callable, NamedTuple, Optional
 
@@ -46,7 +46,7 @@ from nsync.transport.pulls import LEASE_MS, Pulls
 from nsync.transport.repair import RepairLog
 from nsync.transport.requests import Signer
 from nsync.transport.server import Verb
-from nsync.transport.times import monotonic_ms, wall_ms
+from nsync.transport.times import happens, monotonic_ms, wall_ms
 
 logger = logging.getLogger("nsync.transport.gossip")
 
@@ -260,9 +260,7 @@ class Gossip:
         """Return when something was applied, and not at once; with False when nothing was, for long."""
         self._applied.clear()
         await asyncio.sleep(ROOM_S_MIN)
-        with suppress(asyncio.TimeoutError):
-            return await asyncio.wait_for(self._applied.wait(), ROOM_S_MAX)
-        return False
+        return await happens(self._applied, ROOM_S_MAX)
 
     async def _keep_asking(self) -> None:
         """Anti-entropy."""
@@ -290,8 +288,7 @@ class Gossip:
         """Return when the back-off is over; for a healthy peer, when it is woken."""
         pause_ms = self._states[name].pause_ms(monotonic_ms())
         if pause_ms:
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._reset[name].wait(), pause_ms / 1000)
+            await happens(self._reset[name], pause_ms / 1000)
             self._whole.add(name)
         else:
             await self._woken[name].wait()

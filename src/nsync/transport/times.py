@@ -27,6 +27,20 @@ def monotonic_ms() -> int:
     return int(asyncio.get_running_loop().time() * 1000)
 
 
+async def happens(event: asyncio.Event, s_max: float) -> bool:
+    """Whether `event` is set within this time.
+
+    Not asyncio.wait_for: before Python 3.12 it loses a cancellation that comes in the moment in which the event is set, and what
+    should have ended goes on.
+    """
+    waiting = asyncio.ensure_future(event.wait())
+    try:
+        came, _ = await asyncio.wait({waiting}, timeout=s_max)
+        return bool(came)
+    finally:
+        waiting.cancel()
+
+
 async def aside(size: int, work: Callable[[], T]) -> T:
     """What `work` returns; in a thread when it is about so many bytes that the event loop would notice."""
     if size < ASIDE_BYTES_MIN:
