@@ -1,7 +1,7 @@
 """Keeps what is known of the peers where the commands can read it, and does what they ask for there.
 
-It is put down when a peer begins to fail, is in order again, or tells its heads for the first time; else every KEEP_S. An
-operator's `nsync peer reset` is found within LOOK_S_MAX, or the gossip's interval where that is shorter.
+It is put down when a peer begins to fail, fails for another reason, is in order again, or tells its heads for the first time;
+else every KEEP_S. An operator's `nsync peer reset` is found within LOOK_S_MAX, or the gossip's interval where that is shorter.
 """
 
 from __future__ import annotations
@@ -82,4 +82,4 @@ class Keeper:
         await loop.run_in_executor(self._writer, self._table.save, self._gossip.records())
 
     def _health(self) -> object:
-        return [(record.name, bool(record.failures), record.heads is None) for record in self._gossip.records()]
+        return [(record.name, record.reason, record.heads is None) for record in self._gossip.records()]
