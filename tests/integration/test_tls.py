@@ -87,9 +87,12 @@ async def test_another_key_gets_no_request(tmp_path: Path) -> None:
     """Whoever is in between has a key and a certificate of its own, however well they look."""
     mine, other = Identity(tmp_path / "mine"), Identity(tmp_path / "other")
     async with calling(other.context, mine.pin) as (client, log, peer):
-        with pytest.raises(TransportError, match=r"b .https://.* none of the pins that the charter has for it") as raised:
+        reason = ""
+        try:
             await client.hello(bytes(16))
-        assert peer.url in str(raised.value) and not log.asked
+        except TransportError as error:
+            reason = str(error)
+        assert peer.url in reason and "none of the pins that the charter has for it" in reason and not log.asked
 
 
 @on_a_loop

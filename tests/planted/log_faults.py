@@ -20,8 +20,10 @@ from nsync.store.notices import SqlNotices, Taken
 from nsync.store.state import SqlState
 from nsync.store.statements import Statements
 from nsync.store.voting import SqlHere
-from nsync.transport import peers
+from nsync.transport import peers, tls
+from nsync.transport.gates import Gates
 from nsync.transport.peers import Meter, PeerState
+from nsync.transport.requests import Verifier
 from tests.planted.faults import Fault, Patch, _nothing_waits, function, method, wrapped
 
 NEWS, NOTICES, PEERS = "property.test_news", "unit.test_notices", "unit.test_peer_table"
@@ -150,6 +152,10 @@ def _forgets_its_votes(original: Original) -> Original:
 
 def _unsigned(original: Original) -> Original:
     return lambda raw, charter, verify: original(raw, charter, lambda *_: True)
+
+
+def _any_length(original: Original) -> Original:
+    return lambda self, request, bytes_max: original(self, request, 20 << 20)
 
 
 LOG_FAULTS = (
@@ -350,5 +356,21 @@ LOG_FAULTS = (
         "a peer that failed once is not tried again",
         wrapped(PeerState, "failed", _never_again),
         f"{STORIES}::test_cut_links_heal",
+    ),
+    # ---- the transport
+    Fault(
+        "any key passes for a peer's",
+        function(tls.is_pinned, lambda certificate, pins: True),
+        "integration.test_tls::test_another_key_gets_no_request",
+    ),
+    Fault(
+        "a nonce is not remembered",
+        method(Verifier, "_once", lambda self, name, nonce, now_ms: None),
+        "integration.test_limits::test_a_request_that_is_sent_twice_is_answered_once",
+    ),
+    Fault(
+        "a body may have any length",
+        wrapped(Gates, "passed", _any_length),
+        "integration.test_limits::test_a_body_has_its_limit_also_when_it_does_not_say_its_length",
     ),
 )

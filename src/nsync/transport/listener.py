@@ -172,8 +172,8 @@ class Listener:
         app.middlewares.insert(0, self._answer)
         self._header_s_max = header_s_max
         self._connections_max = connections_max
-        self._source_max = connections_max if behind_proxy else min(SOURCE_CONNECTIONS_MAX, connections_max)
-        self._source_rate = None if behind_proxy else source_rate
+        self._by_source = not behind_proxy
+        self._source_rate = source_rate
         self._rates: OrderedDict[str, Bucket] = OrderedDict()
         self._sources: Counter[str] = Counter()
         self._members: Counter[str] = Counter()
@@ -249,22 +249,22 @@ class Listener:
 
     def _may_enter(self, source: str) -> bool:
         """Whether there is a place for one more of `source`; the oldest stranger makes room if need be."""
-        if not self._is_slow_enough(source):
+        if self._by_source and not self._is_slow_enough(source):
             metrics.LIMIT_HITS.labels("source_rate").inc()
-        elif self._sources[source] >= self._source_max:
+        elif self._by_source and self._sources[source] >= SOURCE_CONNECTIONS_MAX:
             metrics.LIMIT_HITS.labels("source_connections").inc()
         elif len(self._connections) < self._connections_max:
             return True
         elif self._strangers:
-            self._strangers.popitem(last=False)[0].end("connections")
+            oldest, _ = self._strangers.popitem(last=False)
+            self._connections.discard(oldest)  # its place is free, although it takes a moment to end
+            oldest.end("connections")
             return True
         else:
             metrics.LIMIT_HITS.labels("connections").inc()
         return False
 
     def _is_slow_enough(self, source: str) -> bool:
-        if self._source_rate is None:
-            return True
         now_ms = monotonic_ms()
         rate = self._rates.setdefault(source, Bucket(self._source_rate, now_ms))
         self._rates.move_to_end(source)

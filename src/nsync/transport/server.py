@@ -116,8 +116,8 @@ class Server:
     async def _pull(self, request: web.Request, caller: Instance, body: bytes) -> web.StreamResponse:
         have = await aside(len(body), partial(wire.decode_have, body))
         response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
-        await response.prepare(request)
         try:
+            await response.prepare(request)
             await asyncio.wait_for(self._stream(response, have), wire.PULL_S_MAX)
         except (ConnectionError, asyncio.TimeoutError) as error:
             logger.info("%s did not read the answer to its pull to the end: %s", caller.name, error or f"{wire.PULL_S_MAX:g} s are over")
