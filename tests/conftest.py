@@ -16,10 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from sqlalchemy import Engine
 
 from nsync.store.database import create_tables, open_store
 from tests.support import postgres
+
+settings.register_profile("nsync", deadline=None)  # a busy machine is no bug
+settings.load_profile("nsync")
 
 _HOME = Path(tempfile.mkdtemp(prefix="nsync-tests-"))
 

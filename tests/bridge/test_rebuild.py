@@ -6,10 +6,11 @@ import pytest
 from sqlalchemy import delete
 
 from nsync.errors import ConfigError
+from nsync.failpoints import watched
 from nsync.namespace.keys import Did
 from nsync.store import kept, keyed, schema
 from nsync.store.state import CATALOGUE
-from tests.support.instances import Instance, settle
+from tests.support.instances import Instance, everything, settle
 
 HIDDEN = Did("cms", "d2")
 
@@ -63,3 +64,19 @@ def test_what_was_changed_here_meanwhile_is_published_and_not_overwritten(federa
     settle(federation)
     assert Did("atlas", "mine") in cms.catalogue()
     assert atlas.rows() == cms.rows()
+
+
+def test_a_rebuild_that_ends_in_the_middle_leaves_everything_as_it_was(federation: list[Instance]) -> None:
+    atlas, cms, _ = federation
+    cms.add_did("cms", "d2")
+    settle(federation)
+    made_by_other_rules(atlas)
+    before = everything(atlas)
+
+    def cut(name: str) -> None:
+        if name == "rebuild-derived":
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError), watched(cut):
+        atlas.bridge.rebuild(atlas.now_ms)
+    assert everything(atlas) == before

@@ -15,6 +15,7 @@ from nsync.auth.keys import verify
 from nsync.authority.documents import load
 from nsync.authority.effective import Authority
 from nsync.errors import ProtocolError
+from nsync.failpoints import watched
 from nsync.log.repair import BITMAP_BYTES
 from nsync.log.segment import gone
 from nsync.store import schema
@@ -67,6 +68,26 @@ def test_what_is_missing_comes_from_an_honest_peer(seed: int) -> None:
     assert stored(lacking) == stored(whole)
     assert lacking.repairs.damage() is None and says(lacking) is None
     assert lacking.store(*whole.segments()) is None and lacking.compact() == 0
+
+
+class PowerCut(Exception):
+    """What ends a step where a power cut would."""
+
+
+@pytest.mark.parametrize("place", ["repair-before-commit", "repair-after-commit"])
+def test_repair_goes_on_after_it_ended_anywhere(place: str) -> None:
+    whole, lacking, _, count = federation(4)
+    before = stored(lacking)
+
+    def cut(name: str) -> None:
+        if name == place:
+            raise PowerCut
+
+    with pytest.raises(PowerCut), watched(cut):
+        run(lacking.repairs, honest(whole.repairs))
+    assert (stored(lacking) == before) == (place == "repair-before-commit")
+    run(lacking.repairs, honest(whole.repairs))
+    assert stored(lacking) == stored(whole) and count
 
 
 def test_an_instance_says_what_differs_until_nothing_does() -> None:

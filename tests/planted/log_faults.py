@@ -12,7 +12,7 @@ from nsync.clock import Stamp
 from nsync.log import admission, forks, lease, segment, voting
 from nsync.log.floor import Vote, sign_vote
 from nsync.log.stored import Head, Receipt
-from nsync.store import compaction, live, log, repair
+from nsync.store import compaction, live, log, recovery, repair
 from nsync.store.lines import SqlLines
 from nsync.store.log import SqlLog
 from nsync.store.news import News
@@ -187,7 +187,7 @@ LOG_FAULTS = (
     ),
     Fault(
         "nobody compares their own log with what others have of it",
-        method(SqlLog, "heard", lambda self, author, theirs: None),
+        function(recovery.heard, lambda connection, lines, author, theirs: None),
         f"{STORIES}::test_a_restored_instance_signs_nothing_more_once_it_hears_what_it_lost",
     ),
     Fault(
