@@ -162,4 +162,4 @@ def _status_table(statuses: list[status.InstanceStatus]) -> Table:
 
 
 def _service(service: status.Service) -> str:
-    return f"{service.url.removeprefix('http://')} [{_COLOURS[service.state]}]{service.state}[/]"
+    return f"{service.url.partition('://')[2]} [{_COLOURS[service.state]}]{service.state}[/]"

@@ -5,6 +5,7 @@ In a real federation nobody holds two of these keys; here one process makes and 
 
 from __future__ import annotations
 
+import datetime
 import json
 import secrets
 from pathlib import Path
@@ -14,11 +15,17 @@ from nsync.auth.keys import SigningKey
 from nsync.authority import documents
 from nsync.authority.charter import ID_BYTES
 from nsync.testbed.layout import Instance, Layout, replace_text
+from nsync.transport import tls
 
 
 def key_file(instance: Instance) -> Path:
     """The key that the node signs with."""
     return instance.home / "etc" / "nsync.key"
+
+
+def tls_directory(instance: Instance) -> Path:
+    """Where `tls.key` and `tls.pem` are."""
+    return instance.home / "etc"
 
 
 def make_charter(layout: Layout) -> None:
@@ -45,12 +52,22 @@ def _key(path: Path) -> SigningKey:
     return SigningKey.load(path)
 
 
+def _pin(instance: Instance) -> bytes:
+    """Of the certificate that a start which was interrupted has left, or of a new one."""
+    directory = tls_directory(instance)
+    if (directory / "tls.pem").exists():
+        return tls.pin(directory / "tls.pem")
+    (directory / "tls.key").unlink(missing_ok=True)
+    return tls.make_certificate(directory, datetime.datetime.now(datetime.timezone.utc))
+
+
 def _member(instance: Instance, root: SigningKey) -> dict[str, Any]:
     entry = {
         "name": instance.name,
         "key": _key(key_file(instance)).public.hex(),
         "incarnation": secrets.token_hex(ID_BYTES),
         "url": instance.charter_url,
+        "tls": [_pin(instance).hex()],
         "scopes": [instance.name],
         "dois": [doi_prefix(instance.name)],
         "guests": {},

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from nsync.testbed.charter import key_file
+from nsync.testbed.charter import key_file, tls_directory
 from nsync.testbed.layout import LOOPBACK, Instance, replace_text
 
 ACCOUNT = "root"
@@ -118,7 +118,8 @@ def _server_sections(instance: Instance, charter: Path) -> Sections:
             "listen": f"{LOOPBACK}:{instance.node_port}",
             "source_address": instance.source_address,
             "shared_scopes": ", ".join(instance.shared_scopes),
-            "allow_plain_http": "true",
+            "tls_cert": str(tls_directory(instance) / "tls.pem"),
+            "tls_key": str(tls_directory(instance) / "tls.key"),
         },
     }
 

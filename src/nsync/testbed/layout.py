@@ -45,11 +45,11 @@ class Instance:
 
     @property
     def node_url(self) -> str:
-        return f"http://{LOOPBACK}:{self.node_port}"
+        return f"https://{LOOPBACK}:{self.node_port}"
 
     @property
     def charter_url(self) -> str:
-        return f"http://{LOOPBACK}:{self.proxy_port}"
+        return f"https://{LOOPBACK}:{self.proxy_port}"
 
     @property
     def database_url(self) -> str:
