@@ -77,15 +77,13 @@ APPLIED = {
     "JOIN nsync_branch b ON b.id = s.branch WHERE s.last <= b.applied ORDER BY s.first",
     "ops": "SELECT o.* FROM nsync_op o JOIN nsync_branch b ON b.id = o.branch WHERE o.seq <= b.applied ORDER BY o.seq",
 }
-WORDS = ("nsync_signed_head", "nsync_peer")
-"""Tables of what an instance says of itself, or measures, at its own time."""
 LAST_SEGMENT = "SELECT max(s.last) FROM nsync_segment s WHERE s.branch = b.id"
 LAST_OP = "SELECT max(o.seq) FROM nsync_op o WHERE o.branch = b.id"
 
 
 def state(path: Path) -> Dump:
     """All tables, as if nothing were stored that is not applied."""
-    return {**everything(path, without=(*STORED, *WORDS)), **{name: ask(path, query) for name, query in APPLIED.items()}}
+    return {**everything(path, without=STORED), **{name: ask(path, query) for name, query in APPLIED.items()}}
 
 
 def test_every_failpoint_of_the_source_is_tried() -> None:

@@ -247,14 +247,18 @@ def ask(path: Path, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         return list(connection.execute(sql, values))
 
 
+_WORDS = ("nsync_signed_head", "nsync_peer")
+"""What a node says of itself, or measures, at its own time."""
+
+
 def everything(path: Path, without: Sequence[str] = ()) -> dict[str, list[tuple[Any, ...]]]:
-    """All rows of all tables but `without`, without times and `_SURROGATES`: two runs of one story can be compared as a whole."""
+    """All rows of all tables but `without` and `_WORDS`, without times and `_SURROGATES`: two runs of one story can be compared."""
     with closing(sqlite3.connect(path, timeout=30)) as connection:
         connection.execute("BEGIN")
         rses = {row[0]: f"RSE {row[1]}" for row in connection.execute("SELECT id, rse FROM rses")}
         tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")]
         found = {}
-        for table in sorted(set(tables) - set(without)):
+        for table in sorted(set(tables) - set(without) - set(_WORDS)):
             names = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
             columns = [name for name in names if name not in _SURROGATES and not name.endswith("_at")]
             rows = connection.execute(f"SELECT {', '.join(columns)} FROM {table}") if columns else []

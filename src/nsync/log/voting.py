@@ -1,7 +1,7 @@
 """Who proposes a floor, and who votes for what (R4.8). Pure: what is here is told by `Here`, time by whoever calls.
 
-Number n has one proposer: of the charter's voters, in its order, the one at (n - 1) mod M. Its vote is the proposal. Everybody else
-votes for that and nothing else, once it sees for itself that the proposal is right; else it waits. A vote is given once and never
+Number n has one proposer: of the charter's voters that have not retired, in its order, the one at (n - 1) mod M. Its vote is the
+proposal. Everybody else votes for that and nothing else, once it sees for itself that the proposal is right; else it waits. A vote is given once and never
 again, so two honest votes for one number never differ, unless the proposer signed two proposals: then whoever has seen both gives none.
 
 A right proposal, seen from here:
@@ -57,7 +57,7 @@ class Ballot(NamedTuple):
 
 def proposer(charter: Charter, number: int) -> Instance:
     """Who proposes floor `number`."""
-    voters = list(charter.voters().values())
+    voters = [instance for instance in charter.voters().values() if instance.retired is None] or list(charter.voters().values())
     return voters[(number - 1) % len(voters)]
 
 

@@ -257,10 +257,11 @@ class Gossip:
             self.told(name, heads)
 
     async def _room(self) -> bool:
-        """Return when something was applied, and not at once; with False when nothing was, for long."""
-        self._applied.clear()
+        """Return when something was applied since the last time, and not at once; with False when nothing was, for long."""
         await asyncio.sleep(ROOM_S_MIN)
-        return await happens(self._applied, ROOM_S_MAX)
+        found = await happens(self._applied, ROOM_S_MAX)
+        self._applied.clear()
+        return found
 
     async def _keep_asking(self) -> None:
         """Anti-entropy."""
