@@ -1,8 +1,9 @@
 """Who proposes a floor, and who votes for what (R4.8). Pure: what is here is told by `Here`, time by whoever calls.
 
 Number n has one proposer: of the charter's voters that have not retired, in its order, the one at (n - 1) mod M. Its vote is the
-proposal. Everybody else votes for that and nothing else, once it sees for itself that the proposal is right; else it waits. A vote is given once and never
-again, so two honest votes for one number never differ, unless the proposer signed two proposals: then whoever has seen both gives none.
+proposal. Everybody else votes for that and nothing else, once it sees for itself that the proposal is right; else it waits. A vote is
+given once and never again, so two honest votes for one number never differ, unless the proposer signed two proposals: then whoever has
+seen both gives none.
 
 A right proposal, seen from here:
 
