@@ -183,4 +183,4 @@ async def _one_way(directory: Path) -> None:
         states = await lones.settled(SETTLE_S_MAX)
         assert len({author for author, *_ in stored(states[0])}) == len(NAMES)
         assert lones.proxy.carried["atlas", "cms"] == 0 and lones.proxy.struck["lost"]
-        assert all(lones.proxy.carried[link] for link in [("cms", "atlas"), ("atlas", "belle2"), ("belle2", "cms")])
+        assert lones.proxy.carried["belle2", "cms"], "through the third"
