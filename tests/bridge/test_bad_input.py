@@ -26,6 +26,7 @@ from nsync.namespace import codec, keys
 from nsync.namespace.keys import Attachment, Attribute, Did, Identity, Protocol, Replica, Rse, Scope, to_wire
 from nsync.namespace.ops import Assert, Retract, Statement, encode_op
 from nsync.rucio_bridge import parked
+from nsync.rucio_bridge.bridge import REFUSED_TOLD_MAX
 from nsync.store.log import SqlLog
 from nsync.store.status import status
 from tests.conformance.make import sealed
@@ -168,6 +169,14 @@ def test_what_no_honest_author_could_send_is_refused(frames: list[bytes], text: 
     assert len(rejected) == 1 and rejected[0].startswith(text), rejected
     assert f"refused a segment that cms brought: {text}" in caplog.text
     assert {name for scope, name in names(atlas) if scope == "cms"} <= {"d1"}
+
+
+def test_who_sends_much_that_is_refused_fills_no_log(atlas: Instance, caplog: Any) -> None:
+    (frames, _), *_ = REFUSED.values()
+    rejected = deliver(atlas, *frames * 50)
+    assert len(rejected) == 50
+    told = [record for record in caplog.records if "refused" in record.getMessage()]
+    assert len(told) == REFUSED_TOLD_MAX + 1 and f"refused {50 - REFUSED_TOLD_MAX} more" in told[-1].getMessage()
 
 
 def test_every_single_flipped_bit_is_seen(atlas: Instance) -> None:

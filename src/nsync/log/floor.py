@@ -24,6 +24,8 @@ FORMAT = 1
 HEADS_MAX = 4096
 """Authors in one floor: a thousand members with some instances and incarnations each."""
 VOTE_BYTES_MAX = HEADS_MAX * 48 + 1024
+VOTES_READ_MAX = 2048
+"""Votes that stay decoded: all of them are looked at in each transaction, and there are some for each floor."""
 
 
 class Floor(NamedTuple):
@@ -95,6 +97,7 @@ def signed_bytes(vote: Vote) -> bytes:
 
 
 @lru_cache(maxsize=1024)
+@lru_cache(maxsize=VOTES_READ_MAX)
 def read_vote(raw: bytes) -> Vote:
     """A vote that was checked when it was stored."""
     signed, signature = codec.load(raw)

@@ -15,7 +15,7 @@ have more than half.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple, Optional
 
 from nsync.authority.charter import Charter, Verify
@@ -171,3 +171,12 @@ def check_proof(proof: ForkProof, charter: Charter, verify: Verify) -> Header:
         if not verify(life.key, "segment", raw, signature):
             raise RejectedSegment(f"fork proof of {header.author.hex()[:12]} at {header.first}: a signature is not its author's")
     return header
+
+
+def differences(one: Line, other: Line) -> Iterator[tuple[int, int, int]]:
+    """The stretches (branch, after, until) that are on one of two lines only."""
+    first, second = {mark.branch: mark.seq for mark in one}, {mark.branch: mark.seq for mark in other}
+    for branch in sorted({*first, *second}):
+        low, high = sorted((first.get(branch, 0), second.get(branch, 0)))
+        if low < high:
+            yield branch, low, high

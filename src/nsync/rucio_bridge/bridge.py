@@ -39,6 +39,9 @@ from nsync.store.notary import Opened
 
 LOG = logging.getLogger(__name__)
 
+REFUSED_TOLD_MAX = 8
+"""Of the segments of one batch that are refused: so many reasons go to the log, and the sender has more of them."""
+
 HOLD_MS_MAX = 100
 """How long a run of changesets may hold SQLite's one write lock; a single larger changeset may hold it longer."""
 
@@ -175,9 +178,11 @@ class Bridge:
                 failpoint("receive-before-commit")
             failpoint("receive-after-commit")
         rejected += received.rejected
-        for text in rejected:
+        for text in rejected[:REFUSED_TOLD_MAX]:
             LOG.warning("refused a segment that %s brought: %s", sender, text)
-            REFUSED_SEGMENTS.labels(sender).inc()
+        if len(rejected) > REFUSED_TOLD_MAX:
+            LOG.warning("refused %d more segments that %s brought with it", len(rejected) - REFUSED_TOLD_MAX, sender)
+        REFUSED_SEGMENTS.labels(sender).inc(len(rejected))
         return Receipt(received.stored, tuple(rejected))
 
     def rebuild(self, now_ms: int) -> int:

@@ -7,7 +7,7 @@ count. `derive` brings the catalogue up to date with the touched keys. So the wo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Optional
 
@@ -21,11 +21,10 @@ from nsync.catalogue.explain import Explanation, Word, entries_needed, explain
 from nsync.catalogue.opendata import NAMES, Name, name_of
 from nsync.catalogue.rules import Reader
 from nsync.catalogue.state import About, Hanging, Node
-from nsync.catalogue.view import VERSION as CATALOGUE_VERSION
-from nsync.catalogue.view import derive
+from nsync.catalogue.view import VERSION, derive
 from nsync.crdt import Dot, Slot
 from nsync.errors import ConfigError
-from nsync.log.forks import Line, Mark, line_to
+from nsync.log.forks import Line, Mark, differences, line_to
 from nsync.log.segment import GONE, Header
 from nsync.namespace import fields
 from nsync.namespace.keys import Attachment, Did, Fact, Key, fact_of, key_of, scope_of
@@ -40,6 +39,7 @@ from nsync.store.statements import Op, Statements, read_op
 
 _GUEST = schema.guest.c
 
+_RULES = str(VERSION).encode()
 CATALOGUE = "catalogue"
 """Under which the version of the rules is kept that the catalogue was derived by."""
 
@@ -229,9 +229,10 @@ class SqlState:
 
     def settle(self, before: Readings) -> set[Fact]:
         """Bring the catalogue up to date; returns the facts whose entries changed."""
-        if kept.read(self.connection, CATALOGUE) is None:
+        known = kept.read(self.connection, CATALOGUE)
+        if known is None:
             self.is_caught_up()
-        if self.is_behind:
+        elif known != _RULES:
             raise ConfigError("the catalogue is behind the logs, or was derived by the rules of another nsync; run 'nsync bridge rebuild'")
         self.__dict__.pop("rulings", None)
         self.statements.ruled_by(self.rulings)
@@ -273,7 +274,7 @@ class SqlState:
 
     def is_caught_up(self) -> None:
         """Keep by which rules the catalogue is derived, since what is derived adds up only to what was derived by the same."""
-        kept.write(self.connection, CATALOGUE, str(CATALOGUE_VERSION).encode())
+        kept.write(self.connection, CATALOGUE, _RULES)
 
     def defer(self) -> set[Fact]:
         """Leave the catalogue as it is: it is behind from here on, until `rebuild`."""
@@ -285,7 +286,7 @@ class SqlState:
     @property
     def is_behind(self) -> bool:
         """Whether the catalogue has to be rebuilt before anything adds up to it."""
-        return kept.read(self.connection, CATALOGUE) not in (None, str(CATALOGUE_VERSION).encode())
+        return kept.read(self.connection, CATALOGUE) not in (None, _RULES)
 
     def derive(self) -> set[Fact]:
         """Bring the catalogue up to date with what is touched and new; returns the facts whose entries changed."""
@@ -335,7 +336,7 @@ class SqlState:
             was, line = before.lines.get(author), now.lines.get(author, self.lines.line(author))
             if was is None or was == line:
                 continue
-            for branch, low, high in _differences(was, line):
+            for branch, low, high in differences(was, line):
                 query = select(schema.op.c.seq).where(schema.op.c.branch == branch, schema.op.c.seq > low, schema.op.c.seq <= high)
                 query = query.where(schema.op.c.seq <= self.lines.branches[branch].applied)
                 self._touch([Mark(branch, seq) for seq in self.connection.execute(query).scalars()])
@@ -390,12 +391,3 @@ class SqlState:
         words = [Word(found.slot, ruling or void) for found, ruling in self.statements.history(key)]
         fact = fact_of(key)
         return explain(Reader(self.rulings), key, words, self.entries(entries_needed(key)), self.conflicts([fact]).get(fact, []))
-
-
-def _differences(one: Line, other: Line) -> Iterator[tuple[int, int, int]]:
-    """The stretches (branch, after, until) that are on one of two lines only."""
-    first, second = {mark.branch: mark.seq for mark in one}, {mark.branch: mark.seq for mark in other}
-    for branch in sorted({*first, *second}):
-        low, high = sorted((first.get(branch, 0), second.get(branch, 0)))
-        if low < high:
-            yield branch, low, high
