@@ -30,6 +30,7 @@ from nsync.rucio_bridge.bridge import HOLD_MS_MAX, Bridge, Worked
 from nsync.rucio_bridge.engine import get_engine
 from nsync.rucio_bridge.guard import unknown_schema
 from nsync.rucio_bridge.tending import Tending
+from nsync.rucio_bridge.watch import Watch
 from nsync.store import migrations, status
 from nsync.store.log import SqlLog
 from nsync.store.peers import PeerTable
@@ -66,10 +67,12 @@ class Node:
         self._writer = ThreadPoolExecutor(1, "nsync-write")
         self._reader = ThreadPoolExecutor(2, "nsync-peers")
         self._looker = ThreadPoolExecutor(1, "nsync-look")
+        self._watcher = ThreadPoolExecutor(1, "nsync-watch")
         self._failed = False
         """Whether the last transaction was rolled back."""
         self._voter = ThreadPoolExecutor(1, "nsync-vote")
         self._news = asyncio.Event()
+        self._watch = Watch(self.bridge.engine, self._watcher)
         self.tending = Tending(self.bridge, settings.key.sign, verify, wall_ms, settings.lease_s, settings.floor_interval_s, self._voter)
         self.gossip = Gossip(
             settings.charter,
@@ -117,7 +120,7 @@ class Node:
             metrics.serve(*self.settings.metrics)
         LOG.info("%s listens on %s:%d for the federation %r", self.settings.me.name, self.settings.host, port, self.settings.charter.name)
         work = (self.gossip.run(), self._keep_working(), self._keep_tending(), self.keeper.run(), self._tell_progress())
-        tasks = [asyncio.ensure_future(one) for one in work]
+        tasks = [asyncio.ensure_future(one) for one in (*work, self._watch.run(self._news.set))]
         stopping = asyncio.ensure_future(stop.wait())
         try:
             done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -163,7 +166,7 @@ class Node:
         try:
             yield
         finally:
-            for executor in (self._looker, self._voter, self._reader, self._writer):
+            for executor in (self._watcher, self._looker, self._voter, self._reader, self._writer):
                 executor.shutdown(cancel_futures=True)
             self.bridge.engine.dispose()
 
@@ -195,10 +198,9 @@ class Node:
                 publish_only = not publish_only
                 continue
             publish_only = self._failed = False
-            if worked.idle:
+            await asyncio.sleep(worked.held_ms / 1000)
+            if not any(one.author != self.bridge.me.author for one in worked.applied):  # what was captured is published, all of it
                 await self._until_news()
-            else:
-                await asyncio.sleep(worked.held_ms / 1000)
 
     def _tell(self, worked: Worked) -> None:
         metrics.WRITE_LOCK_SECONDS.inc(worked.held_ms / 1000)
@@ -217,7 +219,7 @@ class Node:
             metrics.VOID_STATEMENTS.labels(name).inc(applied.void)
 
     async def _until_news(self) -> None:
-        """Segments wake the bridge at once; captured rows are looked for every sleep_time."""
+        """Segments wake the bridge at once, and captured rows by the watch; what that may miss is looked for every sleep_time."""
         await happens(self._news, self.settings.sleep_time_s)
 
     async def _work_until_idle(self) -> None:

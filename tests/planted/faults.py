@@ -25,6 +25,7 @@ from nsync.rucio_bridge.bridge import Bridge
 from nsync.rucio_bridge.capture import Capture
 from nsync.rucio_bridge.fit import Fit
 from nsync.rucio_bridge.materialise import Materialise
+from nsync.rucio_bridge.watch import Looker
 from nsync.store import recovery
 from nsync.store.lines import SqlLines
 from nsync.store.log import SqlLog
@@ -452,5 +453,10 @@ FAULTS = (
         "the judge is not told of attachments",
         method(Materialise, "_attach", lambda self, edges: None),
         f"{CONFLICTS}::test_a_local_rule_covers_what_is_attached_later",
+    ),
+    Fault(
+        "a commit of Rucio's wakes nobody",
+        method(Looker, "look", lambda self: False),
+        "bridge.test_watch::test_a_commit_of_rucio_wakes",
     ),
 )
