@@ -22,8 +22,8 @@ from nsync.authority.charter import Instance, Place, Verify
 from nsync.authority.effective import Authority
 from nsync.errors import ConfigError
 from nsync.failpoints import failpoint
-from nsync.log.segment import Sign, changesets
-from nsync.log.stored import Head, Receipt, StoredSegment
+from nsync.log.segment import Segment, Sign, changesets
+from nsync.log.stored import FULL, Head, Receipt, StoredSegment
 from nsync.metrics import REFUSED_SEGMENTS
 from nsync.namespace.keys import Fact
 from nsync.namespace.ops import ACKNOWLEDGE
@@ -66,6 +66,16 @@ class Worked(NamedTuple):
         return self.published == 0 and not self.applied
 
 
+class _Verified(NamedTuple):
+    """A batch of frames whose signatures were checked."""
+
+    frames: Sequence[bytes]
+    authority: Authority
+    segments: Sequence[Segment]
+    refused: Sequence[str]
+    """Why others of them are none."""
+
+
 class Bridge:
     """One instance's database. Every method is synchronous and one transaction; call them off the event loop."""
 
@@ -86,6 +96,8 @@ class Bridge:
         """The parked batch that was tried last."""
         self._passed_over: dict[bytes, int] = {}
         """Authors whose next changeset failed here, and until when (ms) they are left alone."""
+        self._full: Optional[_Verified] = None
+        """The last batch, when there was no room for some of it: who brought it comes with the same one again."""
         self._stuck = (0, 0)
         """The newest waiting segment when nothing could be applied, and until when (ms) not to look again for its sake."""
 
@@ -167,7 +179,7 @@ class Bridge:
 
     def receive(self, frames: Sequence[bytes], sender: str) -> Receipt:
         """Verify `frames` and store what is new; it is durable when this returns."""
-        segments, rejected = decode_batch(frames, self.authority, self._verify)
+        segments, refused = self._verified(frames)
         failpoint("receive-verified")
         received = Receipt(0, ())
         if segments:
@@ -177,13 +189,24 @@ class Bridge:
                 received = log.store(segments)
                 failpoint("receive-before-commit")
             failpoint("receive-after-commit")
-        rejected += received.rejected
-        for text in rejected[:REFUSED_TOLD_MAX]:
+        self._full = _Verified(frames, self.authority, segments, refused) if received.full else None
+        receipt = Receipt(received.stored, (*refused, *received.rejected))
+        self._tell_refused([text for text in receipt.rejected if FULL not in text], sender)
+        return receipt
+
+    def _tell_refused(self, texts: Sequence[str], sender: str) -> None:
+        for text in texts[:REFUSED_TOLD_MAX]:
             LOG.warning("refused a segment that %s brought: %s", sender, text)
-        if len(rejected) > REFUSED_TOLD_MAX:
-            LOG.warning("refused %d more segments that %s brought with it", len(rejected) - REFUSED_TOLD_MAX, sender)
-        REFUSED_SEGMENTS.labels(sender).inc(len(rejected))
-        return Receipt(received.stored, tuple(rejected))
+        if len(texts) > REFUSED_TOLD_MAX:
+            LOG.warning("refused %d more segments that %s brought with it", len(texts) - REFUSED_TOLD_MAX, sender)
+        REFUSED_SEGMENTS.labels(sender).inc(len(texts))
+
+    def _verified(self, frames: Sequence[bytes]) -> tuple[Sequence[Segment], Sequence[str]]:
+        """The segments in `frames`, and why others are refused; checked once for a batch for which there was no room."""
+        full = self._full
+        if full is not None and full.frames is frames and full.authority is self.authority:
+            return full.segments, full.refused
+        return decode_batch(frames, self.authority, self._verify)
 
     def rebuild(self, now_ms: int) -> int:
         """Derive the catalogue anew, and write the rows of what is different then; returns how many facts that are.
