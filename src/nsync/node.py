@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -52,6 +53,8 @@ FIRST_WORD_S_MAX = 10.0
 FAILED_PAUSE_S = 5.0
 """After a database error: it is tried again, but not in a hot loop."""
 
+APPLY_S = 0.2
+"""Between two looks of a node that runs once at what an exchange has brought so far."""
 PROGRESS_S = 5.0
 """How often it is told how far a node is that lacks something."""
 
@@ -107,6 +110,7 @@ class Node:
             verbs=gossip.verbs(),
             meters=gossip.meters,
             notices=gossip.door,
+            on_called=gossip.called,
         )
         app = server.app()
         Health(self._unwell).add_to(app)
@@ -148,11 +152,33 @@ class Node:
         before = await self.gossip.sync_once()  # a restored database must not sign before it knows what its peers have of its own log
         await self._work_until_idle()
         await self.tending.once(self.gossip.wake)
-        after = await self.gossip.sync_once()
-        await self._work_until_idle()
+        reports = await self._drain(before)
         await self._do(lambda: self.bridge.retry_parked(wall_ms()))
         await self.keeper.keep()
-        return [SyncReport(two.peer, one.pulled + two.pulled, one.pushed + two.pushed, two.error) for one, two in zip(before, after)]
+        return reports
+
+    async def _drain(self, reports: Sequence[SyncReport]) -> list[SyncReport]:
+        """Exchange until everything is here that the peers have told of, or a round brings nothing of it; what was done in all."""
+        lacking: float = math.inf
+        while True:
+            after = await self._exchange_and_apply()
+            reports = [
+                SyncReport(two.peer, one.pulled + two.pulled, one.pushed + two.pushed, two.error) for one, two in zip(reports, after)
+            ]
+            before, lacking = lacking, await self.gossip.lacking()
+            if not (0 < lacking < before and any(report.pulled for report in after)):
+                return list(reports)
+
+    async def _exchange_and_apply(self) -> list[SyncReport]:
+        """One exchange with every peer; what comes is applied meanwhile, since only so many segments may wait."""
+        exchanging = asyncio.ensure_future(self.gossip.sync_once())
+        try:
+            while not exchanging.done():
+                await asyncio.wait({exchanging}, timeout=APPLY_S)
+                await self._work_until_idle()
+            return exchanging.result()
+        finally:
+            exchanging.cancel()
 
     async def _prepare(self) -> None:
         await self._write(lambda: check_installed(self.bridge))

@@ -17,7 +17,11 @@ import pytest
 from rucio.db.sqla.constants import OpenDataDIDState
 
 from nsync.auth.keys import SigningKey
+from nsync.namespace.ops import ACKNOWLEDGE
 from nsync.store import migrations
+from nsync.store.database import writing
+from nsync.store.intake import WAITING_SEGMENTS_MAX
+from nsync.store.log import SqlLog
 from nsync.testbed.layout import free_ports
 from tests.support.federation import KEYS
 from tests.support.nodes import LOOPBACK, Federation, Peer, Site, applied, ask, damage, reports, stored, wait_until
@@ -85,6 +89,22 @@ def test_run_once_exchanges_with_every_peer_and_says_who_is_down(bed: Federation
     assert bed.charter.by_name("belle2").url in found["belle2"]["error"]
     assert once.said().splitlines()[-1].startswith("Error: belle2 ("), "the last line is for people"
     atlas_node.stop()
+
+
+def test_run_once_takes_a_backlog_of_any_length(bed: Federation) -> None:
+    """More than twice what may wait here, so that an exchange before the work and one after it would not do."""
+    count = 2 * WAITING_SEGMENTS_MAX + 100
+    atlas, cms = bed.site("atlas"), bed.site("cms")
+    with writing(atlas.engine) as connection:
+        log = SqlLog(connection, bed.authority)
+        for _ in range(count):
+            log.publish([ACKNOWLEDGE], atlas.author, KEYS["atlas"].sign, atlas.now_ms)
+    node = atlas.serve()
+    once = cms.start("--run-once", "--json")
+    assert once.ended(240) == 5, once.said()
+    assert {r["peer"]: r["pulled"] for r in reports(once)} == {"atlas": count, "belle2": 0}
+    assert applied(cms.path, atlas.author) == count
+    node.stop()
 
 
 # ---- stopping

@@ -28,7 +28,7 @@ from nsync.auth.keys import SigningKey
 from nsync.authority.charter import Charter, FederationId, Instance, Place
 from nsync.errors import NotAuthorised, NsyncError, ProtocolError, TransportError
 from nsync.log.segment import NO_HASH
-from nsync.log.stored import BEGINNING, Head, Receipt, StoredSegment
+from nsync.log.stored import BEGINNING, Head, PeerRecord, Receipt, StoredSegment
 from nsync.testbed.layout import free_ports
 from nsync.transport import session, wire
 from nsync.transport.client import PeerClient, open_session
@@ -169,7 +169,16 @@ class Node(Generic[Log]):
             self.charter, self.me, self.key, self.log, self.executor, rng, self.on_received, self.interval_s, self.source_address
         )
         verbs = self.gossip.verbs()
-        self.server = Server(self.charter, self.me, self.log, self.executor, self.gossip.received, body_s_max=body_s_max, verbs=verbs)
+        self.server = Server(
+            self.charter,
+            self.me,
+            self.log,
+            self.executor,
+            self.gossip.received,
+            body_s_max=body_s_max,
+            verbs=verbs,
+            on_called=self.gossip.called,
+        )
         self.listener = Listener(self.server.app(), **limits)
         await self.listener.start("127.0.0.1", self.port)
         self.running = asyncio.ensure_future(self.gossip.run()) if gossip else None
@@ -427,6 +436,41 @@ async def test_a_wake_up_respects_the_back_off(caplog: pytest.LogCaptureFixture)
         assert monotonic_ms() >= next_try_ms - 20
     told = [r for r in caplog.records if r.levelno == logging.WARNING]
     assert len(told) == 1, "that it fails is logged once, not at each try"
+
+
+@on_a_loop
+async def test_who_calls_is_tried_at_once_and_if_it_does_not_answer_not_again_for_a_while() -> None:
+    async with federation("ab", interval_s=3600, start=False) as (a, b):
+        await a.start()
+        a.gossip.recall([PeerRecord("b", failures=20)])
+        while a.peer("b").pause_ms(monotonic_ms()) < 2 * WAIT_S * 1000:  # until a long one is drawn
+            before = a.peer("b").failures
+            a.gossip.reset("b")
+            await until(lambda: a.peer("b").failures > before, "a new try")  # noqa: B023
+        async with client(b, a) as calls:
+            before = a.peer("b").failures
+            await calls.hello(bytes(16))
+            await until(lambda: a.peer("b").failures == before + 1, "it is tried, and b does not answer yet")
+            for _ in range(5):
+                await calls.hello(bytes(16))
+            await asyncio.sleep(0.5)
+            assert a.peer("b").failures <= before + 2, "a second try is its back-off's at most"
+
+
+@on_a_loop
+async def test_who_calls_and_answers_is_well_again() -> None:
+    async with federation("ab", interval_s=3600, start=False) as (a, b):
+        await a.start()
+        a.gossip.recall([PeerRecord("b", failures=20)])
+        while a.peer("b").pause_ms(monotonic_ms()) < 2 * WAIT_S * 1000:
+            before = a.peer("b").failures
+            a.gossip.reset("b")
+            await until(lambda: a.peer("b").failures > before, "a new try")  # noqa: B023
+        assert a.peer("b").reason
+        await b.start(gossip=False)
+        async with client(b, a) as calls:
+            await calls.hello(bytes(16))
+        await until(lambda: a.peer("b").failures == 0, "b is well, long before the end of its back-off")
 
 
 class Scripted:

@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsync.transport.peers import BACKOFF_MS_FIRST, BACKOFF_MS_MAX, BACKOFF_MS_MIN, PeerState
+from nsync.transport.peers import BACKOFF_MS_FIRST, BACKOFF_MS_MAX, BACKOFF_MS_MIN, CALLED_MS_MIN, PeerState
 
 randoms = st.integers().map(random.Random)
 
@@ -63,6 +63,20 @@ def test_a_reason_is_there_exactly_while_it_fails(events: list[str], rng: random
             state = state.failed(now_ms, "down", rng)
         assert bool(state.failures) == bool(state.reason) == (state.since_ms is not None)
         assert not (state.pause_ms(now_ms) and not state.failures)
+
+
+@given(st.integers(1, 50), randoms)
+def test_a_call_ends_a_pause_of_silence_now_and_then(times: int, rng: random.Random) -> None:
+    silent = failing(times, rng).failed(0, "down", rng, silent=True)
+    called = silent.called(5)
+    assert called.pause_ms(5) == 0
+    assert (called.failures, called.since_ms, called.reason) == (times + 1, 0, "down"), "its history stays"
+    again = called.failed(6, "down", rng, silent=True)
+    assert again.called(4 + CALLED_MS_MIN) is again
+    assert again.called(5 + CALLED_MS_MIN).pause_ms(5 + CALLED_MS_MIN) == 0
+    spoke = again.failed(7, "refused", rng)
+    assert spoke.called(7 + CALLED_MS_MIN) is spoke, "it is not silence that keeps the two apart"
+    assert PeerState("p").called(5) == PeerState("p")
 
 
 def test_a_new_peer_is_tried_at_once() -> None:

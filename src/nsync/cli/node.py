@@ -31,7 +31,7 @@ EXIT_UNREACHABLE = 5
 @click.command(
     epilog="Exit codes: 0 stopped in an orderly way, 1 failed, 2 wrong usage, 5 (with --run-once) an exchange with a peer failed."
 )
-@click.option("--run-once", is_flag=True, help="Publish, exchange with every peer once, apply what came, and end.")
+@click.option("--run-once", is_flag=True, help="Publish, exchange with every peer until all that it told of is here, apply it, and end.")
 @click.option("--json", "json_", is_flag=True, help="With --run-once: print the exchanges as JSON.")
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def serve(run_once: bool, json_: bool, verbose: bool) -> None:

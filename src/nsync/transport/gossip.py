@@ -158,7 +158,8 @@ class Gossip:
                         timer.cancel()
 
     async def sync_once(self) -> list[SyncReport]:
-        """One exchange with every peer, whatever its back-off."""
+        """One exchange with every peer, whatever its back-off, about all authors, whatever there was no room for."""
+        self._pulls.rested()
         async with self._reach() as client:
             self._whole.update(self._peers)
             return await asyncio.gather(*(self._exchange(client(peer)) for peer in self._peers.values()))
@@ -230,6 +231,19 @@ class Gossip:
         if name in self._peers:
             self._reset[name].set()
             self._woken[name].set()
+
+    def called(self, name: str) -> None:
+        """The peer has asked something of this instance: one that was silent is tried now."""
+        before = self._states.get(name)
+        if before is not None and before.called(monotonic_ms()) is not before:
+            self._states[name] = before.called(monotonic_ms())
+            self.reset(name)
+
+    async def lacking(self) -> int:
+        """How many ops of what the peers have told of are not here."""
+        told = {head for meter in self.meters.values() for head in meter.heads or ()}
+        missing = await self._log.unknown(told)
+        return sum(session.missing_ops(await self._log.heads(), missing).values())
 
     def ahead_ms(self) -> Optional[int]:
         """How far the clock here is ahead of the median of the peers' (R3.7); None when none is known."""
@@ -338,7 +352,7 @@ class Gossip:
             self.meters[name].saw(exchange.theirs, now_ms)
         state = before.answered(now_ms) if exchange.answered else before
         if error:
-            state = state.failed(now_ms, error, self._rng)
+            state = state.failed(now_ms, error, self._rng, silent=not exchange.answered)
         elif exchange.answered:
             state = state.succeeded(now_ms)
         self._states[name] = state

@@ -8,6 +8,11 @@ ends it at once.
     answered      –          –            –              –          (last contact is noted)
     succeeded     0          none         now            ""
     failed        + 1        kept or now  now + pause    as given
+    called        kept       kept         now            kept
+
+It is *called* when it asks something of this instance: it is there, so a back-off of silence ends, though not more often than every
+CALLED_MS_MIN, since it may be that it can reach this instance and not the other way. One that spoke, and with whom an exchange failed
+all the same, is not tried earlier for that.
 
 A `Meter` gathers what exchanges with a peer measure: bytes, round trip, the peer's clock, its heads. The clock is the median
 of the last answers, each with half its round trip as its error; and it is kept against a clock that never jumps, so that
@@ -35,6 +40,9 @@ BACKOFF_MS_MIN = 100
 BACKOFF_MS_FIRST = 1_000
 BACKOFF_MS_MAX = 60_000
 """A peer that is back is found within a minute, also when it cannot reach us."""
+
+CALLED_MS_MIN = 10_000
+"""Between two tries of a peer that calls and does not answer."""
 
 SIGN_AHEAD_MS_MAX = 30_000
 """Nothing is signed while the clock here is further ahead of the median of the peers' (R3.7)."""
@@ -65,14 +73,23 @@ class PeerState:
     next_try_ms: int = 0
     reason: str = ""
     """Of the last failure; empty for a healthy peer."""
+    silent: bool = False
+    """Whether it fails and said nothing when it was tried last."""
+    called_ms: Optional[int] = None
+    """When its call last ended a pause of this row of failures."""
 
     def answered(self, now_ms: int) -> PeerState:
         return replace(self, last_contact_ms=now_ms)
 
     def succeeded(self, now_ms: int) -> PeerState:
-        return replace(self, failures=0, since_ms=None, next_try_ms=now_ms, reason="")
+        return PeerState(self.name, last_contact_ms=self.last_contact_ms, next_try_ms=now_ms)
 
-    def failed(self, now_ms: int, reason: str, rng: random.Random) -> PeerState:
+    def called(self, now_ms: int) -> PeerState:
+        if not self.silent or (self.called_ms is not None and now_ms - self.called_ms < CALLED_MS_MIN):
+            return self
+        return replace(self, next_try_ms=now_ms, called_ms=now_ms)
+
+    def failed(self, now_ms: int, reason: str, rng: random.Random, silent: bool = False) -> PeerState:
         ceiling_ms = min(BACKOFF_MS_MAX, BACKOFF_MS_FIRST << min(self.failures, 16))
         return replace(
             self,
@@ -80,6 +97,7 @@ class PeerState:
             since_ms=now_ms if self.since_ms is None else self.since_ms,
             next_try_ms=now_ms + rng.randint(BACKOFF_MS_MIN, ceiling_ms),
             reason=reason,
+            silent=silent,
         )
 
     def pause_ms(self, now_ms: int) -> int:

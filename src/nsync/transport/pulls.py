@@ -77,6 +77,10 @@ class Pulls:
         """Too much of `authors` waits here."""
         self._resting.update(dict.fromkeys(authors, now_ms + REST_MS))
 
+    def rested(self) -> None:
+        """There may be room for all again."""
+        self._resting.clear()
+
     def give_back(self, peer: str, authors: Collection[bytes]) -> None:
         """`peer` has been asked for `authors`, whatever came of it."""
         held = [author for author in authors if self._held(author, peer)]

@@ -62,9 +62,11 @@ class Server:
         verbs: Iterable[Verb] = (),
         meters: Optional[Mapping[str, Meter]] = None,
         notices: Optional[NoticeDoor] = None,
+        on_called: Callable[[str], None] = lambda name: None,
     ) -> None:
         """`on_received`: usually `Gossip.received`, which tells the node, and soon some other peers. `verbs`: others than the log's.
-        `meters`: of the gossip, which count what peers send and get here too; `notices`: its door, if any."""
+        `meters`: of the gossip, which count what peers send and get here too; `notices`: its door, if any. `on_called`: is told who
+        asks, usually `Gossip.called`."""
         self._log = LogDoor(log, Metered(executor) if executor is not None else None, on_received)
         self._roster = Roster(charter)
         self._told = session.Told()
@@ -72,6 +74,7 @@ class Server:
         self._now_ms = now_ms
         self._meters = meters or {}
         self._notices = notices
+        self._on_called = on_called
         self._verbs = (
             Verb("hello", wire.HELLO_BYTES_MAX, self._hello),
             Verb("pull", wire.HAVE_BYTES_MAX, self._pull),
@@ -97,6 +100,7 @@ class Server:
     async def _serve(self, verb: Verb, request: web.Request) -> web.StreamResponse:
         try:
             async with self._gates.passed(request, verb.bytes_max) as (caller, body):
+                self._on_called(caller.name)
                 response = await verb.answer(request, caller, body)
                 self._count(caller.name, len(body), response)
                 return response
