@@ -13,10 +13,12 @@ from nsync.log import admission, forks, lease, segment, voting
 from nsync.log.floor import Vote, sign_vote
 from nsync.log.stored import Head, Receipt
 from nsync.store import compaction, live, log, recovery, repair
+from nsync.store.intake import Intake
 from nsync.store.lines import SqlLines
 from nsync.store.log import SqlLog
 from nsync.store.news import News
 from nsync.store.notices import SqlNotices, Taken
+from nsync.store.repair import Repairs
 from nsync.store.state import SqlState
 from nsync.store.statements import Statements
 from nsync.store.voting import SqlHere
@@ -325,6 +327,16 @@ LOG_FAULTS = (
         "an op is put back whatever its hash",
         function(repair._check, lambda *_: True),
         f"{REPAIR}::test_an_op_that_was_made_up_is_refused",
+    ),
+    Fault(
+        "what a peer says is gone below a floor is gone",
+        method(Repairs, "damage", lambda self: None),
+        f"{STORIES}::test_what_is_said_to_be_gone_is_believed_by_nobody_and_comes_back",
+    ),
+    Fault(
+        "what a peer says is gone above the floors is gone",
+        method(Intake, "_check_gone", lambda self, segment: None),
+        f"{STORIES}::test_what_is_said_to_be_gone_is_believed_by_nobody_and_comes_back",
     ),
     Fault(
         "a grant that is put back gives nothing back",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -109,6 +110,14 @@ def test_floors_are_decided_beside_faults_and_change_nothing_but_what_they_settl
 
 def test_who_votes_twice_and_who_lies_about_heads_moves_nobody() -> None:
     tell(range(220, 226), "double-vote", "false-head", "loss")
+
+
+def test_what_is_said_to_be_gone_is_believed_by_nobody_and_comes_back() -> None:
+    """From whoever has it: who was away, or lost its database, asks the hostile one like any other."""
+    told = [Simulation(seed, 4, ["wrong-gone", "restore", "loss", "partition"]).run() for seed in (309, 312, 313, 326, 329)]
+    assert any(re.search(r"puts [1-9]\d* ops back below floor", line) for story in told for line in story.trace), (
+        "ops were put back below a floor"
+    )
 
 
 # ---- what a story is

@@ -25,6 +25,7 @@ KINDS = {
     "skew": "a clock jumps by a second to a year, forwards or backwards",
     "backdating": "an author stamps a segment before what it has seen",
     "wrong-deps": "an author names deps that no honest author names",
+    "wrong-gone": "an instance says that ops are gone which are live, in segments and when asked to repair",
     "forgery": "an instance passes on segments in another's name",
     "fork": "an author signs two histories, and shows one to some and the other to others",
     "double-vote": "a member signs two votes for one floor, and shows one to some and the other to others",
@@ -35,13 +36,16 @@ KINDS = {
 }
 """The faults that everything must survive."""
 
-HOSTILE = ("backdating", "wrong-deps", "forgery", "lying-heads", "withholding", "garbage", "fork", "double-vote", "false-head")
+ATTACKS = ("backdating", "wrong-deps", "forgery", "garbage", "fork", "double-vote", "false-head", "wrong-gone")
+"""What a hostile instance does of its own accord, and some of it when asked, too."""
+
+HOSTILE = (*ATTACKS, "lying-heads", "withholding")
 """What only a hostile instance does. It has a valid key, and goes on after the network has healed."""
 
-ATTACKS = ("backdating", "wrong-deps", "forgery", "garbage", "fork", "double-vote", "false-head")
-"""What a hostile instance does of its own accord; the rest it does when asked."""
-
-RATES = {"loss": 0.04, "duplication": 0.06, "reordering": 0.2, "delay": 0.04, "lying-heads": 0.2, "withholding": 0.3, "garbage": 0.1}
+RATES = {
+    **{"loss": 0.04, "duplication": 0.06, "reordering": 0.2, "delay": 0.04},
+    **{"lying-heads": 0.2, "withholding": 0.3, "garbage": 0.1, "wrong-gone": 0.5},
+}
 """How often a kind strikes for which there are many opportunities."""
 
 KEPT = 0.6

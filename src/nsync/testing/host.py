@@ -13,8 +13,10 @@ from typing import Callable, Optional, TypeVar
 
 from nsync.authority.charter import Instance, Place
 from nsync.failpoints import watched
+from nsync.log.repair import Damage, Found, Mended
 from nsync.log.stored import Head, Receipt, StoredSegment
 from nsync.store.log import Applied
+from nsync.store.repair import Repairs
 from nsync.testing import network
 from nsync.testing.federation import Federation
 from nsync.testing.network import Answer, Client, Crash
@@ -71,6 +73,7 @@ class Host:
         self.hasty = False
         """Whether its operator lets it sign after a restore before it has heard from its peers."""
         self._stage = stage
+        self._repairs = Repairs(self.peer, self.now_ms)
         self._rng = stage.rng("host", name)
         self._armed = 0
         self._aim: Optional[str] = None
@@ -109,6 +112,7 @@ class Host:
             reach=self._reach,
             few_peers=self._stage.rng("flood").choice((FEW_PEERS, 0)),
             notices=self._notices,
+            repairs=self,
         )
         self._tasks = [asyncio.ensure_future(self._gossip.run()), asyncio.ensure_future(self._keep_working())]
         for task in self._tasks:
@@ -262,13 +266,37 @@ class Host:
         self.checked(lambda: self._stage.ledger.received(self.name, self.peer, frames, receipt))
         return receipt
 
+    # ---- what is live below a floor, as gossip and peers see it (transport's RepairLog)
+
+    def damage(self) -> Optional[Damage]:
+        return self.step(self._repairs.damage)
+
+    def digests(self, floor: int) -> Optional[list[bytes]]:
+        return self.step(lambda: self._repairs.digests(floor))
+
+    def bitmaps(self, floor: int, blocks: Sequence[int]) -> Optional[list[bytes]]:
+        return self.step(lambda: self._repairs.bitmaps(floor, blocks))
+
+    def ops(self, floor: int, numbers: Sequence[int], bytes_max: int) -> Optional[list[bytes]]:
+        return self.step(lambda: self._repairs.ops(floor, numbers, bytes_max))
+
+    def mend(self, floor: int, numbers: Sequence[int], ops: Sequence[bytes], sender: str) -> Mended:
+        mended = self.step(lambda: self._repairs.mend(floor, numbers, ops, sender))
+        self._stage.trace.say(f"{self.name} puts {mended.taken} ops back below floor {floor}, refuses {len(mended.refused)}")
+        return mended
+
+    def repaired(self, floor: int, sender: str, found: Found) -> None:
+        self.step(lambda: self._repairs.repaired(floor, sender, found))
+
+    # ---- its door
+
     @property
     def roster(self) -> Roster:
         return self._roster
 
     def answer(self, caller: str, verb: str, body: bytes) -> Answer:
         """What the process answers to a request of the peer `caller` that has arrived."""
-        return network.answer(network.Desk(self, self._gossip, self._told, self._roster, self._notices), caller, verb, body)
+        return network.answer(network.Desk(self, self._gossip, self._told, self._roster, self._notices, self), caller, verb, body)
 
     # ---- steps
 
@@ -305,6 +333,7 @@ class Host:
 
 
 def is_quiet(hosts: Sequence[Host]) -> bool:
-    """Whether all hold the same logs, and nobody finds anything to do."""
+    """Whether all hold the same logs, nobody lacks below a floor what another has, and nobody finds anything to do."""
     first, floors = hosts[0].peer.heads(), hosts[0].peer.floors()
-    return all(host.up and host.idle and host.peer.heads() == first and host.peer.floors() == floors for host in hosts)
+    agreed = all(host.up and host.idle and host.peer.heads() == first and host.peer.floors() == floors for host in hosts)
+    return agreed and (all(host.peer.is_whole() for host in hosts) or len({host.peer.live() for host in hosts}) == 1)

@@ -1,6 +1,6 @@
 """A hostile instance: it has a valid key and a database like everybody, and lies in every way that the dice let it.
 
-Asked, it announces heads that it does not have, and leaves out or damages segments. Of its own accord it pushes what no
+Asked, it announces heads that it does not have, leaves out or damages segments, and ops of them. Of its own accord it pushes what no
 honest author makes. What is stored of that is in its own log first, so that it does not fork by mistake.
 """
 
@@ -17,7 +17,7 @@ from nsync.errors import NsyncError
 from nsync.log.floor import Floor, sign_vote
 from nsync.log.lease import sign_head
 from nsync.log.notices import Notice, Stand, head_notice, vote_notice
-from nsync.log.segment import EMPTY, Dep, Tip, build_changeset
+from nsync.log.segment import EMPTY, GONE, Dep, Tip, build_changeset, decode_frame, gone
 from nsync.log.stored import Head, StoredSegment
 from nsync.testing.host import Host
 from nsync.testing.network import Crash
@@ -52,10 +52,24 @@ class HostileHost(Host):
         if segments and self._stage.dice.strike("withholding"):
             withheld = self._lies.choice(segments).author
             segments = [segment for segment in segments if segment.author != withheld]
+        floors = self.peer.floors()
+        below = [floors != [] and segment.last <= floors[-1].seq(segment.author) for segment in segments]
+        if any(below) and self._stage.dice.strike("wrong-gone"):
+            hollow = [segment._replace(frame=self._hollow(segment.frame)) for segment in segments]
+            segments = [other if is_below else one for one, other, is_below in zip(segments, hollow, below)]
         if segments and self._stage.dice.strike("garbage"):
             index = self._lies.randrange(len(segments))
             segments[index] = segments[index]._replace(frame=self._damaged(segments[index].frame))
         return segments
+
+    def bitmaps(self, floor: int, blocks: Sequence[int]) -> Optional[list[bytes]]:
+        found = super().bitmaps(floor, blocks)
+        lies = found and self._stage.dice.strike("wrong-gone")
+        return [bytes(bits & self._lies.getrandbits(8) for bits in bitmap) for bitmap in found] if found and lies else found
+
+    def ops(self, floor: int, numbers: Sequence[int], bytes_max: int) -> Optional[list[bytes]]:
+        found = super().ops(floor, numbers, bytes_max)
+        return [gone(op) for op in found] if found and self._stage.dice.strike("wrong-gone") else found
 
     # ---- of its own accord
 
@@ -142,7 +156,16 @@ class HostileHost(Host):
         first, second = (self._segment(tip, stamp, []) for _ in range(2))
         return [*self._stored(first), second]
 
+    def _wrong_gone(self) -> list[bytes]:
+        """All that it has, without ops that are there: below a floor whoever lacks it fetches them, elsewhere nobody takes it."""
+        return [self._hollow(segment.frame) for segment in self.peer.segments()]
+
     # ---- tools
+
+    def _hollow(self, frame: bytes) -> bytes:
+        """The segment in which some ops, it says, are gone."""
+        segment = decode_frame(frame)
+        return segment._replace(ops=tuple(gone(op) if op[:1] != GONE and self._lies.randrange(2) else op for op in segment.ops)).frame
 
     def _segment(self, tip: Tip, stamp: Stamp, deps: Sequence[Dep], author: Optional[AuthorId] = None) -> bytes:
         charter = self._stage.federation.charter

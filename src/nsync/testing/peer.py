@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.pool import StaticPool
@@ -39,19 +39,20 @@ SHARED = {
     "JOIN nsync_branch b ON b.id = t.branch",
     "nsync_branch": "SELECT author, applied, applied_hash, applied_stamp_ms, applied_stamp_logical FROM nsync_branch "
     "WHERE applied_hash IS NOT NULL",
-    "nsync_op": "SELECT b.author, t.seq, s.hash, t.stamp_ms, t.stamp_logical, t.raw FROM nsync_op t PLACED",
-    "nsync_guest": "SELECT t.home, b.author, t.seq, s.hash FROM nsync_guest t PLACED",
-    "nsync_grant": "SELECT b.author, t.seq, s.hash FROM nsync_grant t PLACED",
-    "nsync_revocation": "SELECT b.author, t.seq, s.hash, t.grant_author, t.grant_seq FROM nsync_revocation t PLACED",
+    "nsync_op": "SELECT t.branch, t.seq, b.author, t.seq, s.hash, t.stamp_ms, t.stamp_logical, t.raw FROM nsync_op t PLACED",
+    "nsync_guest": "SELECT t.branch, t.seq, t.home, b.author, t.seq, s.hash FROM nsync_guest t PLACED",
+    "nsync_grant": "SELECT t.branch, t.seq, b.author, t.seq, s.hash FROM nsync_grant t PLACED",
+    "nsync_revocation": "SELECT t.branch, t.seq, b.author, t.seq, s.hash, t.grant_author, t.grant_seq FROM nsync_revocation t PLACED",
     "nsync_fork": "SELECT t.author, t.first FROM nsync_fork t WHERE 1 < (SELECT count(DISTINCT s.hash) FROM nsync_segment s "
     "JOIN nsync_branch b ON b.id = s.branch WHERE b.author = t.author AND s.first = t.first)",
     "nsync_entry": "SELECT key, whole, kind, scope, name, entry FROM nsync_entry",
     "nsync_conflict": "SELECT key, whole, rule, winner, loser, resolve, stamps FROM nsync_conflict",
 }
 """Of each table what must be the same at all instances. A branch has another number and another parent where another one came first,
-so an op is told by the hash of its segment. Left out: proofs of forks whose other branch was refused; the index, whose hash has a
-key of its own in each database; pasts, which are written down branch by branch; votes beyond those that a floor needs; and what is an
-instance's own."""
+so an op is told by the hash of its segment, after its place, which is left out. Left out, too: what lies below a
+floor on a branch that does not stand, of which a peer may have left out any; proofs of forks whose other branch was refused; the index,
+whose hash has a key of its own in each database; pasts, which are written down branch by branch; votes beyond those that a floor needs;
+and what is an instance's own."""
 
 _CHARTER, FIRST_VERSION = "simulated charter", 1
 
@@ -221,6 +222,17 @@ class Peer:
         with self.engine.connect() as connection:
             return list(SqlLog(connection, self.authority).lines.usable_floors)
 
+    def is_whole(self) -> bool:
+        """Whether all is here that is live below the newest floor."""
+        with self.engine.connect() as connection:
+            return SqlLog(connection, self.authority).is_whole()
+
+    def live(self) -> bytes:
+        """The digest of what is live here below the newest floor."""
+        with self.engine.connect() as connection:
+            log = SqlLog(connection, self.authority)
+            return log.live_of({head.author: head.seq for head in log.lines.usable_floors[-1].heads})
+
     def votes(self) -> list[Vote]:
         """Every vote that is kept."""
         with self.engine.connect() as connection:
@@ -279,8 +291,20 @@ class Peer:
 
     def tables(self) -> dict[str, list[tuple[Any, ...]]]:
         """What must be the same at all instances, table by table."""
-        found = {table: self._raw.execute(query.replace("PLACED", _PLACED)) for table, query in SHARED.items()}
-        return {"floors": list(self.floors()), **{table: sorted(set(rows), key=repr) for table, rows in found.items()}}
+        found, counts = {}, self._counts()
+        for table, query in SHARED.items():
+            rows = self._raw.execute(query.replace("PLACED", _PLACED))
+            found[table] = {row[2:] for row in rows if counts(*row[:2])} if "PLACED" in query else set(rows)
+        return {"floors": list(self.floors()), **{table: sorted(rows, key=repr) for table, rows in found.items()}}
+
+    def _counts(self) -> Callable[[int, int], bool]:
+        """Whether what stands in this place of a branch counts, or may count some day."""
+        with self.engine.connect() as connection:
+            lines = SqlLog(connection, self.authority).lines
+            floor = lines.floors()[-1] if lines.floors() else {}
+            below = {branch.id: floor.get(branch.author, 0) for branch in lines.branches.values()}
+            stands = {part.branch: part.seq for author in floor for part in lines.line(author)}
+        return lambda branch, seq: seq > below[branch] or seq <= stands.get(branch, 0)
 
 
 @lru_cache(maxsize=4096)

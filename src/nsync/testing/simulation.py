@@ -127,7 +127,8 @@ class Simulation:
             oracles.check_silence(stage.ledger, staying)
             oracles.check_voice(stage.ledger, staying)
             floors = len(staying[0].peer.floors())
-            oracles.check_catalogue(staying[0].name, staying[0].peer, stage.ledger.whole)
+            if staying[0].peer.is_whole():  # what only hostile ones are left to have is lost to all
+                oracles.check_catalogue(staying[0].name, staying[0].peer, stage.ledger.whole)
             never = stage.dice.never_happened()
             hold(not never, f"the story was to have {', '.join(never)}, and that never happened")
             trace.say(f"all agree on {_digest(staying[0])}")
@@ -187,10 +188,13 @@ def _heads(hosts: Sequence[Host]) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What gossip would log about peers that lie is what the story is about."""
-    logger = logging.getLogger("nsync.transport.gossip")
-    before, logger.disabled = logger.disabled, True
+    """What would be logged about peers that lie, and about what they withhold, is what the story is about."""
+    loggers = [logging.getLogger(name) for name in ("nsync.transport.gossip", "nsync.store.repair")]
+    before = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
     try:
         yield
     finally:
-        logger.disabled = before
+        for logger, disabled in zip(loggers, before):
+            logger.disabled = disabled

@@ -21,7 +21,7 @@ from nsync.transport.times import monotonic_ms
 ASK_S_MAX = 300.0
 """For one answer: bitmaps of 8192 blocks are read in half a minute, and sent as they are read."""
 FRUITLESS_MS = 600_000
-"""How long a peer is left alone that had nothing to repair with."""
+"""How long a peer is left alone that had nothing to repair with, or lied; one that could not tell is asked at the next exchange."""
 
 T = TypeVar("T")
 
@@ -53,11 +53,15 @@ class Mender:
             damage = await self._off(self._log.damage)
             if damage is None or monotonic_ms() < self._fruitless.get((peer.name, damage.floor), 0):
                 return None
-            found = Found(None, 0)
+            found, is_fruitless = Found(None, 0), False
             try:
                 found = await self._course(peer, damage)
+                is_fruitless = found.differing is not None and not found.mended
+            except ProtocolError:
+                is_fruitless = True
+                raise
             finally:
-                if not found.mended:
+                if is_fruitless:
                     self._fruitless[peer.name, damage.floor] = monotonic_ms() + FRUITLESS_MS
                 await self._off(partial(self._log.repaired, damage.floor, peer.name, found))
             return found
