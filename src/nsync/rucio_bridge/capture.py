@@ -56,11 +56,7 @@ class Capture:
         until = self.session.execute(select(func.max(schema.outbox.c.id))).scalar()
         if until is None:
             return None
-        columns = schema.outbox.c
-        captured = self.session.execute(
-            select(columns.kind, columns.a, columns.b, columns.c, columns.d).where(columns.id <= until).distinct()
-        )
-        facts = self._shared(self._facts(captured))
+        facts = self._shared(self._facts(self._captured(until)))
         rows, shown = self.rows.read(facts), self.state.entries(facts)
         statements = [s for fact in facts for s in _differences(fact, rows.get(fact), shown.get(fact), self.me.name)]
         statements = self._unsaid(
@@ -69,9 +65,18 @@ class Capture:
         statements += self._context(statements, rows)
         return Drained(list(_ops(statements)), until)
 
+    def _captured(self, until: int) -> Iterable[Sequence[Optional[str]]]:
+        """What waits. On PostgreSQL a row with a smaller id may come later, so there each is taken away as it is read."""
+        columns = schema.outbox.c
+        names = (columns.kind, columns.a, columns.b, columns.c, columns.d)
+        if self.session.connection().dialect.name == "postgresql":
+            return set(map(tuple, self.session.execute(delete(schema.outbox).returning(*names))))
+        return self.session.execute(select(*names).where(columns.id <= until).distinct())
+
     def forget(self, until: int) -> None:
         """The outbox up to `until` is published."""
-        self.session.execute(delete(schema.outbox).where(schema.outbox.c.id <= until))
+        if self.session.connection().dialect.name != "postgresql":
+            self.session.execute(delete(schema.outbox).where(schema.outbox.c.id <= until))
 
     # ---- which facts
 

@@ -4,14 +4,19 @@ Names only: the drain reads the rows again, so the order of changes does not mat
 Filtered by what is shared: scopes marked so, and DIDs that the catalogue shows already. Open-data entries are all
 captured, since PUBLIC shares what was private; the drain decides. Updates count only where a shared column differs.
 
-Row-level triggers for SQLite. The statement-level ones for PostgreSQL come with its bridge.
+Row-level triggers for SQLite; the statement-level ones for PostgreSQL are written in `pg_triggers`.
 """
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, delete, insert, select, text
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from sqlalchemy import Connection, delete, func, insert, select, text
 
 from nsync.errors import ConfigError
+from nsync.rucio_bridge import pg_triggers
+from nsync.rucio_bridge.pg_triggers import Captured
 from nsync.store import schema
 
 PREFIX = "nsync_capture_"
@@ -24,27 +29,28 @@ _SHARED = (
     " OR EXISTS (SELECT 1 FROM nsync_entry e WHERE e.kind = 2 AND e.scope = {row}.scope AND e.name = {row}.name))"
 )
 
-_CAPTURED: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], str], ...] = (
-    # table, kind, the columns that name the row, the columns whose update counts, which rows
-    ("scopes", SCOPE, ("scope",), (), "EXISTS (SELECT 1 FROM nsync_shared_scope s WHERE s.scope = {row}.scope)"),
-    ("dids", DID, ("scope", "name"), ("did_type", "is_open", "bytes", "adler32", "md5"), _SHARED),
-    ("contents", ATTACHMENT, ("scope", "name", "child_scope", "child_name"), (), _SHARED),
-    ("replicas", REPLICA, ("scope", "name", "rse_id"), ("state", "path"), _SHARED),
-    ("dids_opendata", DID, ("scope", "name"), ("state",), "1"),
-    ("dids_opendata_doi", DID, ("scope", "name"), ("doi",), "1"),
-    (
+_CAPTURED = (
+    Captured("scopes", SCOPE, ("scope",), (), "EXISTS (SELECT 1 FROM nsync_shared_scope s WHERE s.scope = {row}.scope)"),
+    Captured("dids", DID, ("scope", "name"), ("did_type", "is_open", "bytes", "adler32", "md5"), _SHARED),
+    Captured("contents", ATTACHMENT, ("scope", "name", "child_scope", "child_name"), (), _SHARED),
+    Captured("replicas", REPLICA, ("scope", "name", "rse_id"), ("state", "path"), _SHARED),
+    Captured("dids_opendata", DID, ("scope", "name"), ("state",), "1 = 1"),
+    Captured("dids_opendata_doi", DID, ("scope", "name"), ("doi",), "1 = 1"),
+    Captured(
         "rse_protocols",
         RSE,
         ("rse_id",),
         ("scheme", "hostname", "port", "prefix", "impl", "read_lan", "read_wan", "third_party_copy_read"),
-        "1",
+        "1 = 1",
     ),
-    ("rse_attr_map", RSE, ("rse_id",), ("value",), "1"),
+    Captured("rse_attr_map", RSE, ("rse_id",), ("value",), "1 = 1"),
 )
 
 
-def statements() -> list[str]:
-    """The SQL that makes the triggers: what a database administrator may read before they allow it."""
+def statements(dialect: str = "sqlite", notify: bool = True) -> list[str]:
+    """The SQL that makes the triggers: what a database administrator may read before they allow it. `notify`: see `pg_triggers`."""
+    if dialect == "postgresql":
+        return list(pg_triggers.statements(PREFIX, _CAPTURED, notify))
     return [
         _trigger(table, kind, names, event, columns, shared)
         for table, kind, names, columns, shared in _CAPTURED
@@ -52,7 +58,7 @@ def statements() -> list[str]:
     ]
 
 
-def _trigger(table: str, kind: str, names: tuple[str, ...], event: str, columns: tuple[str, ...], shared: str) -> str:
+def _trigger(table: str, kind: str, names: Sequence[str], event: str, columns: Sequence[str], shared: str) -> str:
     row = "OLD" if event == "DELETE" else "NEW"
     when = shared.format(row=row)
     if event == "UPDATE":
@@ -66,15 +72,15 @@ def _trigger(table: str, kind: str, names: tuple[str, ...], event: str, columns:
     )
 
 
-def install(connection: Connection) -> None:
+def install(connection: Connection, notify: bool = True) -> None:
     """Make the triggers, anew if there are older ones, and let everything that may be shared be looked at once more.
 
     What is there already makes an op only where it differs from the catalogue, so this is right for a first installation, after a
     time without triggers, and for nothing at all.
     """
     remove(connection)
-    for statement in statements():
-        connection.execute(text(statement))
+    for statement in statements(connection.dialect.name, notify):
+        connection.exec_driver_sql(statement)
     connection.execute(text("INSERT INTO nsync_outbox (kind, a, b) SELECT 'did', scope, name FROM dids_opendata"))
     for scope in connection.execute(select(schema.shared_scope.c.scope)).scalars().all():
         _look_at(connection, scope)
@@ -82,22 +88,38 @@ def install(connection: Connection) -> None:
 
 def remove(connection: Connection) -> None:
     """Drop the triggers. They go before the tables: one that finds no outbox would abort Rucio's own writes."""
-    _require_sqlite(connection)
+    if _dialect(connection) == "postgresql":
+        pg_triggers.remove(connection, PREFIX)
+        return
     for name in installed(connection):
         connection.execute(text(f"DROP TRIGGER {name}"))
 
 
 def installed(connection: Connection) -> list[str]:
     """The names of nsync's triggers in this database."""
+    if connection.dialect.name == "postgresql":
+        return pg_triggers.installed(connection, PREFIX)
     query = text("SELECT name FROM sqlite_master WHERE type = 'trigger' AND name LIKE :prefix ORDER BY name")
     return list(connection.execute(query, {"prefix": PREFIX + "%"}).scalars())
 
 
 def missing(connection: Connection) -> list[str]:
     """The names of triggers that should be there and are not."""
-    _require_sqlite(connection)
-    wanted = [statement.split()[2] for statement in statements()]
+    made = (statement.split() for statement in statements(_dialect(connection), notify=False))
+    wanted = [words[2] for words in made if words[1] == "TRIGGER"]
     return sorted(set(wanted) - set(installed(connection)))
+
+
+@contextmanager
+def unheard(connection: Connection) -> Iterator[None]:
+    """What this connection writes within is not captured. On SQLite nobody else writes in between."""
+    if connection.dialect.name == "postgresql":
+        with pg_triggers.unheard(connection):
+            yield
+        return
+    last = connection.execute(select(func.max(schema.outbox.c.id))).scalar() or 0
+    yield
+    connection.execute(delete(schema.outbox).where(schema.outbox.c.id > last))
 
 
 def share(connection: Connection, scopes: set[str]) -> None:
@@ -117,11 +139,13 @@ def _look_at(connection: Connection, scope: str) -> None:
         "INSERT INTO nsync_outbox (kind, a, b) SELECT 'did', scope, name FROM dids WHERE scope = :scope",
         "INSERT INTO nsync_outbox (kind, a, b, c, d) "
         "SELECT 'attachment', scope, name, child_scope, child_name FROM contents WHERE scope = :scope",
-        "INSERT INTO nsync_outbox (kind, a, b, c) SELECT 'replica', scope, name, rse_id FROM replicas WHERE scope = :scope",
+        "INSERT INTO nsync_outbox (kind, a, b, c) "
+        "SELECT 'replica', scope, name, replace(CAST(rse_id AS VARCHAR(36)), '-', '') FROM replicas WHERE scope = :scope",
     ):
         connection.execute(text(statement), {"scope": scope})
 
 
-def _require_sqlite(connection: Connection) -> None:
-    if connection.dialect.name != "sqlite":
-        raise ConfigError(f"capture on {connection.dialect.name} is not there yet; this version of nsync works beside Rucio on SQLite")
+def _dialect(connection: Connection) -> str:
+    if connection.dialect.name not in ("sqlite", "postgresql"):
+        raise ConfigError(f"capture on {connection.dialect.name} is not there; nsync works beside Rucio on SQLite")
+    return connection.dialect.name

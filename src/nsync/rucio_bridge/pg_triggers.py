@@ -1,0 +1,90 @@
+"""The triggers of `triggers.py` for PostgreSQL: one for each statement and not for each row, and one that notifies (R7.1).
+
+A trigger for each statement sees what was changed as a table, so that a bulk load costs one INSERT … SELECT into the outbox. What the
+bridge writes itself is left out by `SET LOCAL nsync.origin = 'bridge'`. Each function keeps the search_path of who installs it:
+a name that is not found would abort Rucio's own write.
+
+NOTIFY of one channel without a payload is sent once a transaction, at its commit, and only where something was captured. It has a
+price: to keep notifications in order PostgreSQL lets all transactions of the *server* that notify commit one after the other, each
+with its sync to disk (src/backend/commands/async.c, PreCommit_Notify), so they cannot share one. Whoever has Rucio write shared
+data in hundreds of transactions a second installs without it (`notify=False`); the watch then looks, as on SQLite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from sqlalchemy import Connection, text
+
+CHANNEL = "nsync_outbox"
+NOTIFY = "outbox_notify"
+"""The trigger that notifies, without the prefix."""
+
+_ORIGIN = "current_setting('nsync.origin', true) IS NOT DISTINCT FROM 'bridge'"
+
+
+class Captured(NamedTuple):
+    """What is captured of one of Rucio's tables."""
+
+    table: str
+    kind: str
+    names: Sequence[str]
+    """The columns that name the row."""
+    columns: Sequence[str]
+    """Those whose update counts."""
+    shared: str
+    """Which rows, of `{row}`."""
+
+
+def statements(prefix: str, captured: Sequence[Captured], notify: bool) -> Iterator[str]:
+    """The SQL that makes functions and triggers."""
+    for one in captured:
+        for event in ("INSERT", "DELETE", *(["UPDATE"] if one.columns else [])):
+            yield from _trigger(
+                f"{prefix}{one.table}_{event.lower()}", event, one.table, f"IF {_ORIGIN} THEN RETURN NULL; END IF; {_into(one, event)}"
+            )
+    if notify:
+        told = f"IF EXISTS (SELECT FROM changed) THEN NOTIFY {CHANNEL}; END IF;"
+        yield from _trigger(prefix + NOTIFY, "INSERT", "nsync_outbox", told)
+
+
+def _trigger(name: str, event: str, table: str, body: str) -> Iterator[str]:
+    tables = {"INSERT": "NEW TABLE AS changed", "DELETE": "OLD TABLE AS changed", "UPDATE": "OLD TABLE AS was NEW TABLE AS changed"}[event]
+    yield (f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$ BEGIN {body} RETURN NULL; END $$")
+    yield f"CREATE TRIGGER {name} AFTER {event} ON {table} REFERENCING {tables} FOR EACH STATEMENT EXECUTE FUNCTION {name}()"
+
+
+def _into(one: Captured, event: str) -> str:
+    """The INSERT into the outbox."""
+    source, where = "changed r", one.shared.format(row="r")
+    if event == "UPDATE":
+        source += f" JOIN was o USING ({', '.join(one.names)})"
+        where = f"({' OR '.join(f'o.{c} IS DISTINCT FROM r.{c}' for c in one.columns)}) AND {where}"
+    values = ", ".join(f"replace(r.{name}::text, '-', '')" if name == "rse_id" else f"r.{name}" for name in one.names)
+    into = f"INSERT INTO nsync_outbox (kind, {', '.join('abcd'[: len(one.names)])})"
+    return f"{into} SELECT DISTINCT '{one.kind}', {values} FROM {source} WHERE {where};"
+
+
+def installed(connection: Connection, prefix: str) -> list[str]:
+    """The names of the triggers that begin with `prefix`, in the schemas that are searched."""
+    query = text(
+        "SELECT t.tgname FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid "
+        "WHERE NOT t.tgisinternal AND starts_with(t.tgname, :prefix) AND pg_table_is_visible(c.oid) ORDER BY 1"
+    )
+    return list(connection.execute(query, {"prefix": prefix}).scalars())
+
+
+def remove(connection: Connection, prefix: str) -> None:
+    """Drop them with their functions."""
+    for name in installed(connection, prefix):
+        connection.execute(text(f"DROP FUNCTION {name}() CASCADE"))
+
+
+@contextmanager
+def unheard(connection: Connection) -> Iterator[None]:
+    """What this connection writes within is not captured; an error ends the transaction, and the setting with it."""
+    connection.exec_driver_sql("SET LOCAL nsync.origin = 'bridge'")
+    yield
+    connection.exec_driver_sql("SET LOCAL nsync.origin = ''")

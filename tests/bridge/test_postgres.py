@@ -1,0 +1,199 @@
+"""Capture and wake-up beside Rucio on PostgreSQL: each change is captured once, told at its commit, and the bridge's own are not."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from rucio.db.sqla.constants import OpenDataDIDState
+from sqlalchemy import make_url, text
+
+from nsync.rucio_bridge import pg_triggers, triggers
+from nsync.rucio_bridge.capture import Capture
+from nsync.rucio_bridge.watch import LOOK_S
+from nsync.store.database import writing
+from nsync.transport.times import happens
+from tests.bridge.test_watch import LONG_S, SOON_S, aside, watched
+from tests.support.instances import Instance
+from tests.support.postgres import Server
+from tests.support.rucio_postgres import PostgresInstance, build
+
+pytestmark = pytest.mark.postgres
+
+LISTENS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'nsync watch'"
+
+
+@pytest.fixture(scope="module")
+def rucio_on_postgres(postgres_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The name of a database to copy."""
+    with postgres_server.database() as url:
+        build(url, tmp_path_factory.mktemp("postgres"))
+        yield str(make_url(url).database)
+
+
+@pytest.fixture
+def atlas(postgres_server: Server, rucio_on_postgres: str) -> Iterator[PostgresInstance]:
+    with postgres_server.database(template=rucio_on_postgres) as url:
+        made = PostgresInstance(url, "atlas", ["atlas"])
+        made.add_scope("atlas")
+        made.work()
+        yield made
+        made.close()
+
+
+def outbox(instance: Instance) -> list[tuple[object, ...]]:
+    return sorted(set(instance.query("SELECT kind, a, b, c, d FROM nsync_outbox")), key=repr)
+
+
+# ---- capture
+
+
+def test_what_users_do_is_captured_and_published(atlas: PostgresInstance) -> None:
+    atlas.publish_dataset("atlas", "d1", doi="10.5072/D1")
+    captured = {(kind, a, b) for kind, a, b, *_ in outbox(atlas)}
+    assert captured >= {("did", "atlas", "d1"), ("did", "atlas", "d1.f0"), ("replica", "atlas", "d1.f0"), ("attachment", "atlas", "d1")}
+    assert atlas.work() == 1 and outbox(atlas) == []
+    rows = atlas.rows()
+    assert {row[1] for row in rows["dids"]} == {"d1", "d1.f0", "d1.f1", "d1.f2"} and len(rows["replicas"]) == 3
+    atlas.set_open_data("atlas", "d1", state=OpenDataDIDState.SUSPENDED)
+    assert outbox(atlas) == [("did", "atlas", "d1", None, None)]
+    assert atlas.work() == 1 and atlas.work() == 0
+
+
+def test_an_update_that_says_nothing_and_what_is_not_shared_are_not_captured(atlas: PostgresInstance) -> None:
+    atlas.add_did("atlas", "d1")
+    atlas.add_scope("private")
+    atlas.add_did("private", "d1")
+    assert atlas.work() == 1
+    with atlas.engine.begin() as connection:
+        assert connection.execute(text("UPDATE dids SET updated_at = now()")).rowcount == 2
+    assert outbox(atlas) == []
+
+
+def test_what_the_bridge_writes_is_no_change_and_what_rucio_commits_meanwhile_is(atlas: PostgresInstance) -> None:
+    atlas.add_did("atlas", "d1")
+    atlas.work()
+    with writing(atlas.engine) as connection, triggers.unheard(connection):
+        connection.execute(text("UPDATE dids SET bytes = 7 WHERE name = 'd1'"))
+        atlas.add_did("atlas", "d2")  # by another connection
+    assert outbox(atlas) == [("did", "atlas", "d2", None, None)]
+    with writing(atlas.engine) as connection:
+        with triggers.unheard(connection):
+            pass
+        connection.execute(text("UPDATE dids SET bytes = 8 WHERE name = 'd1'"))
+    assert outbox(atlas) == [("did", "atlas", "d1", None, None), ("did", "atlas", "d2", None, None)]
+
+
+def test_a_change_that_commits_amid_a_drain_is_not_lost(atlas: PostgresInstance, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its place in the outbox is before what is drained."""
+    forget = Capture.forget
+
+    def meanwhile(capture: Capture, until: int) -> None:
+        late.commit()
+        forget(capture, until)
+
+    with atlas.engine.connect() as late:
+        late.execute(text("INSERT INTO nsync_outbox (kind, a, b) VALUES ('did', 'atlas', 'late')"))
+        atlas.add_did("atlas", "d1")
+        monkeypatch.setattr(Capture, "forget", meanwhile)
+        assert atlas.bridge.work(atlas.now_ms).published == 1
+    assert outbox(atlas) == [("did", "atlas", "late", None, None)]
+
+
+def test_triggers_are_removed_with_their_functions(atlas: PostgresInstance) -> None:
+    with writing(atlas.engine) as connection:
+        assert triggers.missing(connection) == []
+        triggers.remove(connection)
+        assert triggers.installed(connection) == [] and len(triggers.missing(connection)) == 22
+    assert atlas.query("SELECT proname FROM pg_proc WHERE starts_with(proname, :prefix)", prefix=triggers.PREFIX) == []
+    atlas.add_did("atlas", "d1")
+    assert outbox(atlas) == []
+
+
+# ---- the watch
+
+
+def test_a_commit_of_rucio_wakes_on_postgresql(atlas: PostgresInstance) -> None:
+    asyncio.run(_wakes(atlas))
+
+
+async def _wakes(atlas: PostgresInstance) -> None:
+    async with watched(atlas.engine) as news:
+        assert await happens(news, SOON_S), "it wakes when it begins"
+        for name in ("d1", "d2", "d3"):
+            await asyncio.sleep(2 * LOOK_S)
+            news.clear()
+            await aside(lambda: atlas.add_did("atlas", name))  # noqa: B023
+            began = time.monotonic()
+            assert await happens(news, SOON_S), f"nobody was woken for {name}"
+            print(f"{name}: woken {time.monotonic() - began:.4f} s after Rucio's commit")
+            await aside(atlas.work)
+        await asyncio.sleep(2 * LOOK_S)
+        news.clear()
+        assert not await happens(news, LONG_S), "what is published wakes nobody"
+
+
+def test_a_watch_whose_connection_was_ended_listens_again(atlas: PostgresInstance, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "nsync.rucio_bridge.watch")
+    asyncio.run(_killed(atlas))
+    assert caplog.text.count("are found by the poll") == 1 and "wake the node again" in caplog.text
+
+
+async def _killed(atlas: PostgresInstance) -> None:
+    async with watched(atlas.engine) as news:
+        assert await happens(news, SOON_S)
+        ((pid,),) = atlas.query(LISTENS)
+        atlas.query("SELECT pg_terminate_backend(:pid)", pid=pid)
+        await asyncio.sleep(LONG_S)
+        assert atlas.query(LISTENS) not in ([], [(pid,)]), "it listens on a new connection"
+        news.clear()
+        await aside(lambda: atlas.add_did("atlas", "d1"))
+        assert await happens(news, SOON_S)
+
+
+def test_where_nothing_notifies_the_watch_looks(atlas: PostgresInstance) -> None:
+    with writing(atlas.engine) as connection:
+        triggers.install(connection, notify=False)
+        assert triggers.PREFIX + pg_triggers.NOTIFY not in triggers.installed(connection) and triggers.missing(connection) == []
+    atlas.work()
+    asyncio.run(_looks(atlas))
+
+
+async def _looks(atlas: PostgresInstance) -> None:
+    async with watched(atlas.engine) as news:
+        assert not await happens(news, LONG_S)
+        await aside(lambda: atlas.add_did("atlas", "d1"))
+        assert await happens(news, SOON_S)
+        assert atlas.query(LISTENS) == []
+
+
+def test_a_burst_wakes_some_five_times_a_second(atlas: PostgresInstance) -> None:
+    asyncio.run(_burst(atlas))
+
+
+async def _burst(atlas: PostgresInstance) -> None:
+    async with watched(atlas.engine) as news:
+        assert await happens(news, SOON_S)
+        await asyncio.sleep(2 * LOOK_S)
+        news.clear()
+        began, woken = time.monotonic(), 0
+        ended = threading.Event()
+        with ThreadPoolExecutor(1) as users:
+            users.submit(_insert_many, atlas, ended)
+            while not ended.is_set():
+                woken += await happens(news, LOOK_S)
+                news.clear()
+        assert 1 <= woken <= (time.monotonic() - began) / LOOK_S + 2
+
+
+def _insert_many(atlas: PostgresInstance, ended: threading.Event) -> None:
+    try:
+        for i in range(100):
+            with atlas.engine.begin() as connection:
+                connection.execute(text("INSERT INTO nsync_outbox (kind, a) VALUES ('scope', :name)"), {"name": f"s{i}"})
+    finally:
+        ended.set()
