@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from statistics import median_low
-from typing import Any
+from typing import Any, Optional
 
 from nsync.authority import proposals
+from nsync.authority.charter import Charter
 from nsync.authority.rulings import Rulings
 from nsync.clock import Stamp
-from nsync.log import admission, forks, lease, segment, voting
+from nsync.log import admission, floor, forks, lease, segment, voting
 from nsync.log.floor import Vote, sign_vote
 from nsync.log.stored import Head, Receipt
 from nsync.store import compaction, live, log, recovery, repair
@@ -30,6 +31,7 @@ from tests.planted.faults import Fault, Patch, _nothing_waits, function, method,
 
 NEWS, NOTICES, PEERS = "property.test_news", "unit.test_notices", "unit.test_peer_table"
 LIVE, REPAIR = "property.test_live", "integration.test_repair"
+TERMS = "property.test_terms"
 STORIES, STORE, ORDERS = "simulation.test_stories", "simulation.test_store", "simulation.test_interleavings"
 NEVER_MS = 10**12
 
@@ -132,15 +134,28 @@ def _told_and_never_stored(patch: Patch) -> None:
         return Taken(1, 1, frozenset(), ())
 
     patch.setattr(SqlNotices, "vote", vote)
-    patch.setattr(SqlNotices, "_votes", property(lambda self: [*self._log.lines.votes(), *(v for found in given.values() for v in found)]))
+    votes = SqlLines.votes
+
+    def told(self: SqlLines, number: Optional[int] = None) -> list[Vote]:
+        return [*votes(self, number), *(v for found in given.values() for v in found if number in (None, v.floor.number))]
+
+    patch.setattr(SqlLines, "votes", told)
 
 
 def _answers_any(original: Original) -> Original:
-    def answer(charter: Any, ballot: Any, here: Any) -> Any:
+    def answer(charter: Any, me: Any, ballot: Any, here: Any) -> Any:
         votes = sorted(ballot.votes, key=lambda vote: vote.floor)
-        return next((floor for vote in votes if (floor := original(charter, ballot._replace(votes=[vote]), here)) is not None), None)
+        return next((floor for vote in votes if (floor := original(charter, me, ballot._replace(votes=[vote]), here)) is not None), None)
 
     return answer
+
+
+def _by_its_own_term(original: Original) -> Original:
+    return lambda floor, votes, charter, version: original(floor, votes, charter, floor.term)
+
+
+def _by_members_of_today(original: Original) -> Original:
+    return lambda floor, votes, charter, version: original(floor, votes, charter, charter.version)
 
 
 def _forgets_its_votes(original: Original) -> Original:
@@ -291,6 +306,26 @@ LOG_FAULTS = (
         "a member votes again",
         function(voting.choose, _forgets_its_votes(voting.choose)),
         f"{NOTICES}::test_a_vote_is_given_once_whatever_is_proposed_after_it",
+    ),
+    Fault(
+        "a floor is decided by its own term alone",
+        function(floor.is_carried, _by_its_own_term(floor.is_carried)),
+        f"{TERMS}::test_members_who_come_all_at_once_take_no_floor_back",
+    ),
+    Fault(
+        "a floor is decided by the members of today",
+        function(floor.is_carried, _by_members_of_today(floor.is_carried)),
+        f"{TERMS}::test_what_is_decided_stays",
+    ),
+    Fault(
+        "old votes count after an amendment says that they do not",
+        method(Charter, "revoted", lambda self, number: 1),
+        f"{TERMS}::test_votes_of_before_count_no_more_after_an_amendment_says_so",
+    ),
+    Fault(
+        "an organisation that has left is waited for",
+        method(Charter, "electors", Charter.voters),
+        f"{TERMS}::test_who_has_retired_is_missed_by_nobody_once_a_floor_of_the_new_term_is_there",
     ),
     Fault(
         "a guest frees by a floor what a revocation made void",

@@ -5,6 +5,7 @@ incarnations and scopes that move. Everything is signed for real; nothing is del
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
@@ -139,7 +140,7 @@ class Teller:
             header = segment.header
             if header.commit and (header.author not in heads or heads[header.author].seq < header.last):
                 heads[header.author] = Dep(header.author, header.last, segment.hash)
-        floor = Floor(self.floors + 1, tuple(sorted(heads.values())), bytes(16))
+        floor = Floor(self.floors + 1, self.body["version"], tuple(sorted(heads.values())), bytes(16))
         for voter in sorted(set(voters)):
             author = AuthorId(self.personas[voter][0].author)
             self.votes.append(sign_vote(GENESIS.federation, author, floor, self.personas[voter][0]._sign))
@@ -184,7 +185,7 @@ class Teller:
 
     def _amend(self) -> None:
         self.body = {**self.body, "version": self.body["version"] + 1, "federation": GENESIS.federation.hex()}
-        self.charters.append(_charter(self.body))
+        self.charters.append(replace(_charter(self.body), before=self.charters[-1]))
 
 
 WHO = st.sampled_from(NAMES)

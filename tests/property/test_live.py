@@ -70,7 +70,7 @@ def proposal(log: SqlLog, segments: Sequence[Segment], rng: random.Random) -> Op
         held = heads[header.author].seq if header.author in heads else 0
         if header.commit and mark is not None and log.lines.stands(mark) and held < header.last:
             heads[header.author] = Dep(header.author, header.last, segment.hash)
-    return Floor(len(floors) + 1, tuple(sorted(heads.values())), bytes(16)) if heads else None
+    return Floor(len(floors) + 1, log.authority.charter.version, tuple(sorted(heads.values())), bytes(16)) if heads else None
 
 
 def votes_for(story: Story, floor: Floor) -> list[Vote]:

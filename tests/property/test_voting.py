@@ -127,15 +127,15 @@ def test_each_proposes_in_turn_and_only_when_logs_have_grown(count: int) -> None
 def lies(everybody: Sequence[Honest]) -> dict[str, list[Floor]]:
     """What a lying proposer of number 1 may show: one floor or two."""
     heads = tuple(everybody[1].heads_before(NOW_MS))
-    right = Floor(1, heads, live({one.author: one.seq for one in heads}))
+    right = Floor(1, 1, heads, live({one.author: one.seq for one in heads}))
     one = heads[0]
     return {
         "a head that does not stand": [right._replace(heads=tuple(sorted([one._replace(hash=b"x" * 16), *heads[1:]])))],
         "a head that nobody has": [right._replace(heads=tuple(sorted([head(one.author, one.seq + 1), *heads[1:]])))],
         "another digest": [right._replace(live=b"x" * 16)],
-        "nothing": [Floor(1, (), live({}))],
+        "nothing": [Floor(1, 1, (), live({}))],
         "another number": [right._replace(number=2)],
-        "two at once": [right, Floor(1, heads[1:], live({one.author: one.seq for one in heads[1:]}))],
+        "two at once": [right, Floor(1, 1, heads[1:], live({one.author: one.seq for one in heads[1:]}))],
     }
 
 
@@ -169,7 +169,7 @@ def test_two_proposals_shown_to_different_members_decide_one_floor_at_most(count
 def test_only_the_proposer_is_answered() -> None:
     everybody = members(4)
     heads = tuple(everybody[0].heads_before(NOW_MS))
-    right = Floor(1, heads, live({one.author: one.seq for one in heads}))
+    right = Floor(1, 1, heads, live({one.author: one.seq for one in heads}))
     everybody[1].hear([vote_of(everybody[2].me.author, right)])
     assert everybody[1].tend() is None
     everybody[1].hear([vote_of(everybody[0].me.author, right)])
@@ -194,7 +194,7 @@ def test_a_proposal_holds_what_is_old_enough_and_comes_when_it_is_time() -> None
         return []
 
     first.heads_before = heads_before  # type: ignore[method-assign]
-    before = Floor(3, (head(b"a" * 16, 1),), b"l" * 16)
+    before = Floor(3, 1, (head(b"a" * 16, 1),), b"l" * 16)
     day_ms = 86_400_000
     assert choose(first.charter, first.me, Ballot(before, [], NOW_MS - day_ms + 1), first, day_ms, NOW_MS) is None and not asked
     assert choose(first.charter, first.me, Ballot(before, [], NOW_MS - day_ms), first, day_ms, NOW_MS) is None

@@ -120,7 +120,7 @@ def agreed(segments: Sequence[Segment], authority: Authority = AUTHORITY) -> Flo
     with whole.engine.connect() as connection:
         live = SqlLog(connection, authority).live_of({author: head.seq for author, head in heads.items()})
     whole.engine.dispose()
-    return Floor(1, tuple(sorted(heads.values())), live)
+    return Floor(1, 1, tuple(sorted(heads.values())), live)
 
 
 def without(segments: Sequence[Segment], rng: random.Random, share: float) -> tuple[list[Segment], int]:

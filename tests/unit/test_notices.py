@@ -67,7 +67,7 @@ def head(name: str, seq: int = 0, ms: int = NOW_MS, hash_: bytes = b"h" * 16, ke
 
 
 def floor(number: int = 1, seq: int = 1, live: bytes = b"l" * 16) -> Floor:
-    return Floor(number, (Dep(author("atlas"), seq, b"h" * 16),), live)
+    return Floor(number, 1, (Dep(author("atlas"), seq, b"h" * 16),), live)
 
 
 def vote(name: str, what: Floor, key: Optional[SigningKey] = None) -> Vote:
@@ -117,6 +117,8 @@ STRANGER = SigningKey(b"s" * 32)
         (notices.head_notice(head("cms", 5)._replace(ms=NOW_MS + 1)), "signature is not that of author"),
         (notices.vote_notice([vote("cms", floor(), key=STRANGER)]), "signature is not that of author"),
         (notices.floor_notice(votes(floor(), "atlas", "cms")), "no more than two thirds"),
+        (notices.vote_notice([vote("cms", floor()._replace(term=2))]), "its term is version 2"),
+        (notices.floor_notice(votes(floor()._replace(term=0), *NAMES)), "has no term"),
         (notices.floor_notice([*votes(floor(), "atlas", "cms"), vote("dune", floor(), key=STRANGER)]), "signature is not that"),
         (notices.floor_notice([*votes(floor(), "atlas", "cms"), vote("cms", floor())]), "no more than two thirds"),
         (Notice(TWICE, codec.encode((notices.vote_notice(votes(floor(), "cms")).raw,) * 2)), "prove nothing"),
@@ -126,8 +128,8 @@ STRANGER = SigningKey(b"s" * 32)
         (Notice(FORK, codec.encode((b"", b"", b""))), "two headers"),
         (Notice(9, b""), "of kind 9"),
         (Notice(FLOOR, bytes(notices.NOTICE_BYTES_MAX + 1)), "at most"),
-        (Notice(FLOOR, codec.encode((1, (), b"l" * 16, ()))), "no more than two thirds"),
-        (Notice(FLOOR, codec.encode(("1", ((1, 2),), b"", ((b"", b""),)))), "author with a signature"),
+        (Notice(FLOOR, codec.encode((1, 1, (), b"l" * 16, ()))), "no more than two thirds"),
+        (Notice(FLOOR, codec.encode(("1", 1, ((1, 2),), b"", ((b"", b""),)))), "author with a signature"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -318,7 +320,7 @@ def proposed(site: Site, *heads: Segment) -> Notice:
     """What atlas would sign as number 1, had it the ends of `heads` and no conscience: the digest is the one that `site` finds."""
     with site.engine.connect() as connection:
         live = SqlLog(connection, site.authority).live_of({one.header.author: one.header.last for one in heads})
-    return notices.vote_notice([vote("atlas", Floor(1, tuple(sorted(map(dep, heads))), live))])
+    return notices.vote_notice([vote("atlas", Floor(1, 1, tuple(sorted(map(dep, heads))), live))])
 
 
 def test_a_vote_is_given_once_whatever_is_proposed_after_it() -> None:
@@ -327,7 +329,7 @@ def test_a_vote_is_given_once_whatever_is_proposed_after_it() -> None:
     two = segment("dune", end(one))
     site.store(one, two)
     site.notary.take([proposed(site, one)], "atlas")
-    assert site.notary.tend().voted == Floor(1, (dep(one),), site.votes()[0].floor.live)
+    assert site.notary.tend().voted == Floor(1, 1, (dep(one),), site.votes()[0].floor.live)
     assert site.notary.tend().voted is None
     site.notary.take([proposed(site, two)], "atlas")
     assert site.notary.tend().voted is None

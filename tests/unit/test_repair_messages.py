@@ -21,7 +21,7 @@ from nsync.namespace.ops import OP_BYTES_MAX
 from nsync.transport import repair
 from nsync.transport.repair import Ask, Places
 
-FLOOR = Floor(3, tuple(Dep(bytes([n]) * 16, seq, bytes(16)) for n, seq in ((1, 5000), (2, 4096), (3, 1))), bytes(16))  # type: ignore[arg-type]
+FLOOR = Floor(3, 1, tuple(Dep(bytes([n]) * 16, seq, bytes(16)) for n, seq in ((1, 5000), (2, 4096), (3, 1))), bytes(16))  # type: ignore[arg-type]
 SETS = st.sets(st.integers(0, SEQ_MAX), min_size=1, max_size=50).map(lambda numbers: tuple(sorted(numbers)))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple, Optional
 
 from nsync.authority.charter import Charter, Instance, Verify
@@ -30,7 +31,9 @@ class Line(NamedTuple):
 
 def line(genesis: str, amendments: Iterable[str], verify: Verify) -> Line:
     """The newest charter that `genesis` and `amendments`, in any order, add up to. Raises ConfigError for a bad genesis."""
-    return follow(load(genesis, verify), amendments, verify)
+    first = load(genesis, verify)
+    check_genesis(first)
+    return follow(first, amendments, verify)
 
 
 def read(text: str, verify: Verify) -> Line:
@@ -89,7 +92,7 @@ def succeed(charter: Charter, text: str, verify: Verify) -> Charter:
     following = check(document)
     check_succession(charter, following, document)
     _check_signed(charter, document, verify)
-    return following
+    return replace(following, before=charter)
 
 
 def parts(text: str) -> list[str]:
@@ -103,6 +106,12 @@ def parts(text: str) -> list[str]:
         if not found:
             raise ConfigError("charter: the file holds an empty list; the genesis comes first, then its amendments")
         return [json.dumps(document) for document in found]
+
+
+def check_genesis(charter: Charter) -> None:
+    """Raises ConfigError unless `charter` is a first version: what comes later is believed for the one before it."""
+    if charter.version != 1:
+        raise ConfigError(f"charter: the file begins with version {charter.version}; the genesis comes first, then its amendments")
 
 
 def check_succession(charter: Charter, following: Charter, document: Mapping[str, Any]) -> None:

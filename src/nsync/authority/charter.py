@@ -4,7 +4,7 @@ The genesis is signed by the threshold of root keys of *every* member; amendment
 JSON documents (`authority.documents`). The federation id is the hash of the genesis' signed text, so two federations can never mix.
 
 A charter carries its own history: past incarnations with the place where each ended, and scopes that moved with the heads up to
-which their old home decides. So statements are judged by the newest charter alone.
+which their old home decides. So statements are judged by the newest charter alone; floors by the versions that they name (log.floor).
 
 `guests` is a home's own word, in the charter, that another instance may write in scopes below a prefix. It acts as a grant in
 everybody's past that is never revoked (docs/adr/0002).
@@ -13,8 +13,8 @@ everybody's past that is never revoked (docs/adr/0002).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Callable, NamedTuple, NewType, Optional
 
 AuthorId = NewType("AuthorId", bytes)
@@ -129,6 +129,10 @@ class Charter:
     """Oldest first."""
     hash: bytes = b""
     """Of the signed text: what an amendment names as its predecessor."""
+    revote_after: Optional[int] = None
+    """Floors of higher numbers are voted for anew from this version on (log.floor)."""
+    before: Optional[Charter] = field(default=None, compare=False, repr=False)
+    """The version that this one follows; None of the genesis."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_by_author", {life.author: i for i in self.instances for life in i.incarnations})
@@ -151,11 +155,34 @@ class Charter:
         return found
 
     def voters(self) -> dict[str, Instance]:
-        """The instance through which each member organisation is heard: the first one that it lists (R4.5, R4.8)."""
+        """The instance through which each member organisation is heard about forks: the first one that it lists (R4.5)."""
         found: dict[str, Instance] = {}
         for instance in self.instances:
             found.setdefault(instance.member, instance)
         return found
+
+    def electors(self) -> dict[str, Instance]:
+        """The instance through which each member organisation votes: the first one that it lists and has not retired (R4.8)."""
+        found: dict[str, Instance] = {}
+        for instance in self.instances:
+            if instance.retired is None:
+                found.setdefault(instance.member, instance)
+        return found
+
+    def versions(self) -> Iterator[Charter]:
+        """This version and those before it, newest first."""
+        version: Optional[Charter] = self
+        while version is not None:
+            yield version
+            version = version.before
+
+    def at(self, version: int) -> Optional[Charter]:
+        """That version of the charter; None if it is not known here."""
+        return next((charter for charter in self.versions() if charter.version == version), None)
+
+    def revoted(self, number: int) -> int:
+        """The first version whose votes for floor `number` count."""
+        return next((c.version for c in self.versions() if c.revote_after is not None and c.revote_after < number), 1)
 
     def eras(self, scope: str) -> tuple[Era, ...]:
         """The homes that `scope` has had, oldest first."""

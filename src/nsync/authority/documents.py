@@ -78,6 +78,7 @@ def check(document: Mapping[str, Any]) -> Charter:
             threshold=int(body.get("threshold", len(members))),
             moves=tuple(Move(str(m["scopes"]), str(m["from"]), _places(m["finals"])) for m in body.get("moves", [])),
             hash=_federation(signed),
+            revote_after=_number(body["revote_after"]) if "revote_after" in body else None,
         )
         if not 1 <= charter.threshold <= len(members):
             raise ConfigError(f"charter: threshold {charter.threshold} with {len(members)} members; amendments need 1 to all of them")
@@ -177,6 +178,12 @@ def _place(value: Sequence[Any]) -> Place:
     if type(seq) is not int or seq < 0:
         raise ConfigError(f"charter: {value!r} is no place in a log; it is [seq, hash of the segment's header]")
     return Place(seq, _bytes(header, ID_BYTES))
+
+
+def _number(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 32:
+        raise ConfigError(f"charter: {value!r} is no number of a floor")
+    return value
 
 
 def _bytes(text: str, length: int) -> bytes:

@@ -8,6 +8,7 @@ too few have signed yet: to nodes it is as if it were not there, so the file can
     retire(name, final)        where the log of the instance ends; it stays listed, and its history stays
     succeed(name, …, final)    where the incarnation before ended: a new key, a restored database
     move(prefix, to, finals)   up to where the old home decides, for every author
+    revote(number)             floors above that number are voted for anew, by this version's members
 
 Each is a function from one body to the next; `propose` numbers the result, and checks it as a node would.
 """
@@ -61,8 +62,7 @@ def read(text: str, verify: Verify) -> CharterFile:
         found = [json.loads(part) for part in amendments.parts(text)]
     is_list = text.lstrip().startswith("[")
     genesis, newest = documents.check(found[0]), documents.check(found[-1])
-    if genesis.version != 1:
-        raise ConfigError(f"charter: the file begins with version {genesis.version}; the genesis comes first, then its amendments")
+    amendments.check_genesis(genesis)
     missing = documents.missing_signatures(found[0], verify)
     if missing:
         if len(found) > 1:
@@ -101,6 +101,7 @@ def propose(file: CharterFile, edits: Iterable[Edit]) -> CharterFile:
         raise ConfigError(f"charter: the file proposes version {file.proposal.version} already; have it signed, or take it out")
     body = copy.deepcopy(file.body)
     body.update(version=file.charter.version + 1, federation=file.charter.federation.hex(), previous=file.charter.hash.hex())
+    body.pop("revote_after", None)  # it is said once
     with documents.well_formed():
         for edit in edits:
             edit(body)
@@ -196,6 +197,15 @@ def need(threshold: int) -> Edit:
 
     def edit(body: Document) -> None:
         body["threshold"] = threshold
+
+    return edit
+
+
+def revote(number: int) -> Edit:
+    """The floors up to `number` stay; those above it are voted for anew."""
+
+    def edit(body: Document) -> None:
+        body["revote_after"] = number
 
     return edit
 

@@ -1,17 +1,21 @@
 """The floor: heads that more than two thirds of the member organisations signed (R4.8).
 
-It counts as everyone's acknowledgement of what is below, and no revocation, fork, incarnation or amendment reaches there. An
-organisation has one vote a number, given by the first instance that the charter lists for it. Floors are counted from 1 without gaps,
-and each holds at least what the one before it held.
+It counts as everyone's acknowledgement of what is below, and no revocation, fork, incarnation or amendment reaches there. Floors are
+counted from 1 without gaps, and each holds at least what the one before it held.
 
-More than two thirds: two floors of one number would need more than a third of the organisations to vote twice. Should that
+Members come and go, and a decided floor stays. So each floor names its *term*, the version of the charter whose members vote for it,
+and is decided by more than two thirds of the members of two versions: of its own term, and of the term of the floor before it (of the
+genesis, for the first). An organisation has one vote a number, given by the first instance that the version lists for it and that has
+not retired. Two floors of one number would need more than a third of the members of the term before to vote twice; should that
 happen, nothing tells which is right, and there is no floor from that number on.
+
+Where a number is never decided (its proposer signed two; more than a third are gone), an amendment says `revote_after`: the votes of
+earlier terms for higher numbers count no more, and its own term alone decides the first of them (docs/adr/0014).
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from typing import NamedTuple, Optional
 
@@ -20,18 +24,20 @@ from nsync.errors import RejectedSegment
 from nsync.log.segment import SEQ_MAX, SIGNATURE_BYTES, Dep, Sign
 from nsync.namespace import codec
 
-FORMAT = 1
+FORMAT = 2
 HEADS_MAX = 4096
 """Authors in one floor: a thousand members with some instances and incarnations each."""
 VOTE_BYTES_MAX = HEADS_MAX * 48 + 1024
-VOTES_READ_MAX = 2048
-"""Votes that stay decoded: all of them are looked at in each transaction, and there are some for each floor."""
+FLOORS_READ_MAX = 1024
+"""Floors that stay decoded: the readings look at all of them."""
 
 
 class Floor(NamedTuple):
     """What is below it is settled for ever."""
 
     number: int
+    term: int
+    """The version of the charter whose members vote for it."""
     heads: tuple[Dep, ...]
     """The end of each author's log below the floor; sorted by author."""
     live: bytes
@@ -71,20 +77,23 @@ def decode_vote(raw: bytes, charter: Charter, verify: Verify) -> Vote:
     signed, signature = parts
     _check(len(signature) == SIGNATURE_BYTES, f"has no signature of {SIGNATURE_BYTES} bytes")
     fields = codec.decode(signed, "vote", items_max=HEADS_MAX)
-    _check(type(fields) is tuple and len(fields) == 6 and fields[0] == FORMAT and type(fields[0]) is int, f"is not of format {FORMAT}")
-    _, federation, author, number, heads, live = fields
+    _check(type(fields) is tuple and len(fields) == 7 and fields[0] == FORMAT and type(fields[0]) is int, f"is not of format {FORMAT}")
+    _, federation, author, number, term, heads, live = fields
     _check(
         all(type(i) is bytes and len(i) == ID_BYTES for i in (federation, author, live)),
         f"has an id or digest that is not {ID_BYTES} bytes",
     )
     _check(type(number) is int and 1 <= number < 1 << 32, "has no number")
+    _check(type(term) is int and 1 <= term < 1 << 32, "has no term")
     _check(type(heads) is tuple and len(heads) <= HEADS_MAX and all(map(_is_head, heads)), "has malformed heads")
     _check(
         list(heads) == sorted(heads) and len({head[0] for head in heads}) == len(heads),
         "has heads that are unsorted or name an author twice",
     )
-    vote = Vote(FederationId(federation), AuthorId(author), Floor(number, tuple(Dep(*head) for head in heads), live), signature)
+    vote = Vote(FederationId(federation), AuthorId(author), Floor(number, term, tuple(Dep(*head) for head in heads), live), signature)
     _check(vote.federation == charter.federation, "is of another federation")
+    if charter.at(term) is None:
+        raise RejectedSegment(f"a vote for floor {number}: its term is version {term} of the charter; here {charter.version} is in force")
     life = charter.life(vote.author)
     if life is None or not verify(life.key, "floor", signed, signature):
         raise RejectedSegment(f"a vote for floor {number}: the signature is not that of author {author.hex()}")
@@ -96,13 +105,23 @@ def signed_bytes(vote: Vote) -> bytes:
     return _signed(vote.federation, vote.author, vote.floor)
 
 
-@lru_cache(maxsize=1024)
-@lru_cache(maxsize=VOTES_READ_MAX)
 def read_vote(raw: bytes) -> Vote:
     """A vote that was checked when it was stored."""
     signed, signature = codec.load(raw)
-    _, federation, author, number, heads, live = codec.load(signed)
-    return Vote(FederationId(federation), AuthorId(author), Floor(number, tuple(Dep(*head) for head in heads), live), signature)
+    _, federation, author, number, term, heads, live = codec.load(signed)
+    return Vote(FederationId(federation), AuthorId(author), Floor(number, term, tuple(Dep(*head) for head in heads), live), signature)
+
+
+def encode_floor(floor: Floor) -> bytes:
+    """As a decided floor is stored."""
+    return codec.encode((floor.number, floor.term, tuple(map(tuple, floor.heads)), floor.live))
+
+
+@lru_cache(maxsize=FLOORS_READ_MAX)
+def read_floor(raw: bytes) -> Floor:
+    """A floor as it is stored."""
+    number, term, heads, live = codec.load(raw)
+    return Floor(number, term, tuple(Dep(*head) for head in heads), live)
 
 
 def floors(votes: Iterable[Vote], charter: Charter) -> list[Floor]:
@@ -112,18 +131,37 @@ def floors(votes: Iterable[Vote], charter: Charter) -> list[Floor]:
         by_number.setdefault(vote.floor.number, []).append(vote)
     found: list[Floor] = []
     while True:
-        floor = elected(by_number.get(len(found) + 1, ()), charter)
-        if floor is None or (found and not _grows(found[-1], floor)):
+        floor = decided(by_number.get(len(found) + 1, ()), charter, found[-1] if found else None)
+        if floor is None:
             return found
         found.append(floor)
 
 
-def elected(votes: Iterable[Vote], charter: Charter) -> Optional[Floor]:
-    """The floor that more than two thirds of the members voted for among `votes`, all for one number; None also if there are two."""
-    organisation = {life.author: name for name, instance in charter.voters().items() for life in instance.incarnations}
-    tally = Counter(floor for _, floor in {(organisation[vote.author], vote.floor) for vote in votes if vote.author in organisation})
-    found = [floor for floor, count in tally.items() if 3 * count > 2 * len(charter.members)]
+def decided(votes: Collection[Vote], charter: Charter, before: Optional[Floor]) -> Optional[Floor]:
+    """The floor after `before` that `votes` make, if they make one."""
+    number, base = (1, 1) if before is None else (before.number + 1, before.term)
+    anew = charter.revoted(number)
+    found = []
+    for floor in {vote.floor for vote in votes if vote.floor.number == number and vote.floor.term >= max(base, anew)}:
+        terms = {floor.term, *([base] if base >= anew else [])}
+        if (before is None or grows(before, floor)) and all(is_carried(floor, votes, charter, term) for term in terms):
+            found.append(floor)
     return found[0] if len(found) == 1 else None
+
+
+def is_carried(floor: Floor, votes: Iterable[Vote], charter: Charter, version: int) -> bool:
+    """Whether more than two thirds of the members of that version of the charter have voted for `floor`."""
+    named, electorate = charter.at(version), electors(floor.term, charter)
+    members = set(named.electors()) if named is not None else set()
+    voted = {electorate[vote.author] for vote in votes if vote.floor == floor and vote.author in electorate}
+    return 3 * len(voted & members) > 2 * len(members)
+
+
+def electors(term: int, charter: Charter) -> dict[AuthorId, str]:
+    """Who votes in `term`, and for which organisation: by any incarnation, since an instance may begin another one meanwhile."""
+    named = charter.at(term)
+    lives = {name: charter.by_name(instance.name) for name, instance in named.electors().items()} if named is not None else {}
+    return {life.author: name for name, instance in lives.items() if instance is not None for life in instance.incarnations}
 
 
 def place(floor: Floor, author: bytes) -> Optional[Place]:
@@ -131,12 +169,13 @@ def place(floor: Floor, author: bytes) -> Optional[Place]:
     return next((Place(head.seq, head.hash) for head in floor.heads if head.author == author), None)
 
 
-def _grows(before: Floor, after: Floor) -> bool:
+def grows(before: Floor, after: Floor) -> bool:
+    """Whether `after` holds what `before` holds."""
     return all(after.seq(head.author) >= head.seq for head in before.heads)
 
 
 def _signed(federation: FederationId, author: AuthorId, floor: Floor) -> bytes:
-    return codec.encode((FORMAT, federation, author, floor.number, tuple(tuple(head) for head in floor.heads), floor.live))
+    return codec.encode((FORMAT, federation, author, floor.number, floor.term, tuple(tuple(head) for head in floor.heads), floor.live))
 
 
 def _is_head(head: object) -> bool:

@@ -117,7 +117,7 @@ def floor_notice(votes: Sequence[Vote]) -> Notice:
     """Of the votes, all for one floor, that make it."""
     floor = votes[0].floor
     signed = sorted({vote.author: vote.signature for vote in votes}.items())
-    return Notice(FLOOR, codec.encode((floor.number, tuple(map(tuple, floor.heads)), floor.live, tuple(signed))))
+    return Notice(FLOOR, codec.encode((floor.number, floor.term, tuple(map(tuple, floor.heads)), floor.live, tuple(signed))))
 
 
 def decode_proof(raw: bytes) -> ForkProof:
@@ -140,9 +140,9 @@ def _decode_twice(raw: bytes, charter: Charter, verify: Verify) -> tuple[Vote, .
 
 def _decode_floor(raw: bytes, charter: Charter, verify: Verify) -> tuple[Vote, ...]:
     parts = codec.decode(raw, "floor", items_max=max(HEADS_MAX, VOTES_MAX))
-    if type(parts) is not tuple or len(parts) != 4 or type(parts[1]) is not tuple or type(parts[3]) is not tuple:
-        raise RejectedSegment("a floor is not (number, heads, digest, votes)")
-    number, heads, live, signed = parts
+    if type(parts) is not tuple or len(parts) != 5 or type(parts[2]) is not tuple or type(parts[4]) is not tuple:
+        raise RejectedSegment("a floor is not (number, term, heads, digest, votes)")
+    number, term, heads, live, signed = parts
     for one in signed:
         if (
             type(one) is not tuple
@@ -154,10 +154,10 @@ def _decode_floor(raw: bytes, charter: Charter, verify: Verify) -> tuple[Vote, .
             raise RejectedSegment("a floor has a vote that is not an author with a signature")
     if any(type(head) is not tuple or len(head) != 3 for head in heads):
         raise RejectedSegment("a floor has malformed heads")
-    floor = Floor(number, tuple(Dep(*head) for head in heads), live)
+    floor = Floor(number, term, tuple(Dep(*head) for head in heads), live)
     votes = (Vote(FederationId(charter.federation), AuthorId(author), floor, signature) for author, signature in signed)
     found = tuple(decode_vote(encode_vote(vote), charter, verify) for vote in votes)
-    if not found or floors.elected(found, charter) != floor:
+    if not floors.is_carried(floor, found, charter, term):
         raise RejectedSegment(f"a floor {number!r} has the votes of no more than two thirds of the members")
     return found
 
@@ -182,7 +182,7 @@ def id_of_votes(votes: Sequence[Vote]) -> bytes:
 
 
 def id_of_floor(floor: Floor) -> bytes:
-    return _id(FLOOR, codec.encode((floor.number, tuple(map(tuple, floor.heads)), floor.live)))
+    return _id(FLOOR, floors.encode_floor(floor))
 
 
 def kind_of(id: bytes) -> int:

@@ -1,9 +1,10 @@
 """Who proposes a floor, and who votes for what (R4.8). Pure: what is here is told by `Here`, time by whoever calls.
 
-Number n has one proposer: of the charter's voters that have not retired, in its order, the one at (n - 1) mod M. Its vote is the
-proposal. Everybody else votes for that and nothing else, once it sees for itself that the proposal is right; else it waits. A vote is
-given once and never again, so two honest votes for one number never differ, unless the proposer signed two proposals: then whoever has
-seen both gives none.
+Number n has one proposer in each term: of the electors of that version of the charter, in its order, the one at (n - 1) mod M. Its vote
+is the proposal. Everybody else votes for that and nothing else, once it sees for itself that the proposal is right; else it waits. A
+vote is given once and never again, so two honest votes for one number never differ, unless the proposer signed two proposals: then
+whoever has seen both gives none. While an amendment spreads two terms may have a proposal each; whoever has seen both votes for the
+newer one. Should neither be decided, an amendment lets all vote anew (`Charter.revote_after`).
 
 A right proposal, seen from here:
 
@@ -12,7 +13,7 @@ A right proposal, seen from here:
     nothing that is void here would count by it: else a guest's late words would outlive the revocation of its right
     what is live below them has the digest that the proposer signed
 
-A proposer that is away, or proposes what is not right, delays that floor and nothing else.
+A proposer that is away, or proposes what is not right, delays that floor and nothing else; once it has retired another one proposes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple, Optional, Protocol
 
 from nsync.authority.charter import Charter, Instance
-from nsync.log.floor import HEADS_MAX, Floor, Vote
+from nsync.log.floor import HEADS_MAX, Floor, Vote, electors, grows
 from nsync.log.segment import Dep
 
 PROPOSAL_AGE_MS_MAX = 300_000
@@ -55,11 +56,15 @@ class Ballot(NamedTuple):
     def number(self) -> int:
         return 1 if self.before is None else self.before.number + 1
 
+    def least(self, charter: Charter) -> int:
+        """The first term whose floors of that number count."""
+        return max(charter.revoted(self.number), 1 if self.before is None else self.before.term)
 
-def proposer(charter: Charter, number: int) -> Instance:
-    """Who proposes floor `number`."""
-    voters = [instance for instance in charter.voters().values() if instance.retired is None] or list(charter.voters().values())
-    return voters[(number - 1) % len(voters)]
+
+def proposer(charter: Charter, number: int) -> Optional[Instance]:
+    """Who proposes floor `number` in the term of `charter`."""
+    electors = list(charter.electors().values())
+    return electors[(number - 1) % len(electors)] if electors else None
 
 
 def choose(charter: Charter, me: Instance, ballot: Ballot, here: Here, interval_ms: int, now_ms: int) -> Optional[Floor]:
@@ -67,18 +72,19 @@ def choose(charter: Charter, me: Instance, ballot: Ballot, here: Here, interval_
 
     `interval_ms`: between two floors, if it is the proposer; 0 when it proposes none.
     """
-    if charter.voters().get(me.member) != me or ballot.number >= 1 << 32:
+    if charter.electors().get(me.member) != me or ballot.number >= 1 << 32:
         return None
-    lives = {life.author for life in me.incarnations}
-    if any(vote.author in lives for vote in ballot.votes):
-        return None  # one vote a number, whichever of its lives gave it
-    if proposer(charter, ballot.number) == me:
-        due = bool(interval_ms) and now_ms - ballot.before_ms >= interval_ms
-        return _proposal(ballot, here, interval_ms, now_ms) if due else None
-    return _answer(charter, ballot, here)
+    ours = {life.author for instance in charter.instances if instance.member == me.member for life in instance.incarnations}
+    if any(vote.author in ours and vote.floor.term >= charter.revoted(ballot.number) for vote in ballot.votes):
+        return None  # one vote a number, whichever life of whichever instance gave it
+    answer = _answer(charter, me, ballot, here)
+    is_mine = answer is None and proposer(charter, ballot.number) == me
+    if is_mine and interval_ms and now_ms - ballot.before_ms >= interval_ms:
+        return _proposal(charter, ballot, here, interval_ms, now_ms)
+    return answer
 
 
-def _proposal(ballot: Ballot, here: Here, interval_ms: int, now_ms: int) -> Optional[Floor]:
+def _proposal(charter: Charter, ballot: Ballot, here: Here, interval_ms: int, now_ms: int) -> Optional[Floor]:
     """What was signed some time ago, if that is more than the floor before."""
     found = {head.author: head for head in here.heads_before(now_ms - min(PROPOSAL_AGE_MS_MAX, interval_ms // 2))}
     for head in ballot.before.heads if ballot.before is not None else ():
@@ -87,23 +93,31 @@ def _proposal(ballot: Ballot, here: Here, interval_ms: int, now_ms: int) -> Opti
     heads = tuple(sorted(found.values()))
     if not heads or len(heads) > HEADS_MAX or (ballot.before is not None and heads == ballot.before.heads) or not here.is_right(heads):
         return None
-    return Floor(ballot.number, heads, here.live(_seqs(heads)))
+    return Floor(ballot.number, charter.version, heads, here.live(_seqs(heads)))
 
 
-def _answer(charter: Charter, ballot: Ballot, here: Here) -> Optional[Floor]:
-    """The proposal, if there is one only and it is right."""
-    lives = {life.author for life in proposer(charter, ballot.number).incarnations}
-    proposals = {vote.floor for vote in ballot.votes if vote.author in lives}
+def _answer(charter: Charter, me: Instance, ballot: Ballot, here: Here) -> Optional[Floor]:
+    """The proposal of the newest term that has one, if it is one only, and right."""
+    proposals = _proposals(charter, ballot)
     if len(proposals) != 1:
         return None
     (floor,) = proposals
-    if floor.number != ballot.number or not floor.heads or not _holds(floor, ballot.before) or not here.is_right(floor.heads):
+    if floor.number != ballot.number or not floor.heads or me.author not in electors(floor.term, charter):
+        return None
+    if (ballot.before is not None and not grows(ballot.before, floor)) or not here.is_right(floor.heads):
         return None
     return floor if here.live(_seqs(floor.heads)) == floor.live else None
 
 
-def _holds(floor: Floor, before: Optional[Floor]) -> bool:
-    return before is None or all(floor.seq(head.author) >= head.seq for head in before.heads)
+def _proposals(charter: Charter, ballot: Ballot) -> set[Floor]:
+    for version in charter.versions():
+        known = proposer(version, ballot.number)
+        instance = charter.by_name(known.name) if known is not None and version.version >= ballot.least(charter) else None
+        lives = {life.author for life in instance.incarnations} if instance is not None else set()
+        found = {vote.floor for vote in ballot.votes if vote.floor.term == version.version and vote.author in lives}
+        if found:
+            return found
+    return set()
 
 
 def _seqs(heads: Iterable[Dep]) -> dict[bytes, int]:

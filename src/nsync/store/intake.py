@@ -18,7 +18,6 @@ from nsync.clock import Stamp
 from nsync.errors import RejectedSegment
 from nsync.failpoints import failpoint
 from nsync.log.admission import admit, check_segment
-from nsync.log.floor import Floor, floors
 from nsync.log.forks import BRANCHES_MAX, prove
 from nsync.log.segment import EMPTY, GONE, NO_HASH, Segment, Tip, decode_frame, decode_header
 from nsync.log.stored import FULL, GAP, Receipt
@@ -76,7 +75,6 @@ class Intake:
         self._segments: list[tuple[Any, ...]] = []
         self._ops: list[tuple[Any, ...]] = []
         self._new: set[bytes] = set()
-        self._floors: Optional[list[Floor]] = None
         self._next_id = max(lines.branches, default=0) + 1
 
     @collector_paused()
@@ -157,9 +155,8 @@ class Intake:
 
     def _until_floor(self, author: bytes) -> int:
         """How far `author`'s log lies below the newest floor that was voted for, whether all of that has come here or not."""
-        if self._floors is None:
-            self._floors = floors(self._lines.votes(), self._lines.charter)
-        return self._floors[-1].seq(author) if self._floors else 0
+        floors = self._lines.decided_floors
+        return floors[-1].seq(author) if floors else 0
 
     # ---- branches
 

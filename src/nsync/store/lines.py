@@ -8,22 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, delete, insert, select, update
 
 from nsync.authority.charter import Charter, Incarnation, Place
 from nsync.authority.rulings import Given
 from nsync.clock import Stamp
 from nsync.crdt import Dot
 from nsync.log import forks
-from nsync.log.floor import Floor, Vote, floors, place, read_vote
+from nsync.log.floor import Floor, Vote, decided, encode_floor, place, read_floor, read_vote
 from nsync.log.forks import Branch, Line, Mark, holds, line_to, standing
 from nsync.log.segment import Dep
 from nsync.namespace.ops import Grant, decode_op
 from nsync.store import schema
 
-_BRANCH, _STEP, _SEGMENT = schema.branch.c, schema.step.c, schema.segment.c
+_BRANCH, _STEP, _SEGMENT, _FLOOR, _VOTE = schema.branch.c, schema.step.c, schema.segment.c, schema.floor.c, schema.vote.c
 
 
 class BranchRow(NamedTuple):
@@ -70,7 +70,7 @@ class SqlLines:
         self._lines.clear()
         self._until.clear()
         self._seen.clear()
-        for name in ("branches", "usable_floors", "_given"):
+        for name in ("branches", "_given"):
             self.__dict__.pop(name, None)
 
     # ---- branches and lines
@@ -243,32 +243,72 @@ class SqlLines:
         line = self.line(author)
         return min(self.branches[line[-1].branch].applied, line[-1].seq) if line else 0
 
+    # ---- floors
+
+    @cached_property
+    def decided_floors(self) -> list[Floor]:
+        """The floors that the votes make, whether all below them is here or not."""
+        return [read_floor(raw) for raw in self._connection.execute(select(_FLOOR.raw).order_by(_FLOOR.number)).scalars()]
+
     @cached_property
     def usable_floors(self) -> list[Floor]:
         """The floors whose heads are all applied here, each holding the one before."""
-        votes = [read_vote(raw) for raw in self._connection.execute(select(schema.vote.c.raw)).scalars()]
-        found: list[Floor] = []
-        for floor in floors(votes, self.charter) if votes else ():
-            marks = {head.author: self.mark(head.author, Place(head.seq, head.hash)) for head in floor.heads}
-            if any(mark is None for mark in marks.values()) or (found and not self._holds_all(marks, found[-1])):
-                break
-            found.append(floor)
-        return found
+        query = select(_FLOOR.raw).where(_FLOOR.usable).order_by(_FLOOR.number)
+        return [read_floor(raw) for raw in self._connection.execute(query).scalars()]
 
-    def _holds_all(self, marks: Mapping[Any, Optional[Mark]], before: Floor) -> bool:
+    @cached_property
+    def _floors(self) -> Sequence[Mapping[bytes, int]]:
+        return [{head.author: head.seq for head in floor.heads} for floor in self.usable_floors]
+
+    def floors(self) -> Sequence[Mapping[bytes, int]]:
+        return self._floors
+
+    def votes(self, number: Optional[int] = None) -> list[Vote]:
+        """The votes stored here, for that floor or all."""
+        query = select(_VOTE.raw) if number is None else select(_VOTE.raw).where(_VOTE.number == number)
+        return [read_vote(raw) for raw in self._connection.execute(query).scalars()]
+
+    def judge_by(self, charter: Charter) -> None:
+        """Go over to another charter, by which other floors may be decided."""
+        self.charter = charter
+        self._connection.execute(delete(schema.floor))
+        self.forget()
+        self._floors_moved()
+        self.count_votes()
+
+    def count_votes(self) -> None:
+        """Put down the floors that became decided."""
+        before = self.decided_floors[-1] if self.decided_floors else None
+        while (floor := decided(self.votes(1 if before is None else before.number + 1), self.charter, before)) is not None:
+            self._connection.execute(insert(schema.floor).values(number=floor.number, raw=encode_floor(floor), usable=False))
+            self._floors_moved()
+            before = floor
+        self.use_floors()
+
+    def use_floors(self) -> None:
+        """Put down which floors became usable."""
+        for floor in self.decided_floors[len(self.usable_floors) :]:
+            if not self._is_usable(floor):
+                return
+            self._connection.execute(update(schema.floor).where(_FLOOR.number == floor.number).values(usable=True))
+            self._floors_moved()
+            self.forget()
+
+    def _is_usable(self, floor: Floor) -> bool:
+        """Whether the heads of `floor` are applied here, and hold the one before."""
         tree = self.branches_tree
-        for head in before.heads:
+        marks = {head.author: self.mark(head.author, Place(head.seq, head.hash)) for head in floor.heads}
+        if any(mark is None for mark in marks.values()):
+            return False
+        for head in self.usable_floors[-1].heads if self.usable_floors else ():
             mark, now = self.mark(head.author, Place(head.seq, head.hash)), marks.get(head.author)
             if mark is None or now is None or not holds(line_to(tree, now), mark):
                 return False
         return True
 
-    def floors(self) -> Sequence[Mapping[bytes, int]]:
-        return [{head.author: head.seq for head in floor.heads} for floor in self.usable_floors]
-
-    def votes(self) -> list[Vote]:
-        """Every vote stored here."""
-        return [read_vote(raw) for raw in self._connection.execute(select(schema.vote.c.raw)).scalars()]
+    def _floors_moved(self) -> None:
+        for name in ("decided_floors", "usable_floors", "_floors"):
+            self.__dict__.pop(name, None)
 
     @cached_property
     def _given(self) -> dict[bytes, list[Given]]:

@@ -151,7 +151,7 @@ def _floor(connection: Connection, lines: SqlLines, heads: Mapping[bytes, int]) 
         assert mark is not None and seq >= (lines.floors()[-1].get(author, 0) if lines.floors() else 0), "it is above the newest floor"
         query = select(_SEGMENT.hash).where(_SEGMENT.branch == mark.branch, _SEGMENT.last == seq)
         found.append(Dep(AuthorId(author), seq, connection.execute(query).scalar() or NO_HASH))
-    return Floor(len(lines.floors()) + 1, tuple(found), bytes(16))
+    return Floor(len(lines.floors()) + 1, lines.charter.version, tuple(found), bytes(16))
 
 
 def _kept(connection: Connection, author: bytes) -> dict[int, bytes]:

@@ -235,6 +235,7 @@ class SqlLog:
         }
         self.connection.execute(update(schema.branch).where(_BRANCH.id == branch.id).values(**end))
         self.lines.forget()
+        self.lines.use_floors()
 
     # ---- floors and charters
 
@@ -245,7 +246,7 @@ class SqlLog:
             raw = encode_vote(vote)
             row = {"number": vote.floor.number, "author": vote.author, "hash": header_hash(raw), "raw": raw}
             bulk_insert(self.connection, schema.vote.name, list(row), [tuple(row.values())], skip_known=True)
-        self.lines.forget()
+        self.lines.count_votes()
         return frozenset(self.state.settle(before))
 
     def rebuild(self) -> int:

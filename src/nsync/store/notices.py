@@ -15,11 +15,12 @@ from sqlalchemy import delete, func, insert, select
 from nsync.authority.charter import AuthorId, Instance, Place
 from nsync.failpoints import failpoint
 from nsync.log import lease, notices, voting
-from nsync.log.floor import Floor, Vote, elected, floors, sign_vote
+from nsync.log.floor import Floor, Vote, decided, electors, sign_vote
 from nsync.log.lease import SignedHead, encode_head, read_head, sign_head
 from nsync.log.notices import FORKS_MAX, Fork, Notice, Stand, Told
 from nsync.log.segment import NO_HASH, Sign, header_hash
 from nsync.log.stored import Head
+from nsync.log.voting import Ballot
 from nsync.namespace import codec
 from nsync.namespace.keys import Fact
 from nsync.store import recovery, schema
@@ -62,8 +63,9 @@ class SqlNotices:
         ids = [notices.id_of_fork(author, first) for author, firsts in self._forks.items() for first in firsts]
         ids += map(notices.id_of_head, self.heads())
         ids += map(notices.id_of_votes, self._voted.values())
-        ids += map(notices.id_of_floor, self._floors[-1:])
-        return Stand(len(self._floors), tuple(sorted(ids)))
+        floors = self._log.lines.decided_floors
+        ids += map(notices.id_of_floor, floors[-1:])
+        return Stand(len(floors), tuple(sorted(ids)))
 
     def lacked(self, theirs: Stand, bytes_max: int) -> list[Notice]:
         """What somebody with `theirs` lacks, up to `bytes_max`: proofs and heads first, then floors in their order, then votes."""
@@ -93,24 +95,18 @@ class SqlNotices:
                     query = select(_FORK.proof).where(_FORK.author == author, _FORK.first == first)
                     yield notices.fork_notice(self._connection.execute(query).scalar_one())
         yield from (notices.head_notice(head) for head in self.heads() if notices.id_of_head(head) not in have)
-        for floor in self._floors[decided:]:
-            yield notices.floor_notice([vote for vote in self._votes if vote.floor == floor])
+        for floor in self._log.lines.decided_floors[decided:]:
+            yield notices.floor_notice([vote for vote in self._log.lines.votes(floor.number) if vote.floor == floor])
         yield from (notices.vote_notice(votes) for votes in self._voted.values() if notices.id_of_votes(votes) not in have)
 
     @cached_property
-    def _votes(self) -> list[Vote]:
-        return self._log.lines.votes()
-
-    @cached_property
-    def _floors(self) -> list[Floor]:
-        return floors(self._votes, self._charter)
-
-    @cached_property
     def _voted(self) -> dict[AuthorId, list[Vote]]:
-        """The votes for the floor after the newest decided one, by who gave them."""
+        """The votes that count for the floor after the newest decided one, by who gave them."""
+        decided = self._log.lines.decided_floors
+        ballot = Ballot(decided[-1] if decided else None, self._log.lines.votes(len(decided) + 1), 0)
         found: dict[AuthorId, list[Vote]] = {}
-        for vote in self._votes:
-            if vote.floor.number == len(self._floors) + 1:
+        for vote in ballot.votes:
+            if vote.floor.term >= ballot.least(self._charter):
                 found.setdefault(vote.author, []).append(vote)
         return found
 
@@ -177,32 +173,32 @@ class SqlNotices:
 
     def _worth_keeping(self, groups: Iterable[tuple[Vote, ...]]) -> list[Vote]:
         """Of votes that came together: those for the floor that is voted for, and those that decide it; as floors follow one another."""
-        electorate = {life.author for instance in self._charter.voters().values() for life in instance.incarnations}
-        held = list(self._votes)
-        decided = len(self._floors)
+        floors = self._log.lines.decided_floors
+        ballot = Ballot(floors[-1] if floors else None, [vote for given in self._voted.values() for vote in given], 0)
         kept: list[Vote] = []
         for votes in sorted(groups, key=lambda votes: votes[0].floor.number):
-            number = votes[0].floor.number
-            if number != decided + 1:
+            if votes[0].floor.number != ballot.number:
                 continue
-            rivals = [vote for vote in held if vote.floor.number == number]
-            new = [vote for vote in votes if vote.author in electorate and not any(_same(vote, other) for other in rivals)]
-            if elected([*rivals, *new], self._charter) is None:  # else whatever decides it is kept, however often its author voted
-                places = VOTES_OF_ONE_MAX - sum(vote.author == votes[0].author for vote in rivals)
+            new = [vote for vote in votes if self._counts(vote, ballot) and not any(_same(vote, other) for other in ballot.votes)]
+            floor = decided([*ballot.votes, *new], self._charter, ballot.before)
+            if floor is None:  # else whatever decides it is kept, however often its author voted
+                places = VOTES_OF_ONE_MAX - sum(vote.author == votes[0].author for vote in ballot.votes)
                 new = [vote for vote in new if vote.author == votes[0].author][: max(0, places)]
             kept += new
-            held += new
-            decided = len(floors(held, self._charter))
+            ballot = ballot._replace(votes=[*ballot.votes, *new]) if floor is None else Ballot(floor, [], 0)
         return kept
 
+    def _counts(self, vote: Vote, ballot: Ballot) -> bool:
+        return vote.floor.term >= ballot.least(self._charter) and vote.author in electors(vote.floor.term, self._charter)
+
     def _keep_votes(self, votes: Sequence[Vote], said: list[str]) -> frozenset[Fact]:
-        before = len(self._floors)
+        lines = self._log.lines
+        before = len(lines.decided_floors)
         changed = self._log.vote(votes)
-        for name in ("_votes", "_floors", "_voted"):
-            self.__dict__.pop(name, None)
-        said += [f"floor {floor.number} is decided: more than two thirds of the members voted for it" for floor in self._floors[before:]]
+        self.__dict__.pop("_voted", None)
+        said += [f"floor {floor.number} is decided: more than two thirds voted for it" for floor in lines.decided_floors[before:]]
         said += [
-            f"{self._name(author)} has voted twice for floor {len(self._floors) + 1}; ask its operators"
+            f"{self._name(author)} has voted twice for floor {len(lines.decided_floors) + 1}; ask its operators"
             for author in {vote.author for vote in votes}
             if len(self._voted.get(author, ())) >= VOTES_OF_ONE_MAX
         ]
@@ -236,12 +232,12 @@ class SqlNotices:
     def choose(self, me: Instance, interval_ms: int, now_ms: int, chosen: Optional[Floor] = None) -> Optional[Floor]:
         """What `me` would vote for now (log.voting). With `chosen`: whether it is still that, its digest not computed again."""
         usable = self._log.lines.usable_floors
-        if len(usable) != len(self._floors) or self._log.read_only(me.author) is not None:
+        if len(usable) != len(self._log.lines.decided_floors) or self._log.read_only(me.author) is not None:
             return None
         here = SqlHere(self._log, chosen)
         before = usable[-1] if usable else None
         votes = [vote for given in self._voted.values() for vote in given]
-        ballot = voting.Ballot(before, votes, here.latest(before.heads) if before is not None else 0)
+        ballot = Ballot(before, votes, here.latest(before.heads) if before is not None else 0)
         found = voting.choose(self._charter, me, ballot, here, interval_ms, now_ms)
         if found is not None and chosen is None and voting.proposer(self._charter, found.number) == me and not self._log.is_whole():
             return None  # something is missing here: the digest would be another one at everybody else's

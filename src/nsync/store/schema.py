@@ -136,7 +136,16 @@ vote = Table(
     Column("raw", LargeBinary, nullable=False),
     sqlite_with_rowid=False,
 )
-"""Votes for floors (R4.8). An author has one a number; two are kept as the proof of what it did."""
+"""Votes for floors (R4.8). An author has one a number and term; two are kept as the proof of what it did."""
+
+floor = Table(
+    "nsync_floor",
+    metadata,
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("raw", LargeBinary, nullable=False),
+    Column("usable", Boolean, nullable=False),
+)
+"""The floors that the votes make by the charter in force, so that these are counted once. Usable: all below it is applied here."""
 
 block = Table(
     "nsync_block",

@@ -244,8 +244,7 @@ class SqlState:
 
     def judge_by(self, charter: Charter) -> None:
         """Judge by another charter from here on (store.adoption)."""
-        self.lines.charter = charter
-        self.lines.forget()
+        self.lines.judge_by(charter)
         self.authority = Authority(charter)
         self.__dict__.pop("rulings", None)
         self.statements.ruled_by(self.rulings)

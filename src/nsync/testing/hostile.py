@@ -108,8 +108,8 @@ class HostileHost(Host):
             {head.author: head for head in self.peer.applied_heads()},
             self._lies.randbytes(16),
         )
-        heads = tuple(sorted(ends.values()))
-        floors = [Floor(number, heads, live), Floor(number, heads[1:], live)]
+        term, heads = self._stage.federation.charter.version, tuple(sorted(ends.values()))
+        floors = [Floor(number, term, heads, live), Floor(number, term, heads[1:], live)]
         return [vote_notice([sign_vote(federation, self.me.author, floor, sign)]) for floor in floors]
 
     def _false_head(self) -> list[Notice]:

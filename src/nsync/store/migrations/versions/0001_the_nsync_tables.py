@@ -76,6 +76,13 @@ def upgrade() -> None:
     )
     op.create_index("nsync_entry_did", "nsync_entry", ["kind", "scope", "name"], unique=False)
     op.create_table(
+        "nsync_floor",
+        sa.Column("number", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("raw", sa.LargeBinary(), nullable=False),
+        sa.Column("usable", sa.Boolean(), nullable=False),
+        sa.PrimaryKeyConstraint("number"),
+    )
+    op.create_table(
         "nsync_fork",
         sa.Column("author", sa.LargeBinary(length=16), nullable=False),
         sa.Column("first", sa.BigInteger(), autoincrement=False, nullable=False),
@@ -232,6 +239,7 @@ def downgrade() -> None:
     op.drop_table("nsync_guest")
     op.drop_table("nsync_grant")
     op.drop_table("nsync_fork")
+    op.drop_table("nsync_floor")
     op.drop_index("nsync_entry_did", table_name="nsync_entry")
     op.drop_table("nsync_entry")
     op.drop_index("nsync_conflict_key", table_name="nsync_conflict")
