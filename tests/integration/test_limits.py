@@ -7,15 +7,23 @@ import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
 from nsync import metrics
-from nsync.transport import budgets, gates, listener, wire
+from nsync.authority.charter import Place
+from nsync.authority.effective import Authority
+from nsync.log.lease import sign_head
+from nsync.log.notices import FLOOR, Notice, Stand, head_notice
+from nsync.store.database import create_tables, open_store
+from nsync.transport import budgets, gates, listener, notices, wire
 from nsync.transport.budgets import BODY_BYTES, CPU_MS, REQUESTS, SIGNATURES, Budget
+from nsync.transport.notices import Word
 from tests.integration.test_transport import HELLO, Node, ask, client, dial, federation, frame, head, hung_up, on_a_loop, post, sign, until
+from tests.support.notary import Notaries
 
 GENEROUS = Budget(1e9, 1e9)
 HITS = metrics.LIMIT_HITS
@@ -69,6 +77,28 @@ async def test_who_brings_nothing_new_uses_up_its_budget(budget: str, monkeypatc
             if status == 429:
                 break
         assert status == 429 and budget.encode() in text
+
+
+@on_a_loop
+async def test_notices_are_charged_before_their_signatures_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads in the name of another that it never signed; then a floor that says of itself that it has a thousand votes."""
+    monkeypatch.setattr(gates, "EXHAUSTED_S", 0.01)
+    allow(monkeypatch, signatures=Budget(1, 150))
+    async with federation("abc", start=False) as (a, b, c):
+        notary = Notaries(Authority(b.charter), "b", b.key.sign, 1_800_000_000_000)
+        notary.engine = open_store(f"sqlite:///{tmp_path}/b.db")
+        create_tables(notary.engine)
+        b.notices = notary.notary
+        await b.start(gossip=False)
+        lies = [sign_head(b.charter.federation, c.me.author, Place(seq, bytes(16)), 1_800_000_000_000, a.key.sign) for seq in range(1, 101)]
+        body = notices.encode(Word(Stand(0, ()), tuple(map(head_notice, lies))))
+        assert [(await ask(a, b, "notices", body))[0] for _ in range(3)] == [200, 200, 429]
+        assert len([text for text in notary.said if "the signature is not that of" in text]) == 200, "those of the third are not looked at"
+        floor = Notice(FLOOR, bytes(1000 * notices.VOTE_BYTES_MIN))
+        assert [(await ask(c, b, "notices", notices.encode(Word(Stand(0, ()), (floor,)))))[0] for _ in range(2)] == [200, 429]
+        status, text, _ = await ask(c, b, "hello", HELLO)
+        assert status == 429 and SIGNATURES.encode() in text
+        notary.engine.dispose()
 
 
 @on_a_loop

@@ -36,6 +36,7 @@ from nsync.transport.exchange import Peer
 from nsync.transport.gates import PEER_EXCHANGES_MAX
 from nsync.transport.gossip import RELAY_S_MAX, Gossip
 from nsync.transport.listener import Listener
+from nsync.transport.notices import NoticeLog
 from nsync.transport.peers import CLOCK_HEADER, PeerState
 from nsync.transport.ports import SegmentLog, Take
 from nsync.transport.requests import authorization
@@ -158,6 +159,7 @@ class Node(Generic[Log]):
         self.port = int(me.url.rsplit(":", 1)[1])
         self.log = log
         self.source_address: Optional[str] = None
+        self.notices: Optional[NoticeLog] = None
         self.applied = 0
         self.executor = ThreadPoolExecutor(1, thread_name_prefix=me.name)
         self.listener: Optional[Listener] = None
@@ -166,7 +168,16 @@ class Node(Generic[Log]):
     async def start(self, gossip: bool = True, body_s_max: float = wire.BODY_S_MAX, **limits: Any) -> None:
         rng = random.Random(self.me.name)
         self.gossip = Gossip(
-            self.charter, self.me, self.key, self.log, self.executor, rng, self.on_received, self.interval_s, self.source_address
+            self.charter,
+            self.me,
+            self.key,
+            self.log,
+            self.executor,
+            rng,
+            self.on_received,
+            self.interval_s,
+            self.source_address,
+            notices=self.notices,
         )
         verbs = self.gossip.verbs()
         self.server = Server(
@@ -177,6 +188,7 @@ class Node(Generic[Log]):
             self.gossip.received,
             body_s_max=body_s_max,
             verbs=verbs,
+            notices=self.gossip.door,
             on_called=self.gossip.called,
         )
         self.listener = Listener(self.server.app(), **limits)

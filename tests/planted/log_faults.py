@@ -23,7 +23,7 @@ from nsync.store.repair import Repairs
 from nsync.store.state import SqlState
 from nsync.store.statements import Statements
 from nsync.store.voting import SqlHere
-from nsync.transport import peers, tls
+from nsync.transport import notices, peers, tls
 from nsync.transport.gates import Gates
 from nsync.transport.peers import Meter, PeerState
 from nsync.transport.requests import Verifier
@@ -409,6 +409,11 @@ LOG_FAULTS = (
         "any key passes for a peer's",
         function(tls.is_pinned, lambda certificate, pins: True),
         "integration.test_tls::test_another_key_gets_no_request",
+    ),
+    Fault(
+        "notices are charged to nobody",
+        function(notices.signatures, lambda notice: 0),
+        "integration.test_limits::test_notices_are_charged_before_their_signatures_are_checked",
     ),
     Fault(
         "a nonce is not remembered",

@@ -2,11 +2,12 @@
 
     budget      a second   at once   what it is charged
     requests          60       300   each authenticated request
-    signatures      2000     20000   segments that brought nothing: refused, or known already
+    signatures      2000     20000   segments that brought nothing: refused, or known already; all signatures of notices
     cpu_ms           250      2000   time of threads that work for it
     body_bytes    16 MiB    64 MiB   bodies, as sent
 
-What is new here is what peers are for: it costs no signatures, and no time of threads either. A budget is asked before a request is
+A new segment is what peers are for: it costs no signatures, and no time of threads either. Notices are few, and are charged before
+they are looked at, new or not. A budget is asked before a request is
 answered, and charged when its cost is known: one exchange, bounded by the limits of `wire`, can overdraw it, and the peer
 waits until the debt is paid.
 

@@ -31,7 +31,7 @@ from nsync.errors import NotAuthorised, NsyncError, ProtocolError, TransportErro
 from nsync.transport import wire
 from nsync.transport.budgets import BODY_BYTES, CPU_MS, REFUSALS_TOLD, SIGNATURES, Bucket, Budgets, Exhausted, body_s_max
 from nsync.transport.listener import introduce
-from nsync.transport.metering import METER
+from nsync.transport.metering import CHECKS, METER
 from nsync.transport.requests import Verifier, body_digest
 from nsync.transport.times import aside, wall_ms
 
@@ -91,6 +91,7 @@ class Gates:
         work = _Work(name, partial(self._charge, name, CPU_MS))
         _WORK.set(work)
         METER.set(work.add)
+        CHECKS.set(partial(self._charge, name, SIGNATURES))
         introduce(request, name)
         self._budgets.admit(name, self._now_ms())
         with self._place(name), self._budgets.hold(name, _announced(request, bytes_max)):

@@ -1,4 +1,4 @@
-"""Whose work a thread does: its CPU time is told to whoever set METER for the request that asked for it."""
+"""Whose work a thread does: its CPU time is told to whoever set METER for the request that asked for it; signatures go to CHECKS."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from typing import Any, Callable, Optional, TypeVar
 
 METER: ContextVar[Optional[Callable[[float], None]]] = ContextVar("METER", default=None)
 """Is called on the event loop with milliseconds of CPU time. Each request is a task, and so has one of its own."""
+
+CHECKS: ContextVar[Optional[Callable[[float], None]]] = ContextVar("CHECKS", default=None)
+"""Is called on the event loop with a number of signatures, before they are checked for the request."""
 
 T = TypeVar("T")
 

@@ -17,9 +17,10 @@ from concurrent.futures import Executor
 from typing import Callable, NamedTuple, Optional, Protocol
 
 from nsync.errors import ProtocolError, RejectedSegment
-from nsync.log.notices import FORK, ID_BYTES, Notice, Stand, digest
+from nsync.log.notices import FLOOR, FORK, ID_BYTES, TWICE, Notice, Stand, digest
 from nsync.log.stored import Head
 from nsync.namespace import codec
+from nsync.transport.metering import CHECKS
 
 VERB = "notices"
 
@@ -35,6 +36,8 @@ NOTICES_S_MAX = 60.0
 TRIPS_MAX = 2
 """What is left after that goes the next time."""
 NUMBER_MAX = 1 << 32
+VOTE_BYTES_MIN = 85
+"""Under a floor: an author with its signature."""
 
 
 class Word(NamedTuple):
@@ -102,6 +105,13 @@ def cut(stand: Stand) -> Stand:
     return stand._replace(ids=stand.ids[:IDS_MAX])
 
 
+def signatures(notice: Notice) -> int:
+    """How many are checked at most before it is believed: of what it says only its size is looked at."""
+    if notice.kind == FLOOR:
+        return max(1, len(notice.raw) // VOTE_BYTES_MIN)
+    return 2 if notice.kind in (FORK, TWICE) else 1
+
+
 def answer(log: NoticeLog, word: Word, sender: str) -> tuple[Word, int]:
     """What either side says to `word` of `sender`, and how much of that should be passed on."""
     urgent = log.take(word.sent, sender) if word.sent else 0
@@ -128,8 +138,10 @@ class NoticeDoor:
                 return
 
     async def answer(self, word: Word, sender: str) -> Word:
-        """What to say to `word`. What is durable is passed on even if `sender` has gone away."""
-        loop = asyncio.get_running_loop()
+        """What to say to `word`, for which `sender` is charged if it asks. What is durable is passed on even if it has gone away."""
+        loop, charge = asyncio.get_running_loop(), CHECKS.get()
+        if charge is not None:
+            charge(sum(map(signatures, word.sent)))
         return await loop.run_in_executor(self._executor, self._answer, loop, word, sender)
 
     def asked(self, peer: str, theirs: Collection[Head]) -> None:
