@@ -6,8 +6,10 @@ a name that is not found would abort Rucio's own write.
 
 NOTIFY of one channel without a payload is sent once a transaction, at its commit, and only where something was captured. It has a
 price: to keep notifications in order PostgreSQL lets all transactions of the *server* that notify commit one after the other, each
-with its sync to disk (src/backend/commands/async.c, PreCommit_Notify), so they cannot share one. Whoever has Rucio write shared
-data in hundreds of transactions a second installs without it (`notify=False`); the watch then looks, as on SQLite.
+with its sync to disk (src/backend/commands/async.c, PreCommit_Notify), so they cannot share one. Measured with a sync of 1 ms, one
+row changed a transaction: 4 writers made 1200 transactions/s in place of 2900, 16 writers 1000 in place of 6200; one writer lost
+nothing. Where Rucio changes shared data that often, or a sync takes longer, install without it (`notify=False`): the watch then
+looks at the outbox five times a second, which costs the writers nothing.
 """
 
 from __future__ import annotations
