@@ -16,10 +16,11 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import Executor
 from typing import Callable, NamedTuple, Optional, Protocol
 
-from nsync.errors import ProtocolError, RejectedSegment
+from nsync.errors import ProtocolError
 from nsync.log.notices import FLOOR, FORK, ID_BYTES, TWICE, Notice, Stand, digest
 from nsync.log.stored import Head
 from nsync.namespace import codec
+from nsync.transport import wire
 from nsync.transport.metering import CHECKS
 
 VERB = "notices"
@@ -29,7 +30,8 @@ IDS_MAX = 1 << 14
 SENT_BYTES_MAX = 1 << 20
 """Of notices in one message, unless the first alone has more."""
 SENT_MAX = 1024
-"""The same in number: some 0.1 s of signature checks; a floor of 1024 votes has as many again."""
+"""The same in number: some 0.1 s of signature checks. A floor that is the next one here has one more for each member that voted for it; any
+other has none."""
 NOTICES_BYTES_MAX = 2 * SENT_BYTES_MAX + IDS_MAX * ID_BYTES + SENT_MAX * 8
 """Of a message. One notice has a MiB at most (log.notices)."""
 NOTICES_S_MAX = 60.0
@@ -79,15 +81,7 @@ def encode(word: Word) -> bytes:
 
 
 def decode(data: bytes) -> Word:
-    if len(data) > NOTICES_BYTES_MAX:
-        raise ProtocolError(f"notices: {len(data)} bytes; at most {NOTICES_BYTES_MAX} are allowed")
-    try:
-        fields = codec.decode(data, VERB, items_max=SENT_MAX)
-    except RejectedSegment as error:
-        raise ProtocolError(str(error)) from error
-    if type(fields) is not tuple or len(fields) != 3:
-        raise ProtocolError("notices: not (decided, ids, notices)")
-    decided, ids, sent = fields
+    decided, ids, sent = wire.unpack_fields(data, VERB, 3, NOTICES_BYTES_MAX, SENT_MAX)
     if type(decided) is not int or not 0 <= decided < NUMBER_MAX:
         raise ProtocolError("notices: the newest floor has no number")
     if type(sent) is not tuple or not all(map(_is_notice, sent)):

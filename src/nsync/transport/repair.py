@@ -25,12 +25,12 @@ from typing import NamedTuple, Optional, Protocol, Union
 
 import zstandard
 
-from nsync.errors import ProtocolError, RejectedSegment, TransportError
+from nsync.errors import ProtocolError, TransportError
 from nsync.log.compaction import BLOCK_OPS
 from nsync.log.repair import BITMAP_BYTES, Damage, Found, Mended
-from nsync.log.segment import SEQ_MAX
 from nsync.namespace import codec
 from nsync.namespace.ops import OP_BYTES_MAX
+from nsync.transport import wire
 
 VERBS = BLOCKS, BITMAPS, OPS = ("blocks", "bitmaps", "ops")
 
@@ -199,8 +199,8 @@ def encode_first(floor: int, first: int) -> bytes:
 
 
 def decode_first(data: bytes) -> tuple[int, int]:
-    fields = _decode(data, BLOCKS, 2)
-    return _number(fields[0], BLOCKS), _number(fields[1], BLOCKS)
+    floor, first = wire.unpack_fields(data, BLOCKS, 2, QUESTION_BYTES_MAX, 2)
+    return wire.number(floor, BLOCKS), wire.number(first, BLOCKS)
 
 
 def encode_places(places: Places) -> bytes:
@@ -209,14 +209,14 @@ def encode_places(places: Places) -> bytes:
 
 
 def decode_places(data: bytes) -> Places:
-    floor, steps = _decode(data, "places", max(OPS_MAX, BITMAPS_MAX))
-    if type(steps) is not tuple or not steps or any(_number(step, "places") == 0 for step in steps[1:]):
+    floor, steps = wire.unpack_fields(data, "places", 2, QUESTION_BYTES_MAX, max(OPS_MAX, BITMAPS_MAX))
+    if type(steps) is not tuple or not steps or any(wire.number(step, "places") == 0 for step in steps[1:]):
         raise ProtocolError("places: not a list of numbers in ascending order")
     numbers, last = [], 0
     for step in steps:
-        last = _number(last + _number(step, "places"), "places")
+        last = wire.number(last + wire.number(step, "places"), "places")
         numbers.append(last)
-    return Places(_number(floor, "places"), tuple(numbers))
+    return Places(wire.number(floor, "places"), tuple(numbers))
 
 
 def encode_digests(digests: Iterable[bytes]) -> bytes:
@@ -255,24 +255,6 @@ def decode_ops(data: bytes, count_max: int) -> Optional[list[bytes]]:
     if not found:
         raise ProtocolError("ops: none came")
     return found
-
-
-def _decode(data: bytes, what: str, items_max: int) -> tuple[object, object]:
-    if len(data) > QUESTION_BYTES_MAX:
-        raise ProtocolError(f"{what}: {len(data)} bytes; at most {QUESTION_BYTES_MAX} are allowed")
-    try:
-        fields = codec.decode(data, what, items_max=items_max)
-    except RejectedSegment as error:
-        raise ProtocolError(str(error)) from error
-    if type(fields) is not tuple or len(fields) != 2:
-        raise ProtocolError(f"{what}: not the number of a floor and places below it")
-    return fields[0], fields[1]
-
-
-def _number(value: object, what: str) -> int:
-    if type(value) is not int or not 0 <= value <= SEQ_MAX:
-        raise ProtocolError(f"{what}: not a number from 0 to {SEQ_MAX}")
-    return value
 
 
 def _equal(data: bytes, what: str, size: int, count: int) -> Optional[list[bytes]]:

@@ -29,9 +29,10 @@ import msgpack
 import zstandard
 
 from nsync.authority.charter import ID_BYTES, Place
-from nsync.errors import ProtocolError
+from nsync.errors import ProtocolError, RejectedSegment
 from nsync.log.segment import FRAME_BYTES_MAX, SEQ_MAX, SIGNATURE_BYTES
 from nsync.log.stored import Head, Receipt
+from nsync.namespace import codec
 from nsync.transport.roster import Roster
 
 VERSION = 3
@@ -144,7 +145,7 @@ def encode_hello(digest: bytes, roster: bytes, since: Optional[bytes] = None) ->
 def decode_hello(data: bytes) -> Hello:
     """A question, of which this nsync may know the first fields only: a newer peer's has more."""
     fields = _list(_unpack(data, "hello", HELLO_BYTES_MAX), HELLO_BYTES_MAX, "hello")
-    theirs = Versions(*(_number(field, "version") for field in _fields(fields[:2], 2, "hello")))
+    theirs = Versions(*(number(field, "version") for field in _fields(fields[:2], 2, "hello")))
     pick(theirs)
     digest, roster, since = _fields(fields[2:5] if theirs.newest > VERSION else fields[2:], 3, "hello beyond its versions")
     return Hello(*theirs, _id(digest, "digest"), _id(roster, "roster"), None if since is None else _id(since, "since"))
@@ -206,10 +207,9 @@ def encode_receipt(receipt: Receipt) -> bytes:
 
 def decode_receipt(data: bytes) -> Receipt:
     stored, texts = _fields(_unpack(data, "receipt", RECEIPT_BYTES_MAX), 2, "receipt")
-    texts = _list(texts, TEXTS_MAX, "receipt")
-    if not all(isinstance(text, str) for text in texts):
+    if not all(isinstance(text, str) for text in _list(texts, TEXTS_MAX, "receipt")):
         raise ProtocolError("receipt: a reason is not a text")
-    return Receipt(_number(stored, "stored"), tuple(clean(text) for text in texts))
+    return Receipt(number(stored, "stored"), tuple(clean(text) for text in texts))
 
 
 def clean(text: str) -> str:
@@ -307,8 +307,7 @@ def decode_frames(body: bytes, bytes_max: int) -> list[bytes]:
 
 
 def _pack(value: Any) -> bytes:
-    packed: bytes = msgpack.packb(value)
-    return packed
+    return bytes(msgpack.packb(value))
 
 
 def _unpack(data: bytes, what: str, bytes_max: int) -> Any:
@@ -319,12 +318,21 @@ def _unpack(data: bytes, what: str, bytes_max: int) -> Any:
         value = msgpack.unpackb(
             data, max_array_len=HEADS_MAX, max_bin_len=ID_BYTES, max_str_len=TEXT_BYTES_MAX, max_map_len=0, max_ext_len=0
         )
-        canonical = _pack(value) == data
+        if _pack(value) != data:
+            raise ProtocolError(f"{what}: not in canonical msgpack")
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise ProtocolError(f"{what}: not msgpack within limits: {type(error).__name__}") from error
-    if not canonical:
-        raise ProtocolError(f"{what}: not in canonical msgpack")
     return value
+
+
+def unpack_fields(data: bytes, what: str, count: int, bytes_max: int, items_max: int) -> list[Any]:
+    """The `count` fields of a message in the form of ops (namespace.codec), with tuples, and byte strings of any length."""
+    if len(data) > bytes_max:
+        raise ProtocolError(f"{what}: {len(data)} bytes; at most {bytes_max} are allowed")
+    try:
+        return _fields(codec.decode(data, what, items_max=items_max), count, what)
+    except RejectedSegment as error:
+        raise ProtocolError(str(error)) from error
 
 
 def _list(value: Any, length_max: int, what: str) -> list[Any]:
@@ -334,12 +342,12 @@ def _list(value: Any, length_max: int, what: str) -> list[Any]:
 
 
 def _fields(value: Any, count: int, what: str) -> list[Any]:
-    if not isinstance(value, list) or len(value) != count:
+    if not isinstance(value, (list, tuple)) or len(value) != count:
         raise ProtocolError(f"{what}: not a list of {count} fields")
-    return value
+    return list(value)
 
 
-def _number(value: Any, what: str) -> int:
+def number(value: Any, what: str) -> int:
     if type(value) is not int or not 0 <= value <= SEQ_MAX:
         raise ProtocolError(f"{what}: not a number from 0 to {SEQ_MAX}")
     return value
@@ -361,7 +369,7 @@ def _heads(value: Any, roster: Optional[Roster]) -> list[Head]:
 
 def _head(value: Any, roster: Optional[Roster]) -> Head:
     name, seq, hash_ = _fields(value, 3, "head")
-    return Head(_author(name, roster), _number(seq, "seq"), _id(hash_, "hash"))
+    return Head(_author(name, roster), number(seq, "seq"), _id(hash_, "hash"))
 
 
 def _author(name: Any, roster: Optional[Roster]) -> bytes:
@@ -373,7 +381,7 @@ def _author(name: Any, roster: Optional[Roster]) -> bytes:
 
 
 def _check_version(version: Any, what: str) -> None:
-    if not SPOKEN.oldest <= _number(version, "version") <= SPOKEN.newest:
+    if not SPOKEN.oldest <= number(version, "version") <= SPOKEN.newest:
         raise ProtocolError(f"{what}: in version {version} of the protocol, this nsync speaks {_range(SPOKEN)}; upgrade the older one")
 
 
@@ -383,7 +391,7 @@ def _range(versions: Versions) -> str:
 
 def _place(value: Any) -> Place:
     seq, hash_ = _fields(value, 2, "place")
-    return Place(_number(seq, "seq"), _id(hash_, "hash"))
+    return Place(number(seq, "seq"), _id(hash_, "hash"))
 
 
 def _ascending(values: list[Any], what: str) -> list[Any]:
