@@ -16,11 +16,20 @@ from nsync.auth.keys import SigningKey
 from nsync.authority.charter import Place
 from nsync.authority.documents import FORMAT as CHARTER_FORMAT
 from nsync.clock import Stamp
-from nsync.log.segment import EMPTY, FORMAT, NO_HASH, Dep, Header, Segment, Tip, build_changeset, encode_header, root_of
+from nsync.log import notices
+from nsync.log.compaction import block_digest
+from nsync.log.forks import prove
+from nsync.log.lease import sign_head
+from nsync.log.notices import Stand
+from nsync.log.repair import BITMAP_BYTES
+from nsync.log.segment import EMPTY, FORMAT, NO_HASH, Dep, Header, Segment, Tip, build_changeset, encode_header, leaf_of, root_of
 from nsync.log.stored import BEGINNING, Head, Receipt
 from nsync.namespace import codec
 from nsync.namespace.ops import encode_op
-from nsync.transport import session, wire
+from nsync.transport import notices as exchange
+from nsync.transport import repair, session, wire
+from nsync.transport.notices import Word
+from nsync.transport.repair import Places
 from nsync.transport.requests import authorization
 from nsync.transport.roster import Roster
 from tests.conformance.vocabulary import OP_ROWS, UNKNOWN_OP, make_keys, make_ops, plain, refused_ops
@@ -158,6 +167,45 @@ def make_messages() -> Any:
     ]
 
 
+def make_notices() -> list[Any]:
+    """Notices by themselves, with what they say and their ids; and what peers say to each other about them."""
+    one, other = (sealed("atlas", [encode_op(OP_ROWS[name])]) for name in ("dataset", "rse with its doors"))
+    proof = prove(one.header_bytes, one.signature, other.header_bytes, other.signature)
+    head = sign_head(CHARTER.federation, AUTHOR["cms"], Place(9, b"c" * 16), NOW_MS, KEYS["cms"].sign)
+    fork_id, head_id = notices.id_of_fork(AUTHOR["atlas"], 1), notices.id_of_head(head)
+    fork, said = notices.fork_notice(codec.encode(tuple(proof))), notices.head_notice(head)
+    mine = Stand(7, tuple(sorted((fork_id, head_id))))
+    words = {
+        "a question": Word(mine, ()),
+        "the answer of one who has nothing": Word(Stand(0, ()), ()),
+        "notices for one who lacks them": Word(mine, (fork, said)),
+    }
+    return [
+        {"name": "a fork", "kind": fork.kind, "bytes": fork.raw.hex(), "says": plain(tuple(proof)), "id": fork_id.hex()},
+        {"name": "a head", "kind": said.kind, "bytes": said.raw.hex(), "says": plain(tuple(head)), "id": head_id.hex()},
+        *({"name": name, "bytes": exchange.encode(word).hex(), "says": plain(word)} for name, word in words.items()),
+    ]
+
+
+def make_repair() -> list[Any]:
+    """Questions, and what is in the zstd stream of their answers: of a block of which ops 1, 3 and the last are live, and of another."""
+    some, none = bytearray(BITMAP_BYTES), bytes(BITMAP_BYTES)
+    some[0], some[-1] = 0b101, 0b1000_0000
+    ops = (encode_op(OP_ROWS["dataset"]), UNKNOWN_OP)
+    places = Places(7, (0, 2, 4095, 4096, 1 << 20))
+    questions = {"blocks": (repair.encode_first(7, 0), (7, 0)), "bitmaps and ops": (repair.encode_places(places), places)}
+    digests = (block_digest([(1, leaf_of(ops[0]))]), block_digest([]))
+    answers = {
+        "blocks": (b"".join(digest[: repair.SHORT_BYTES] for digest in digests), [digest[: repair.SHORT_BYTES] for digest in digests]),
+        "bitmaps": (bytes(some) + none, [bytes(some), none]),
+        "ops": (b"".join(len(op).to_bytes(4, "big") + op for op in ops), ops),
+    }
+    return [
+        *({"name": f"question: {kind}", "bytes": raw.hex(), "says": plain(says)} for kind, (raw, says) in questions.items()),
+        *({"name": f"answer: {kind}", "inflated": raw.hex(), "says": plain(says)} for kind, (raw, says) in answers.items()),
+    ]
+
+
 def _message(kind: str, raw: bytes, says: Any, name: str = "", **more: str) -> Any:
     return {"name": f"{kind}: {name}" if name else kind, "kind": kind, "bytes": raw.hex(), "says": plain(says), **more}
 
@@ -215,6 +263,8 @@ FILES = {
     "segments": make_segments,
     "charter": make_charter,
     "messages": make_messages,
+    "notices": make_notices,
+    "repair": make_repair,
     "request": make_request,
     "refused": make_refused,
 }

@@ -10,17 +10,22 @@ from typing import Any, Callable
 
 import msgpack
 import pytest
+import zstandard
 
 from nsync.auth.keys import verify
 from nsync.authority.charter import AuthorId, author_id
 from nsync.authority.documents import load
 from nsync.authority.effective import Authority
 from nsync.errors import RejectedSegment
+from nsync.log import notices
 from nsync.log.admission import admit, check_deps, check_segment
+from nsync.log.lease import SignedHead
+from nsync.log.notices import Fork, Notice
 from nsync.log.segment import EMPTY, Dep, decode_frame, decode_header, encode_header, header_hash, root_of
 from nsync.namespace.keys import from_key_bytes, key_bytes
 from nsync.namespace.ops import decode_op
-from nsync.transport import session, wire
+from nsync.transport import notices as exchange
+from nsync.transport import repair, session, wire
 from nsync.transport.requests import Verifier, authorization, body_digest
 from nsync.transport.roster import Roster
 from tests.conformance import make
@@ -119,6 +124,38 @@ def test_messages(row: Any) -> None:
         assert plain(message) == row["says"]
     if "digest" in row:
         assert session.digest(message.heads).hex() == row["digest"]
+
+
+@rows("notices")
+def test_notices(row: Any) -> None:
+    raw = bytes.fromhex(row["bytes"])
+    if "id" not in row:
+        word = exchange.decode(raw)
+        assert plain(word) == row["says"] and exchange.encode(word) == raw
+        return
+    told = notices.check(Notice(row["kind"], raw), load(VECTORS["charter"]["document"], verify), verify)
+    if isinstance(told, Fork):
+        assert plain(tuple(told.proof)) == row["says"]
+        assert notices.id_of_fork(told.header.author, told.header.first).hex() == row["id"]
+    else:
+        assert isinstance(told, SignedHead)
+        assert plain(tuple(told)) == row["says"] and notices.head_notice(told).raw == raw
+        assert notices.id_of_head(told).hex() == row["id"]
+
+
+@rows("repair")
+def test_repair(row: Any) -> None:
+    what, _, kind = row["name"].partition(": ")
+    if what == "question":
+        raw = bytes.fromhex(row["bytes"])
+        assert plain(repair.decode_first(raw) if kind == repair.BLOCKS else repair.decode_places(raw)) == row["says"]
+        return
+    raw, count = bytes.fromhex(row["inflated"]), len(row["says"])
+    decode = {repair.BLOCKS: repair.decode_digests, repair.BITMAPS: repair.decode_bitmaps, repair.OPS: repair.decode_ops}[kind]
+    encode = {repair.BLOCKS: repair.encode_digests, repair.BITMAPS: repair.encode_bitmaps, repair.OPS: repair.encode_ops}[kind]
+    said = decode(zstandard.ZstdCompressor().compress(raw), count)
+    assert said is not None and plain(said) == row["says"]
+    assert zstandard.ZstdDecompressor().decompressobj().decompress(encode(said)) == raw
 
 
 def test_request_header() -> None:
