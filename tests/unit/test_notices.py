@@ -13,7 +13,7 @@ from nsync.authority.charter import AuthorId, Place
 from nsync.clock import Stamp
 from nsync.errors import ProtocolError, RejectedSegment
 from nsync.log import notices
-from nsync.log.floor import Floor, Vote, sign_vote
+from nsync.log.floor import HEADS_MAX, Floor, Vote, sign_vote
 from nsync.log.forks import prove
 from nsync.log.lease import Lack, SignedHead, Watch, decode_head, encode_head, is_due, overdue, sign_head
 from nsync.log.notices import FLOOR, FORK, FORKS_MAX, HEAD, TWICE, Notice, Stand
@@ -24,6 +24,7 @@ from nsync.namespace.keys import Did, Identity
 from nsync.namespace.ops import ACKNOWLEDGE, VERBS, Assert, Grant, Revoke, encode_grant, encode_op, encode_revoke
 from nsync.store import schema
 from nsync.store.log import SqlLog
+from nsync.store.notary import Notary
 from nsync.testing.federation import federation
 from nsync.transport import notices as messages
 from tests.support.notary import Notaries, tell
@@ -119,6 +120,7 @@ STRANGER = SigningKey(b"s" * 32)
         (notices.floor_notice(votes(floor(), "atlas", "cms")), "no more than two thirds"),
         (notices.vote_notice([vote("cms", floor()._replace(term=2))]), "its term is version 2"),
         (notices.floor_notice(votes(floor()._replace(term=0), *NAMES)), "has no term"),
+        (notices.floor_notice(votes(floor()._replace(term=2), *NAMES)), "its term is version 2"),
         (notices.floor_notice([*votes(floor(), "atlas", "cms"), vote("dune", floor(), key=STRANGER)]), "signature is not that"),
         (notices.floor_notice([*votes(floor(), "atlas", "cms"), vote("cms", floor())]), "no more than two thirds"),
         (Notice(TWICE, codec.encode((notices.vote_notice(votes(floor(), "cms")).raw,) * 2)), "prove nothing"),
@@ -136,6 +138,59 @@ STRANGER = SigningKey(b"s" * 32)
 def test_what_proves_nothing_is_refused(notice: Notice, text: str) -> None:
     with pytest.raises(RejectedSegment, match=text):
         notices.check(notice, MEMBERS.charter, verify)
+
+
+def decided(what: Floor, signed: Sequence[tuple[bytes, bytes]]) -> Notice:
+    return Notice(FLOOR, codec.encode((what.number, what.term, tuple(map(tuple, what.heads)), what.live, tuple(signed))))
+
+
+LARGE = Floor(1, 1, tuple(Dep(AuthorId(n.to_bytes(16, "big")), 1, b"h" * 16) for n in range(HEADS_MAX)), b"l" * 16)
+GIVEN = sorted((v.author, v.signature) for v in votes(LARGE, *NAMES))
+
+
+@pytest.mark.parametrize(
+    ("signed", "text", "checks"),
+    [
+        (GIVEN, None, len(NAMES)),
+        ([(author("cms"), vote("cms", LARGE).signature)] * 4096, "two of one author", 0),
+        (GIVEN[::-1], "unsorted", 0),
+        (GIVEN[:2], "two thirds", 0),
+        ([(bytes([n >> 8, n & 255]) * 8, GIVEN[0][1]) for n in range(4096)], "two thirds", 0),
+        (sorted([*GIVEN, (b"\xff" * 16, bytes(64))]), "have none", 0),
+        ([(GIVEN[0][0], bytes(64)), *GIVEN[1:]], "signature is not that", 1),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_floor_costs_no_more_checks_than_it_has_voters(signed: Sequence[tuple[bytes, bytes]], text: Optional[str], checks: int) -> None:
+    asked: list[bytes] = []
+
+    def counted(public: bytes, purpose: str, message: bytes, signature: bytes) -> bool:
+        asked.append(public)
+        return verify(public, purpose, message, signature)
+
+    if text is None:
+        notices.check(decided(LARGE, signed), MEMBERS.charter, counted)
+    else:
+        with pytest.raises(RejectedSegment, match=text):
+            notices.check(decided(LARGE, signed), MEMBERS.charter, counted)
+    assert len(asked) == checks
+
+
+def test_floors_that_are_known_or_come_out_of_turn_cost_no_checks() -> None:
+    site = Site("atlas")
+    asked: list[bytes] = []
+
+    def counted(public: bytes, purpose: str, message: bytes, signature: bytes) -> bool:
+        asked.append(public)
+        return verify(public, purpose, message, signature)
+
+    notary = Notary(site, MEMBERS.keys["atlas"].sign, counted, lambda: NOW_MS, lambda taken, sender: None)
+    one, two, three = (notices.floor_notice(votes(floor(number, number), *NAMES[:3])) for number in (1, 2, 3))
+    for sent, checks in (([one] * 50, 3), ([one, three] * 50, 0), ([two, three] * 50, 6)):
+        asked.clear()
+        notary.take(sent, "cms")
+        assert len(asked) == checks
+    assert notary.stand().decided == 3
 
 
 def test_a_head_of_another_federation_is_refused() -> None:

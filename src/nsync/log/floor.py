@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from functools import lru_cache
-from typing import NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 from nsync.authority.charter import ID_BYTES, AuthorId, Charter, FederationId, Place, Verify
 from nsync.errors import RejectedSegment
@@ -78,11 +78,18 @@ def decode_vote(raw: bytes, charter: Charter, verify: Verify) -> Vote:
     _check(len(signature) == SIGNATURE_BYTES, f"has no signature of {SIGNATURE_BYTES} bytes")
     fields = codec.decode(signed, "vote", items_max=HEADS_MAX)
     _check(type(fields) is tuple and len(fields) == 7 and fields[0] == FORMAT and type(fields[0]) is int, f"is not of format {FORMAT}")
-    _, federation, author, number, term, heads, live = fields
-    _check(
-        all(type(i) is bytes and len(i) == ID_BYTES for i in (federation, author, live)),
-        f"has an id or digest that is not {ID_BYTES} bytes",
-    )
+    _, federation, author, *rest = fields
+    _check(all(type(i) is bytes and len(i) == ID_BYTES for i in (federation, author)), f"has an id that is not {ID_BYTES} bytes")
+    vote = Vote(FederationId(federation), AuthorId(author), check_floor(*rest), signature)
+    _check(vote.federation == charter.federation, "is of another federation")
+    check_term(vote.floor, charter)
+    check_signature(vote, signed, charter, verify)
+    return vote
+
+
+def check_floor(number: Any, term: Any, heads: Any, live: Any) -> Floor:
+    """The floor that these fields of a message are. Raises RejectedSegment."""
+    _check(type(live) is bytes and len(live) == ID_BYTES, f"has a digest that is not {ID_BYTES} bytes")
     _check(type(number) is int and 1 <= number < 1 << 32, "has no number")
     _check(type(term) is int and 1 <= term < 1 << 32, "has no term")
     _check(type(heads) is tuple and len(heads) <= HEADS_MAX and all(map(_is_head, heads)), "has malformed heads")
@@ -90,14 +97,29 @@ def decode_vote(raw: bytes, charter: Charter, verify: Verify) -> Vote:
         list(heads) == sorted(heads) and len({head[0] for head in heads}) == len(heads),
         "has heads that are unsorted or name an author twice",
     )
-    vote = Vote(FederationId(federation), AuthorId(author), Floor(number, term, tuple(Dep(*head) for head in heads), live), signature)
-    _check(vote.federation == charter.federation, "is of another federation")
-    if charter.at(term) is None:
-        raise RejectedSegment(f"a vote for floor {number}: its term is version {term} of the charter; here {charter.version} is in force")
+    return Floor(number, term, tuple(Dep(*head) for head in heads), live)
+
+
+def check_term(floor: Floor, charter: Charter) -> None:
+    """Raises RejectedSegment unless it is known here who votes for `floor`."""
+    if charter.at(floor.term) is None:
+        raise RejectedSegment(
+            f"a vote for floor {floor.number}: its term is version {floor.term} of the charter; here {charter.version} is in force"
+        )
+
+
+def check_signature(vote: Vote, signed: bytes, charter: Charter, verify: Verify) -> None:
+    """Raises RejectedSegment unless the author of `vote` signed what it says, the bytes `signed`."""
     life = charter.life(vote.author)
-    if life is None or not verify(life.key, "floor", signed, signature):
-        raise RejectedSegment(f"a vote for floor {number}: the signature is not that of author {author.hex()}")
-    return vote
+    if life is None or not verify(life.key, "floor", signed, vote.signature):
+        raise RejectedSegment(f"a vote for floor {vote.floor.number}: the signature is not that of author {vote.author.hex()}")
+
+
+def signed_for(federation: FederationId, floor: Floor) -> Callable[[AuthorId], bytes]:
+    """What the vote of any author for `floor` says: but for the author it is the same bytes, and they are made once."""
+    said = _signed(federation, AuthorId(bytes(ID_BYTES)), floor)
+    at = len(codec.encode((FORMAT, federation, bytes(ID_BYTES)))) - ID_BYTES
+    return lambda author: said[:at] + author + said[at + ID_BYTES :]
 
 
 def signed_bytes(vote: Vote) -> bytes:

@@ -23,7 +23,7 @@ from nsync.log import floor as floors
 from nsync.log.floor import HEADS_MAX, Floor, Vote, decode_vote, encode_vote
 from nsync.log.forks import ForkProof, check_proof
 from nsync.log.lease import SignedHead, decode_head, encode_head, signed_bytes
-from nsync.log.segment import SIGNATURE_BYTES, Dep, Header
+from nsync.log.segment import SIGNATURE_BYTES, Header
 from nsync.namespace import codec
 
 FORK, HEAD, VOTE, TWICE, FLOOR = 1, 2, 3, 4, 5
@@ -94,6 +94,11 @@ def check(notice: Notice, charter: Charter, verify: Verify) -> Told:
     raise RejectedSegment(f"a notice is of kind {notice.kind}, which this nsync does not know")
 
 
+def is_in_turn(notice: Notice, decided: int) -> bool:
+    """Whether `notice` is of use where that many floors are decided: a floor is, if it is the next one. Nothing is checked for it."""
+    return notice.kind != FLOOR or notice.raw.startswith(codec.encode(decided + 1), 1)
+
+
 # ---- one's own
 
 
@@ -139,6 +144,7 @@ def _decode_twice(raw: bytes, charter: Charter, verify: Verify) -> tuple[Vote, .
 
 
 def _decode_floor(raw: bytes, charter: Charter, verify: Verify) -> tuple[Vote, ...]:
+    """Whose votes they are is looked at before any signature: at most one check a member, and the first bad one is the last."""
     parts = codec.decode(raw, "floor", items_max=max(HEADS_MAX, VOTES_MAX))
     if type(parts) is not tuple or len(parts) != 5 or type(parts[2]) is not tuple or type(parts[4]) is not tuple:
         raise RejectedSegment("a floor is not (number, term, heads, digest, votes)")
@@ -152,14 +158,19 @@ def _decode_floor(raw: bytes, charter: Charter, verify: Verify) -> tuple[Vote, .
             or len(one[1]) != SIGNATURE_BYTES
         ):
             raise RejectedSegment("a floor has a vote that is not an author with a signature")
-    if any(type(head) is not tuple or len(head) != 3 for head in heads):
-        raise RejectedSegment("a floor has malformed heads")
-    floor = Floor(number, term, tuple(Dep(*head) for head in heads), live)
-    votes = (Vote(FederationId(charter.federation), AuthorId(author), floor, signature) for author, signature in signed)
-    found = tuple(decode_vote(encode_vote(vote), charter, verify) for vote in votes)
-    if not floors.is_carried(floor, found, charter, term):
-        raise RejectedSegment(f"a floor {number!r} has the votes of no more than two thirds of the members")
-    return found
+    floor, authors = floors.check_floor(number, term, heads, live), [author for author, _ in signed]
+    floors.check_term(floor, charter)
+    votes = tuple(Vote(FederationId(charter.federation), AuthorId(author), floor, signature) for author, signature in signed)
+    if any(one >= other for one, other in zip(authors, authors[1:])):
+        raise RejectedSegment(f"a floor {number} has votes that are unsorted, or two of one author")
+    if not floors.is_carried(floor, votes, charter, term):
+        raise RejectedSegment(f"a floor {number} has the votes of no more than two thirds of the members of its term, {term}")
+    if not floors.electors(term, charter).keys() >= set(authors):
+        raise RejectedSegment(f"a floor {number} has votes of some who have none in its term, {term}")
+    said = floors.signed_for(charter.federation, floor)
+    for vote in votes:
+        floors.check_signature(vote, said(vote.author), charter, verify)
+    return votes
 
 
 # ---- ids

@@ -20,7 +20,7 @@ from nsync.failpoints import failpoint
 from nsync.log import lease, notices
 from nsync.log.floor import Floor
 from nsync.log.lease import Lack, Watch
-from nsync.log.notices import Notice, Stand, Told, Votes
+from nsync.log.notices import FLOOR, Notice, Stand, Told, Votes
 from nsync.log.segment import Sign
 from nsync.log.stored import Head
 from nsync.namespace.keys import Fact
@@ -137,9 +137,13 @@ class Notary:
         """Verify what `sender` passed on and keep what is new; it is durable when this returns. How much of it is urgent (Taken)."""
         told: list[Told] = []
         rejected = []
+        decided = self._decided() if any(notice.kind == FLOOR for notice in sent) else 0
         for notice in sent:
+            if not notices.is_in_turn(notice, decided):
+                continue
             try:
                 told.append(notices.check(notice, self._ground.authority.charter, self._verify))
+                decided += notice.kind == FLOOR
             except RejectedSegment as error:
                 rejected.append(f"refused a notice that {sender} brought: {error}")
         if told or rejected:
@@ -154,6 +158,11 @@ class Notary:
             self._tell(taken._replace(said=(*rejected, *taken.said)), sender)
             return taken.urgent
         return 0
+
+    def _decided(self) -> int:
+        """How many floors are decided here."""
+        with self._ground.engine.connect() as connection:
+            return len(SqlLog(connection, self._ground.authority).lines.decided_floors)
 
     # ---- one's own
 
