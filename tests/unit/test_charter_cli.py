@@ -74,7 +74,7 @@ def test_a_member_is_admitted_by_the_signatures_of_the_others(home: Path) -> Non
     shown = done("show", path)
     assert "version 1" in shown.splitlines()[0] and "proposed: version 2, which does not count yet: 0 of the 2 members needed" in shown
     assert "+   dune of DUNE at https://dune.example.org" in shown and "-   amendments need 2 of 2 members" in shown
-    twice = run("propose", path, "--threshold", "1")
+    twice = run("propose", path, "--revote-after", "3")
     assert twice.returncode == 1 and "proposes version 2 already" in twice.stderr
     stranger = run("sign", path, "--key", dune["root_key"])
     assert stranger.returncode == 1 and "is no root key of version 1" in stranger.stderr
@@ -85,6 +85,17 @@ def test_a_member_is_admitted_by_the_signatures_of_the_others(home: Path) -> Non
     assert in_force(home).version == 2 and in_force(home).by_name("dune") is not None
     shown = json.loads(done("show", path, "--json"))
     assert (shown["version"], shown["threshold"], shown["proposal"]) == (2, 2, None)
+
+
+def test_floors_are_voted_for_anew_where_one_version_says_so(home: Path) -> None:
+    path = home / "charter.json"
+    done("propose", path, "--revote-after", "3")
+    assert "+   floors after 3 are voted for anew" in done("show", path)
+    for name in ("atlas", "cms"):
+        done("sign", path, "--key", home / name / "root.key")
+    assert (in_force(home).revoted(3), in_force(home).revoted(4)) == (1, 2)
+    done("propose", path, "--url", "cms", "https://elsewhere.example.org")
+    assert json.loads(done("show", path, "--json"))["proposal"]["revote_after"] is None
 
 
 def test_one_who_leaves_retires_where_it_is_said(home: Path) -> None:

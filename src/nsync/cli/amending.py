@@ -21,6 +21,7 @@ from nsync.errors import ConfigError
 from nsync.log.stored import PeerRecord
 
 FINAL = "Where the log of an instance ends, as SEQ and the hash of that segment's header; as this instance's database has it, unless given."
+REVOTE = "Floors up to that number stay, all vote anew for those after it: for where the next one never comes."
 
 
 @click.command()
@@ -32,6 +33,7 @@ FINAL = "Where the log of an instance ends, as SEQ and the hash of that segment'
 @click.option("--url", "urls", nargs=2, metavar="INSTANCE URL", multiple=True, help="Where peers reach it.")
 @click.option("--pin", "pins", nargs=2, metavar="INSTANCE PIN", multiple=True, help="With --url: of its TLS key; may be repeated.")
 @click.option("--threshold", type=click.IntRange(min=1), help="How many members must sign an amendment from then on.")
+@click.option("--revote-after", type=click.IntRange(min=0), metavar="FLOOR", help=REVOTE)
 @click.option("--final", "given", nargs=3, type=(str, click.IntRange(min=0), str), metavar="INSTANCE SEQ HASH", multiple=True, help=FINAL)
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 def propose(
@@ -43,6 +45,7 @@ def propose(
     urls: tuple[tuple[str, str], ...],
     pins: tuple[tuple[str, str], ...],
     threshold: Optional[int],
+    revote_after: Optional[int],
     given: tuple[tuple[str, int, str], ...],
     json_: bool,
 ) -> None:
@@ -58,8 +61,9 @@ def propose(
     edits += [proposals.reach(name, url, [pin for of, pin in pins if of == name]) for name, url in urls]
     edits += [proposals.retire(name, ends.of(name)) for name in retired]
     edits += [proposals.need(threshold)] if threshold is not None else []
+    edits += [proposals.revote(revote_after)] if revote_after is not None else []
     if not edits:
-        raise click.UsageError("say what shall be different: --admit, --retire, --replace, --move, --url or --threshold")
+        raise click.UsageError("say what shall be different: --admit, --retire, --replace, --move, --url, --threshold or --revote-after")
     _write(path, proposals.propose(file, edits), json_)
 
 

@@ -237,6 +237,7 @@ def _content(loaded: Charter) -> dict[str, Any]:
         "members": [{"name": m.name, "roots": sorted(root.hex() for root in m.roots), "threshold": m.threshold} for m in loaded.members],
         "instances": instances,
         "moves": [{"scopes": move.prefix, "from": move.home} for move in loaded.moves],
+        "revote_after": loaded.revote_after,
     }
 
 
@@ -251,6 +252,7 @@ def _place(place: Optional[Place]) -> Optional[list[Any]]:
 def _lines(loaded: Charter) -> list[str]:
     """What a charter says, a line for each thing."""
     lines = [f"  amendments need {loaded.threshold} of {len(loaded.members)} members"] if loaded.members else []
+    lines += [f"  floors after {loaded.revote_after} are voted for anew"] if loaded.revote_after is not None else []
     for instance in loaded.instances:
         lines.append(_line(instance))
         lines += [f"    lets {guest} write below {list(prefixes)}" for guest, prefixes in sorted(instance.guests.items())]

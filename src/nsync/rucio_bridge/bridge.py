@@ -140,8 +140,11 @@ class Bridge:
                 if reason is not None:
                     raise ConfigError(f"version {charter.version} of the charter cannot be adopted yet: {reason}")
                 log = SqlLog(connection, Authority(held))
+                decided = len(log.lines.decided_floors)
                 self._materialise(session, log, log.adopt(charter), f"charter version {charter.version}", now_ms)
                 LOG.info("version %d of the charter is in force", charter.version)
+                if len(log.lines.decided_floors) < decided:
+                    LOG.warning("floors after %d are voted for anew, as the charter says", len(log.lines.decided_floors))
             charters.keep(connection, text)
         me = charter.by_name(self.me.name)
         assert me is not None, "an instance stays listed"
