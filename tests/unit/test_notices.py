@@ -316,12 +316,33 @@ def test_the_newest_head_of_each_author_is_kept_and_none_from_the_future() -> No
     assert sorted((h.author, h.place.seq) for h in site.held()) == sorted([(author("cms"), 4), (author("dune"), 0)])
 
 
+def proofs(count: int) -> list[Notice]:
+    """That cms signed two histories, from ever later places on."""
+    found, tip = [], EMPTY
+    for index in range(count):
+        found.append(fork("cms", index, tip))
+        tip = end(segment("cms", tip))
+    return found
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("seed", [None, 1])
+def test_the_earliest_proofs_are_kept_in_whatever_order_they_come(seed: Optional[int], together: bool) -> None:
+    site, early = Site("atlas"), Site("atlas")
+    found = proofs(FORKS_MAX + 10)
+    early.notary.take(found[:FORKS_MAX], "")
+    sent = found[::-1] if seed is None else random.Random(seed).sample(found, len(found))
+    for some in [sent] if together else [[one] for one in sent]:
+        site.notary.take(some, "")
+    assert site.notary.stand() == early.notary.stand()
+    with site.engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM nsync_fork").scalar() == FORKS_MAX
+
+
 def test_a_member_fills_no_store() -> None:
     site = Site("atlas")
-    tip = EMPTY
-    for index in range(FORKS_MAX + 10):
-        site.notary.take([fork("cms", index, tip)], "")
-        tip = end(segment("cms", tip))
+    for one in proofs(FORKS_MAX + 10):
+        site.notary.take([one], "")
     site.notary.take([notices.head_notice(head("cms", n, NOW_MS + n)) for n in range(1, 100)], "")
     site.notary.take([notices.vote_notice([vote("cms", floor(n, 1))]) for n in range(1, 100)], "")
     site.notary.take([notices.vote_notice([vote("cms", floor(1, n))]) for n in range(1, 100)], "")

@@ -145,6 +145,9 @@ class SqlNotices:
             return False
         self._connection.execute(insert(schema.fork).values(author=author, first=first, proof=codec.encode(tuple(fork.proof))))
         self.__dict__.pop("_forks")
+        beyond = select(_FORK.first).where(_FORK.author == author).order_by(_FORK.first).offset(FORKS_MAX)
+        gone = self._connection.execute(beyond).scalars().all()
+        self._connection.execute(delete(schema.fork).where(_FORK.author == author, _FORK.first.in_(gone)))
         hashes = [header_hash(fork.proof.header), header_hash(fork.proof.other_header)]
         here = self._connection.execute(select(func.count(_SEGMENT.hash.distinct())).where(_SEGMENT.hash.in_(hashes))).scalar_one()
         if here < len(hashes):
