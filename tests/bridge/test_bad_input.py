@@ -22,11 +22,11 @@ from sqlalchemy.orm import Session
 from nsync.auth.keys import SigningKey
 from nsync.clock import AHEAD_MS_MAX, STAMP_MAX, Stamp
 from nsync.log.segment import FRAME_BYTES_MAX, Dep, Segment, decode_frame
+from nsync.log.stored import REFUSED_TOLD_MAX
 from nsync.namespace import codec, keys
 from nsync.namespace.keys import Attachment, Attribute, Did, Identity, Protocol, Replica, Rse, Scope, to_wire
 from nsync.namespace.ops import Assert, Retract, Statement, encode_op
 from nsync.rucio_bridge import parked
-from nsync.rucio_bridge.bridge import REFUSED_TOLD_MAX
 from nsync.store.log import SqlLog
 from nsync.store.status import status
 from tests.conformance.make import sealed

@@ -32,11 +32,14 @@ class Notaries:
         self.engine = memory_engine()
         self.authority, self.name, self.me, self.now_ms = authority, name, me, now_ms
         self.said: list[str] = []
+        self.begun = 0
+        """How many transactions of its notary have begun to write."""
         self._sign = sign
         self.notary = Notary(self, sign, verify, lambda: self.now_ms, self._heard, LEASE_MS, FLOOR_INTERVAL_MS, lambda: 0.0)
 
     @contextmanager
     def opened(self, now_ms: int) -> Iterator[Opened]:
+        self.begun += 1
         with writing(self.engine) as connection:
             yield Opened(SqlLog(connection, self.authority), True, lambda facts, what: None)
 

@@ -18,7 +18,7 @@ from nsync.log.forks import prove
 from nsync.log.lease import Lack, SignedHead, Watch, decode_head, encode_head, is_due, overdue, sign_head
 from nsync.log.notices import FLOOR, FORK, FORKS_MAX, HEAD, TWICE, Notice, Stand
 from nsync.log.segment import EMPTY, NO_HASH, Dep, Segment, Tip, build_changeset
-from nsync.log.stored import Head
+from nsync.log.stored import REFUSED_TOLD_MAX, Head
 from nsync.namespace import codec
 from nsync.namespace.keys import Did, Identity
 from nsync.namespace.ops import ACKNOWLEDGE, VERBS, Assert, Grant, Revoke, encode_grant, encode_op, encode_revoke
@@ -191,6 +191,16 @@ def test_floors_that_are_known_or_come_out_of_turn_cost_no_checks() -> None:
         notary.take(sent, "cms")
         assert len(asked) == checks
     assert notary.stand().decided == 3
+
+
+def test_what_is_refused_opens_no_transaction_and_fills_no_log() -> None:
+    site = Site("atlas")
+    before = site.begun
+    bad = [Notice(HEAD, bytes([n])) for n in range(50)]
+    assert site.notary.take(bad, "cms") == 0 == site.begun - before
+    assert len(site.said) == REFUSED_TOLD_MAX + 1 and "refused 42 more that cms brought" in site.said[-1]
+    assert site.notary.take([*bad[:1], notices.head_notice(head("cms", 5))], "cms") == 0 and site.begun - before == 1
+    assert len(site.held()) == 1 and len(site.said) == REFUSED_TOLD_MAX + 2
 
 
 def test_a_head_of_another_federation_is_refused() -> None:

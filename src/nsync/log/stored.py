@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
 from nsync.authority.charter import Place
@@ -16,6 +17,9 @@ GAP = ": a gap: "
 
 FULL = ": full: "
 """Stands in the text of a refusal that says only that too much of its author waits here to be applied: later it is taken."""
+
+REFUSED_TOLD_MAX = 8
+"""Of what a peer brought at once and is refused: so many reasons go to the log. A stranger's key makes any number of them."""
 
 
 class StoredSegment(NamedTuple):
@@ -88,3 +92,10 @@ class PeerRecord(NamedTuple):
     """When it is tried again, if it fails."""
     reason: str = ""
     """Of the last failure; empty for a healthy peer."""
+
+
+def refusals(texts: Sequence[str], what: str, sender: str) -> tuple[str, ...]:
+    """What goes to the log when each of `texts` says why `what`, which `sender` brought, is refused: some of them, and how many more."""
+    told = tuple(f"refused {what} that {sender} brought: {text}" for text in texts[:REFUSED_TOLD_MAX])
+    more = len(texts) - len(told)
+    return (*told, f"refused {more} more that {sender} brought with it") if more else told

@@ -23,7 +23,7 @@ from nsync.authority.effective import Authority
 from nsync.errors import ConfigError
 from nsync.failpoints import failpoint
 from nsync.log.segment import Segment, Sign, changesets
-from nsync.log.stored import FULL, Head, Receipt, StoredSegment
+from nsync.log.stored import FULL, Head, Receipt, StoredSegment, refusals
 from nsync.metrics import REFUSED_SEGMENTS
 from nsync.namespace.keys import Fact
 from nsync.namespace.ops import ACKNOWLEDGE
@@ -38,9 +38,6 @@ from nsync.store.log import Applied, SqlLog, decode_batch
 from nsync.store.notary import Opened
 
 LOG = logging.getLogger(__name__)
-
-REFUSED_TOLD_MAX = 8
-"""Of the segments of one batch that are refused: so many reasons go to the log, and the sender has more of them."""
 
 HOLD_MS_MAX = 100
 """How long a run of changesets may hold SQLite's one write lock; a single larger changeset may hold it longer."""
@@ -198,10 +195,8 @@ class Bridge:
         return receipt
 
     def _tell_refused(self, texts: Sequence[str], sender: str) -> None:
-        for text in texts[:REFUSED_TOLD_MAX]:
-            LOG.warning("refused a segment that %s brought: %s", sender, text)
-        if len(texts) > REFUSED_TOLD_MAX:
-            LOG.warning("refused %d more segments that %s brought with it", len(texts) - REFUSED_TOLD_MAX, sender)
+        for text in refusals(texts, "a segment", sender):
+            LOG.warning("%s", text)
         REFUSED_SEGMENTS.labels(sender).inc(len(texts))
 
     def _verified(self, frames: Sequence[bytes]) -> tuple[Sequence[Segment], Sequence[str]]:

@@ -22,11 +22,11 @@ from nsync.log.floor import Floor
 from nsync.log.lease import Lack, Watch
 from nsync.log.notices import FLOOR, Notice, Stand, Told, Votes
 from nsync.log.segment import Sign
-from nsync.log.stored import Head
+from nsync.log.stored import Head, refusals
 from nsync.namespace.keys import Fact
 from nsync.store import kept
 from nsync.store.log import SqlLog
-from nsync.store.notices import SqlNotices, Taken
+from nsync.store.notices import NOTHING, SqlNotices, Taken
 
 ALARMS = "alarms"
 """What the node has put down of them: `nsync_kept`."""
@@ -145,19 +145,23 @@ class Notary:
                 told.append(notices.check(notice, self._ground.authority.charter, self._verify))
                 decided += notice.kind == FLOOR
             except RejectedSegment as error:
-                rejected.append(f"refused a notice that {sender} brought: {error}")
-        if told or rejected:
-            now_ms = self._now_ms()
-            with self._ground.opened(now_ms) as (log, shows, show):
-                worth = [one for one in told if shows or not isinstance(one, Votes)]
-                taken = SqlNotices(log).take(worth, self._ground.me.author, now_ms)
-                if taken.changed:
-                    show(taken.changed, "a floor")
-                failpoint("notices-before-commit")
-            failpoint("notices-after-commit")
-            self._tell(taken._replace(said=(*rejected, *taken.said)), sender)
-            return taken.urgent
-        return 0
+                rejected.append(str(error))
+        refused = refusals(rejected, "a notice", sender)
+        taken = self._keep(told) if told else NOTHING
+        if told or refused:
+            self._tell(taken._replace(said=(*refused, *taken.said)), sender)
+        return taken.urgent
+
+    def _keep(self, told: Sequence[Told]) -> Taken:
+        now_ms = self._now_ms()
+        with self._ground.opened(now_ms) as (log, shows, show):
+            worth = [one for one in told if shows or not isinstance(one, Votes)]
+            taken = SqlNotices(log).take(worth, self._ground.me.author, now_ms)
+            if taken.changed:
+                show(taken.changed, "a floor")
+            failpoint("notices-before-commit")
+        failpoint("notices-after-commit")
+        return taken
 
     def _decided(self) -> int:
         """How many floors are decided here."""

@@ -48,6 +48,10 @@ class Taken(NamedTuple):
     """Authors whose fork is proven, and not both histories are here."""
 
 
+NOTHING = Taken(0, 0, frozenset(), ())
+"""Of what was refused, or is of no use."""
+
+
 class SqlNotices:
     """All notices, as one transaction sees them. Make one per transaction."""
 

@@ -25,6 +25,7 @@ from nsync.log.floor import Floor
 from nsync.log.forks import Mark
 from nsync.log.repair import BITMAP_BYTES, Damage, Found, Mended, Numbered
 from nsync.log.segment import GONE, Header, decode_header, gone, leaf_of
+from nsync.log.stored import refusals
 from nsync.namespace import codec
 from nsync.namespace.keys import Fact
 from nsync.namespace.ops import GRANT_KIND, STATEMENTS_KIND, stored_op, wire_op
@@ -137,8 +138,8 @@ class Repairs:
                 show(changed, f"repair below floor {floor}")
             failpoint("repair-before-commit")
         failpoint("repair-after-commit")
-        for text in refused:
-            LOG.warning("refused an op that %s sent: %s", sender, text)
+        for text in refusals(refused, "an op", sender):
+            LOG.warning("%s", text)
         metrics.REPAIRED_OPS.inc(len(mending.found))
         return Mended(len(mending.found), tuple(refused))
 
