@@ -27,7 +27,7 @@ from aiohttp import web
 
 from nsync import metrics
 from nsync.authority.charter import Charter, Instance
-from nsync.errors import NotAuthorised, NsyncError, ProtocolError, TransportError
+from nsync.errors import NotAuthorised, ProtocolError, TransportError
 from nsync.transport import wire
 from nsync.transport.budgets import BODY_BYTES, CPU_MS, REFUSALS_TOLD, SIGNATURES, Bucket, Budgets, Exhausted, body_s_max
 from nsync.transport.listener import introduce
@@ -101,7 +101,7 @@ class Gates:
                 raise NotAuthorised(f"{name}: the body is not the one that was signed")
             yield caller.instance, body
 
-    async def refusal(self, request: web.Request, error: NsyncError) -> web.Response:
+    async def refusal(self, request: web.Request, error: Exception) -> web.Response:
         """The answer to a request that did not pass, or could not be answered."""
         work = _WORK.get(None)
         who = STRANGERS if work is None else work.name
@@ -118,7 +118,8 @@ class Gates:
             return _closing(web.Response(status=429, text=str(error), headers={"Retry-After": str(error.retry_s)}))
         if isinstance(error, TransportError):
             return web.Response(status=503, text=str(error), headers={"Retry-After": str(RETRY_AFTER_S)})
-        logger.error("could not answer %s %s", who, request.path, exc_info=error)
+        self._tell(who, logging.ERROR, f"could not answer {who} {request.path}: {type(error).__name__}: {wire.clean(str(error))}")
+        logger.debug("could not answer", exc_info=error)
         return web.Response(status=503, headers={"Retry-After": str(RETRY_AFTER_S)})
 
     @contextmanager

@@ -22,7 +22,6 @@ from aiohttp import web
 
 from nsync import __version__
 from nsync.authority.charter import Charter, Instance
-from nsync.errors import NsyncError
 from nsync.transport import session, wire
 from nsync.transport.gates import Gates
 from nsync.transport.metering import Metered
@@ -104,7 +103,9 @@ class Server:
                 response = await verb.answer(request, caller, body)
                 self._count(caller.name, len(body), response)
                 return response
-        except NsyncError as error:
+        except web.HTTPException:
+            raise
+        except Exception as error:  # the log is a port: whatever it raises, the peer comes again
             return await self._gates.refusal(request, error)
 
     def _count(self, name: str, received: int, response: web.StreamResponse) -> None:
@@ -125,8 +126,11 @@ class Server:
             await asyncio.wait_for(self._stream(response, have), wire.PULL_S_MAX)
         except (ConnectionError, asyncio.TimeoutError) as error:
             logger.info("%s did not read the answer to its pull to the end: %s", caller.name, error or f"{wire.PULL_S_MAX:g} s are over")
-            if request.transport is not None:
-                request.transport.abort()
+            _abort(request)
+        except Exception:
+            if response.prepared:
+                _abort(request)
+            raise
         return response
 
     async def _stream(self, response: web.StreamResponse, have: session.Have) -> None:
@@ -150,3 +154,9 @@ class Server:
             first = wire.clean(receipt.rejected[0])
             logger.warning("%s pushed %d segments that were refused; the first: %s", caller.name, len(receipt.rejected), first)
         return web.Response(body=wire.encode_receipt(receipt))
+
+
+def _abort(request: web.Request) -> None:
+    """Hang up: what was sent is not all, and nothing else can be said any more."""
+    if request.transport is not None:
+        request.transport.abort()
