@@ -97,6 +97,7 @@ def test_honest_instances_agree_beside_a_fork() -> None:
 
 def test_honest_instances_agree_beside_one_that_forgot_what_it_signed() -> None:
     tell(range(180, 188), "amnesia", "loss")
+    Simulation(1110, 4, ["amnesia", "crash", "partition", "restore", "succession"]).run()  # it votes anew, and passes on that it did
 
 
 def test_an_instance_goes_on_as_its_next_incarnation() -> None:

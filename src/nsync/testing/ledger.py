@@ -61,6 +61,8 @@ class Ledger:
         self._whole: dict[bytes, Segment] = {}
         self._voted: dict[bytes, dict[int, Floor]] = defaultdict(dict)
         """By author: what it told others that it had voted for, by number."""
+        self._forgotten: dict[bytes, set[Floor]] = defaultdict(set)
+        """By author: the same of before a restore. It may vote once more until it hears of them, and passes them on then."""
 
     # ---- what happens
 
@@ -128,7 +130,7 @@ class Ledger:
         self.acknowledged[name] &= stored
         self._lost[name] = self._signed - stored
         self.silent.discard(peer.author)
-        self._voted[peer.author].clear()  # it may give them once more, before it hears of them
+        self._forgotten[peer.author].update(self._voted.pop(peer.author, {}).values())
         if hears_first and any(row.author == peer.author and row.hash not in stored for other in others for row in other.rows()):
             self.silent.add(peer.author)
         self._adopt(name, peer)
@@ -163,7 +165,7 @@ class Ledger:
         """`name` has told others of these votes; of its own it told them first, unless it had forgotten them."""
         for notice in told:
             for author, floor in _votes(notice):
-                if self._honest.get(author) != name:
+                if self._honest.get(author) != name or floor in self._forgotten[author]:
                     continue
                 before = self._voted[author].setdefault(floor.number, floor)
                 hold(before == floor, f"{name} tells of its vote for one floor {floor.number}, and has told of another one")
