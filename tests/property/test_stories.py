@@ -16,8 +16,10 @@ from sqlalchemy import Engine
 from nsync.authority.effective import Authority
 from nsync.catalogue.reference import Reference
 from nsync.catalogue.world import World
+from nsync.log import segment as segments
 from nsync.log.segment import Segment
-from nsync.store import rebuild
+from nsync.store import log as logs
+from nsync.store import rebuild, state
 from nsync.store.database import writing
 from nsync.store.log import SqlLog
 from tests.property.stories import FORK_STORIES, GRANT_STORIES, STORIES, Story, tell
@@ -114,8 +116,12 @@ def expected(story: Story, rng: random.Random) -> dict[str, Any]:
 
 
 def check(engine: Engine, steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
-    story = tell(steps)
-    found, wanted = deliver(engine, story, rng), expected(story, rng)
+    """In changesets of one segment or several, looked at whole or in parts."""
+    with mock.patch.object(segments, "OPS_MAX", rng.choice((1, 2, 4096))):
+        story = tell(steps)
+    with mock.patch.object(logs, "PART_OPS", rng.choice((1, 3, 8192))), mock.patch.object(state, "TOUCHED_MAX", rng.choice((1, 3, 8192))):
+        found = deliver(engine, story, rng)
+    wanted = expected(story, rng)
     for part in wanted:
         assert found[part] == wanted[part], part
 

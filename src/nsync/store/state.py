@@ -7,7 +7,7 @@ count. `derive` brings the catalogue up to date with the touched keys. So the wo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Optional
 
@@ -27,10 +27,11 @@ from nsync.errors import ConfigError
 from nsync.log.forks import Line, Mark, differences, line_to
 from nsync.log.segment import GONE, Header
 from nsync.namespace import fields
-from nsync.namespace.keys import Attachment, Did, Fact, Key, fact_of, key_of, scope_of
+from nsync.namespace.keys import Attachment, Did, Fact, Key, anchor_of, fact_of, key_of, scope_of
 from nsync.namespace.ops import GRANT_KIND, REVOKE_KIND, STATEMENTS_KIND, Retract, Statement, stored_op
 from nsync.store import kept, schema
 from nsync.store.bulk import bulk_insert
+from nsync.store.database import chunks
 from nsync.store.index import Listing, numbers
 from nsync.store.lines import BranchRow, SqlLines
 from nsync.store.news import News
@@ -43,6 +44,8 @@ _RULES = str(VERSION).encode()
 CATALOGUE = "catalogue"
 """Under which the version of the rules is kept that the catalogue was derived by."""
 
+TOUCHED_MAX = 1 << 15
+"""Keys that the catalogue is brought up to date with at once: a revocation may touch all that a guest ever said."""
 UNSEEN_MAX = 4096
 """Ops of guests in a home's scopes that it may leave unacknowledged."""
 
@@ -290,7 +293,9 @@ class SqlState:
     def derive(self) -> set[Fact]:
         """Bring the catalogue up to date with what is touched and new; returns the facts whose entries changed."""
         new, others = self.news.sort()
-        changed = self.shown.update(derive(self, Reader(self.rulings), others.union(map(key_of, self.touched)), new))
+        *parts, rest = _parts(others.union(map(key_of, self.touched)))
+        changed = set().union(*(self.shown.update(derive(self, Reader(self.rulings), part)) for part in parts))
+        changed |= self.shown.update(derive(self, Reader(self.rulings), rest, new))
         self.touched = set()
         self.__dict__.pop("news", None)
         return changed
@@ -390,3 +395,14 @@ class SqlState:
         words = [Word(found.slot, ruling or void) for found, ruling in self.statements.history(key)]
         fact = fact_of(key)
         return explain(Reader(self.rulings), key, words, self.entries(entries_needed(key)), self.conflicts([fact]).get(fact, []))
+
+
+def _parts(touched: Collection[Key]) -> Iterator[Collection[Key]]:
+    """`touched` in parts that one derivation takes; keys about one DID stay together, unless there are too many. One part at least."""
+    if len(touched) <= TOUCHED_MAX:
+        yield touched
+        return
+    near: dict[Any, list[Key]] = {}
+    for key in touched:
+        near.setdefault(anchor_of(key), []).append(key)
+    yield from chunks([key for keys in near.values() for key in keys], TOUCHED_MAX)
