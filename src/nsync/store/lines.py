@@ -1,12 +1,13 @@
 """The lines of all logs as one transaction sees them: branches, heads, pasts, floors, grants (authority.rulings.Lines).
 
-A dot (author, seq) means the place on the author's line that stands; nearly every author has one branch, and it is that one. Nothing
-is loaded that grows with the log: branches, floors and grants are few, and each question about a past is one seek in `nsync_step`.
+A dot (author, seq) means the place on the author's line that stands; nearly every author has one branch, and it is that one. Each
+question about a past is one seek in `nsync_step`. Branches and floors are few, and read whole. Grants and revocations are as many as
+their author likes: those of one instance are read when one of its scopes is asked about, so that it can slow nothing but these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple, Optional
 
@@ -24,6 +25,7 @@ from nsync.namespace.ops import Grant, decode_op
 from nsync.store import schema
 
 _BRANCH, _STEP, _SEGMENT, _FLOOR, _VOTE = schema.branch.c, schema.step.c, schema.segment.c, schema.floor.c, schema.vote.c
+_OP, _GRANT, _REVOCATION = schema.op.c, schema.grant.c, schema.revocation.c
 
 
 class BranchRow(NamedTuple):
@@ -64,14 +66,15 @@ class SqlLines:
         self._lines: dict[bytes, Line] = {}
         self._until: dict[int, int] = {}
         self._seen: dict[tuple[int, int, int], Optional[int]] = {}
+        self._given: dict[bytes, tuple[Given, ...]] = {}
 
     def forget(self) -> None:
         """Read anew what may have changed."""
         self._lines.clear()
         self._until.clear()
         self._seen.clear()
-        for name in ("branches", "_given"):
-            self.__dict__.pop(name, None)
+        self._given.clear()
+        self.__dict__.pop("branches", None)
 
     # ---- branches and lines
 
@@ -310,25 +313,32 @@ class SqlLines:
         for name in ("decided_floors", "usable_floors", "_floors"):
             self.__dict__.pop(name, None)
 
-    @cached_property
-    def _given(self) -> dict[bytes, list[Given]]:
-        rows = self._connection.execute(select(schema.revocation)).all()
-        revocations = [(Dot(r.grant_author, r.grant_seq), Mark(r.branch, r.seq)) for r in rows]
-        query = select(schema.op.c.branch, schema.op.c.seq, schema.op.c.raw)
-        grants = query.join(schema.grant, (schema.grant.c.branch == schema.op.c.branch) & (schema.grant.c.seq == schema.op.c.seq))
-        found: dict[bytes, list[Given]] = {}
-        for branch, seq, raw in self._connection.execute(grants.order_by(schema.op.c.branch, schema.op.c.seq)):
-            author = self.branches[branch].author
+    # ---- grants
+
+    def given(self, author: bytes) -> Sequence[Given]:
+        if author not in self._given:
+            self._given[author] = tuple(self._grants(author))
+        return self._given[author]
+
+    def _grants(self, author: bytes) -> Iterator[Given]:
+        revoked = self._revoked(author)
+        query = select(_OP.branch, _OP.seq, _OP.raw).join(schema.grant, (_GRANT.branch == _OP.branch) & (_GRANT.seq == _OP.seq))
+        grants = query.where(_GRANT.branch.in_([branch.id for branch in self.of(author)])).order_by(_OP.branch, _OP.seq)
+        for branch, seq, raw in self._connection.execute(grants):
             (word,) = decode_op(raw)
             assert isinstance(word, Grant)
             if self.stands(Mark(branch, seq)):
-                dots = tuple(
-                    Dot(self.branches[mark.branch].author, mark.seq)
-                    for grant, mark in revocations
-                    if grant == Dot(author, seq) and self.stands(mark)
-                )
-                found.setdefault(author, []).append(Given(Dot(author, seq), word, dots))
-        return found
+                dot = Dot(author, seq)
+                yield Given(dot, word, tuple(revoked.get(dot, ())))
 
-    def given(self, author: bytes) -> Sequence[Given]:
-        return self._given.get(author, ())
+    def _revoked(self, author: bytes) -> Mapping[Dot, Sequence[Dot]]:
+        """What the instance of `author` revoked, by any of its incarnations: the dot of a grant → those of its revocations."""
+        instance = self.charter.by_author(author)
+        lives = [life.author for life in instance.incarnations] if instance is not None else [author]
+        by_id = {branch.id: branch.author for life in lives for branch in self.of(life)}
+        query = select(schema.revocation).where(_REVOCATION.branch.in_(by_id)).order_by(_REVOCATION.branch, _REVOCATION.seq)
+        found: dict[Dot, list[Dot]] = {}
+        for row in self._connection.execute(query):
+            if self.stands(Mark(row.branch, row.seq)):
+                found.setdefault(Dot(row.grant_author, row.grant_seq), []).append(Dot(by_id[row.branch], row.seq))
+        return found

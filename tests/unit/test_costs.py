@@ -1,0 +1,87 @@
+"""What a member can make the others do, counted and not timed: it slows itself at most, whatever it signs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy import Engine
+
+from nsync.clock import Stamp
+from nsync.log.segment import EMPTY, Segment, Tip, build_changeset
+from nsync.namespace.ops import VERBS, Grant, Revoke, encode_grant, encode_revoke
+from nsync.store.lines import SqlLines
+from tests.support.database import apply_all, disposed, memory_engine, receive
+from tests.support.federation import AUTHOR, CHARTER, KEYS
+
+NOW_MS = 1_700_000_000_000
+
+
+def calls(job: Callable[[], Any]) -> int:
+    """How many functions `job` calls, built in ones too."""
+    count = 0
+
+    def counted(frame: object, event: str, arg: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(counted)
+    try:
+        job()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def changeset(name: str, ops: Sequence[bytes], tip: Tip = EMPTY) -> list[Segment]:
+    return list(
+        build_changeset(
+            ops,
+            federation=CHARTER.federation,
+            charter_version=1,
+            author=AUTHOR[name],
+            tip=tip,
+            stamp=Stamp(max(NOW_MS, tip.stamp.ms + 1), 0),
+            deps=[],
+            sign=KEYS[name].sign,
+        )
+    )
+
+
+def take(engine: Engine, segments: Sequence[Segment]) -> None:
+    assert receive(engine, [segment.frame for segment in segments]).rejected == ()
+    apply_all(engine)
+
+
+# ---- grants
+
+
+def granting(name: str, count: int) -> list[Segment]:
+    """`count` grants, each revoked."""
+    grant = encode_grant(Grant("belle2", name, "", ("meta",), None))
+    return changeset(name, [grant] * count + [encode_revoke(Revoke(AUTHOR[name], seq)) for seq in range(1, count + 1)])
+
+
+def cost_of_grants(count: int, home: str) -> int:
+    """Of looking at the grants of `home`, when cms has made and revoked `count`."""
+    with disposed(memory_engine()) as engine:
+        take(engine, [*granting("cms", count), *granting("atlas", 3)])
+        with engine.connect() as connection:
+            lines = SqlLines(connection, CHARTER)
+            assert len(lines.branches) == 2
+            return calls(lambda: lines.given(AUTHOR[home]))
+
+
+def test_grants_of_one_home_slow_its_own_scopes_only() -> None:
+    assert cost_of_grants(200, "atlas") <= cost_of_grants(20, "atlas") + 50
+    assert cost_of_grants(200, "cms") <= 11 * cost_of_grants(20, "cms"), "each revocation is looked at once"
+
+
+def test_who_revokes_what_another_has_granted_says_nothing() -> None:
+    with disposed(memory_engine()) as engine:
+        take(engine, changeset("atlas", [encode_grant(Grant("belle2", "atlas", "", VERBS, None))]))
+        take(engine, changeset("cms", [encode_revoke(Revoke(AUTHOR["atlas"], 1))]))
+        with engine.connect() as connection:
+            (given,) = SqlLines(connection, CHARTER).given(AUTHOR["atlas"])
+    assert given.revocations == ()
