@@ -26,7 +26,7 @@ from nsync.log.stored import REFUSED_TOLD_MAX
 from nsync.namespace import codec, keys
 from nsync.namespace.keys import Attachment, Attribute, Did, Identity, Protocol, Replica, Rse, Scope, to_wire
 from nsync.namespace.ops import Assert, Retract, Statement, encode_op
-from nsync.rucio_bridge import parked
+from nsync.rucio_bridge import bridge, parked
 from nsync.store.log import SqlLog
 from nsync.store.status import status
 from tests.conformance.make import sealed
@@ -177,6 +177,20 @@ def test_who_sends_much_that_is_refused_fills_no_log(atlas: Instance, caplog: An
     assert len(rejected) == 50
     told = [record for record in caplog.records if "refused" in record.getMessage()]
     assert len(told) == REFUSED_TOLD_MAX + 1 and f"refused {50 - REFUSED_TOLD_MAX} more" in told[-1].getMessage()
+
+
+def test_who_comes_again_with_what_is_refused_fills_no_log(atlas: Instance, caplog: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each peer a batch a minute is told."""
+    ((frame, *_), _), *_ = REFUSED.values()
+    for _ in range(50):
+        assert atlas.bridge.receive([frame], "cms").rejected
+    atlas.bridge.receive([frame], "lhcb")
+    assert [record.getMessage().split(" brought")[0] for record in caplog.records] == [
+        f"refused a segment that {n}" for n in ("cms", "lhcb")
+    ]
+    monkeypatch.setattr(bridge, "REFUSED_TOLD_S", 0)
+    atlas.bridge.receive([frame], "cms")
+    assert len(caplog.records) == 3
 
 
 def test_every_single_flipped_bit_is_seen(atlas: Instance) -> None:

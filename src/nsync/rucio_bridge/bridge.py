@@ -39,6 +39,9 @@ from nsync.store.notary import Opened
 
 LOG = logging.getLogger(__name__)
 
+REFUSED_TOLD_S = 60.0
+"""What one peer brings that is refused goes to the log so often at most; the metric counts all of it."""
+
 HOLD_MS_MAX = 100
 """How long a run of changesets may hold SQLite's one write lock; a single larger changeset may hold it longer."""
 
@@ -93,6 +96,8 @@ class Bridge:
         """The parked batch that was tried last."""
         self._passed_over: dict[bytes, int] = {}
         """Authors whose next changeset failed here, and until when (ms) they are left alone."""
+        self._told_s: dict[str, float] = {}
+        """When it was told last of each peer that something it brought is refused."""
         self._full: Optional[_Verified] = None
         """The last batch, when there was no room for some of it: who brought it comes with the same one again."""
         self._stuck = (0, 0)
@@ -195,9 +200,12 @@ class Bridge:
         return receipt
 
     def _tell_refused(self, texts: Sequence[str], sender: str) -> None:
-        for text in refusals(texts, "a segment", sender):
-            LOG.warning("%s", text)
         REFUSED_SEGMENTS.labels(sender).inc(len(texts))
+        now_s = time.monotonic()
+        if texts and now_s - self._told_s.get(sender, -math.inf) >= REFUSED_TOLD_S:
+            self._told_s[sender] = now_s
+            for text in refusals(texts, "a segment", sender):
+                LOG.warning("%s", text)
 
     def _verified(self, frames: Sequence[bytes]) -> tuple[Sequence[Segment], Sequence[str]]:
         """The segments in `frames`, and why others are refused; checked once for a batch for which there was no room."""

@@ -150,9 +150,6 @@ class Server:
         with self._gates.segments(caller.name, frames):
             receipt = await self._log.receive(frames, caller.name)
         self._gates.brought(caller.name, len(frames), receipt.stored)
-        if receipt.rejected:
-            first = wire.clean(receipt.rejected[0])
-            logger.warning("%s pushed %d segments that were refused; the first: %s", caller.name, len(receipt.rejected), first)
         return web.Response(body=wire.encode_receipt(receipt))
 
 
