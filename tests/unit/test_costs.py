@@ -6,14 +6,16 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from nsync.clock import Stamp
 from nsync.log.segment import EMPTY, Segment, Tip, build_changeset
-from nsync.namespace.ops import VERBS, Grant, Revoke, encode_grant, encode_revoke
+from nsync.namespace.ops import ACKNOWLEDGE, VERBS, Grant, Revoke, encode_grant, encode_revoke
+from nsync.store.database import writing
 from nsync.store.lines import SqlLines
+from nsync.store.log import SqlLog
 from tests.support.database import apply_all, disposed, memory_engine, receive
-from tests.support.federation import AUTHOR, CHARTER, KEYS
+from tests.support.federation import AUTHOR, AUTHORITY, CHARTER, KEYS
 
 NOW_MS = 1_700_000_000_000
 
@@ -34,6 +36,23 @@ def calls(job: Callable[[], Any]) -> int:
     return count
 
 
+def steps(connection: Connection, job: Callable[[], Any]) -> int:
+    """How many steps SQLite takes for `job`."""
+    count = 0
+
+    def counted() -> None:
+        nonlocal count
+        count += 1
+
+    driver: Any = connection.connection.driver_connection
+    driver.set_progress_handler(counted, 1)
+    try:
+        job()
+    finally:
+        driver.set_progress_handler(None, 0)
+    return count
+
+
 def changeset(name: str, ops: Sequence[bytes], tip: Tip = EMPTY) -> list[Segment]:
     return list(
         build_changeset(
@@ -47,6 +66,16 @@ def changeset(name: str, ops: Sequence[bytes], tip: Tip = EMPTY) -> list[Segment
             sign=KEYS[name].sign,
         )
     )
+
+
+def log(name: str, length: int) -> list[Segment]:
+    """Of so many segments."""
+    made: list[Segment] = []
+    tip = EMPTY
+    for _ in range(length):
+        made += changeset(name, [ACKNOWLEDGE], tip)
+        tip = Tip(made[-1].header.last, made[-1].hash, made[-1].header.stamp, 0)
+    return made
 
 
 def take(engine: Engine, segments: Sequence[Segment]) -> None:
@@ -85,3 +114,20 @@ def test_who_revokes_what_another_has_granted_says_nothing() -> None:
         with engine.connect() as connection:
             (given,) = SqlLines(connection, CHARTER).given(AUTHOR["atlas"])
     assert given.revocations == ()
+
+
+# ---- segments that are known
+
+
+def cost_of_known(length: int) -> int:
+    """Of the first and the last segment of a log that is here."""
+    with disposed(memory_engine()) as engine:
+        made = log("cms", length)
+        take(engine, made)
+        with writing(engine) as connection:
+            stored = SqlLog(connection, AUTHORITY)
+            return steps(connection, lambda: stored.store([made[0], made[-1]]))
+
+
+def test_what_is_known_is_told_without_what_lies_between() -> None:
+    assert cost_of_known(1000) <= cost_of_known(100) + 100

@@ -7,7 +7,7 @@ after the end of a changeset: what a fork shares of an unfinished one is copied,
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Optional
 
 from sqlalchemy import Connection, func, insert, select, update
@@ -25,6 +25,7 @@ from nsync.namespace import codec
 from nsync.store import schema
 from nsync.store.bulk import bulk_insert
 from nsync.store.collector import collector_paused
+from nsync.store.database import chunks
 from nsync.store.lines import SqlLines
 
 WAITING_SEGMENTS_MAX = 1024
@@ -271,22 +272,16 @@ class Intake:
 
     def _known(self, segments: Iterable[Segment]) -> set[bytes]:
         """The hashes of those that are stored already."""
-        spans: dict[bytes, tuple[int, int]] = {}
+        firsts: dict[bytes, set[int]] = {}
         for segment in segments:
-            first = segment.header.first
-            low, high = spans.get(segment.header.author, (first, first))
-            spans[segment.header.author] = (min(low, first), max(high, first))
+            firsts.setdefault(segment.header.author, set()).add(segment.header.first)
         found: set[bytes] = set()
-        for author, (low, high) in spans.items():
-            branches = [branch.id for branch in self._lines.of(author) if branch.last >= low]
-            found |= self._hashes(branches, low, high)
+        for author, wanted in firsts.items():
+            branches = [branch.id for branch in self._lines.of(author) if branch.last >= min(wanted)]
+            for chunk in chunks(sorted(wanted)) if branches else ():
+                query = select(_SEGMENT.hash).where(_SEGMENT.branch.in_(branches), _SEGMENT.first.in_(chunk))
+                found.update(self._connection.execute(query).scalars())
         return found
-
-    def _hashes(self, branches: Collection[int], low: int, high: int) -> set[bytes]:
-        if not branches:
-            return set()
-        query = select(_SEGMENT.hash).where(_SEGMENT.branch.in_(branches), _SEGMENT.first >= low, _SEGMENT.first <= high)
-        return set(self._connection.execute(query).scalars())
 
     def _write(self, branch: _Branch) -> None:
         tip = {
