@@ -208,11 +208,20 @@ class _Batch:
 async def _read(response: aiohttp.ClientResponse, bytes_max: int) -> bytes:
     """The whole body, at most `bytes_max`."""
     body = bytearray()
-    async for chunk in response.content.iter_any():
+    while chunk := await _chunk(response):
         body += chunk
         if len(body) > bytes_max:
             raise ProtocolError(f"answered more than {bytes_max} bytes")
     return bytes(body)
+
+
+async def _chunk(response: aiohttp.ClientResponse) -> bytes:
+    """What has come, at least a byte; empty at the end. aiohttp's own timer stops when a chunk has no length, and nobody is told."""
+    timer = asyncio.get_running_loop().call_later(IDLE_S_MAX, response.content.set_exception, asyncio.TimeoutError())
+    try:
+        return await response.content.readany()
+    finally:
+        timer.cancel()
 
 
 async def _read_frames(response: aiohttp.ClientResponse, batch: _Batch) -> None:
@@ -234,7 +243,7 @@ async def _arriving(response: aiohttp.ClientResponse) -> AsyncIterator[Callable[
 
     async def read() -> None:
         try:
-            async for chunk in response.content.iter_any():
+            while chunk := await _chunk(response):
                 protocol = response.connection.protocol if response.connection is not None else None
                 if protocol is not None:
                     protocol.pause_reading()
@@ -246,13 +255,15 @@ async def _arriving(response: aiohttp.ClientResponse) -> AsyncIterator[Callable[
                     protocol.resume_reading()
             reader.close()
             await queue.put(None)
-        except (NsyncError, aiohttp.ClientError, asyncio.TimeoutError) as error:
+        except Exception as error:  # whatever it was: who waits for frames would wait for ever
             await queue.put(error)
 
     async def next_frames() -> Optional[list[bytes]]:
         item = await queue.get()
-        if isinstance(item, Exception):
+        if isinstance(item, (NsyncError, aiohttp.ClientError, asyncio.TimeoutError)):
             raise item
+        if isinstance(item, Exception):
+            raise TransportError(f"the answer of {response.url} broke off in what is no HTTP ({type(item).__name__}); try again") from item
         return item
 
     reading = asyncio.ensure_future(read())

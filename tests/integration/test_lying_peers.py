@@ -1,0 +1,85 @@
+"""Peers that answer what no nsync answers: whatever it is, the exchange ends, and the next one with them is a new one.
+
+The nodes of `test_transport`; what they ask is answered by a socket of the test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager, suppress
+from typing import Callable
+
+import pytest
+
+from nsync.log.stored import Head
+from nsync.transport import client as transport_client
+from nsync.transport import wire
+from tests.integration.test_transport import MemoryLog, Node, frame, members, on_a_loop, until
+
+Respond = Callable[[str, asyncio.StreamWriter], Awaitable[None]]
+"""Given the verb that is asked."""
+
+ENDS_S_MAX = 20.0
+
+
+@asynccontextmanager
+async def beside(respond: Respond) -> AsyncIterator[tuple[Node[MemoryLog], Node[MemoryLog]]]:
+    """a, which is a node, and b, as which `respond` answers."""
+    charter, keys = members("ab")
+    a, b = (Node(charter, me, key, MemoryLog(), 3600) for me, key in zip(charter.instances, keys))
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = re.search(rb"Content-Length: (\d+)", head)
+                await reader.readexactly(int(length[1]) if length else 0)
+                await respond(head.split(b" ")[1].decode().rpartition("/")[2], writer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", b.port)
+    await a.start(gossip=False)
+    try:
+        yield a, b
+    finally:
+        for node in (a, b):
+            await node.stop()
+            node.executor.shutdown()
+        server.close()
+
+
+async def answer(writer: asyncio.StreamWriter, body: bytes) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+    await writer.drain()
+
+
+def heads(*announced: Head) -> bytes:
+    return wire.encode_hello_reply(wire.HelloReply(wire.VERSION, list(announced)))
+
+
+@pytest.mark.parametrize("rest", [b"5\r\nabcdeXX\r\n", b"zz\r\nxx\r\n"], ids=["what follows a chunk", "the length of a chunk"])
+@on_a_loop
+async def test_a_stream_that_is_not_http_ends(rest: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A good chunk comes first and is kept. aiohttp tells nobody of such a chunk's length: then it ends as silence does."""
+    monkeypatch.setattr(transport_client, "IDLE_S_MAX", 1.0)
+    monkeypatch.setattr(transport_client, "BATCH_MS_MAX", 0)
+
+    async def respond(verb: str, writer: asyncio.StreamWriter) -> None:
+        if verb == "hello":
+            await answer(writer, heads(Head(b.me.author, 5, bytes(16))))
+            return
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        good = wire.FrameWriter().write_all([frame(b.me.author, 1)])
+        writer.write(b"%x\r\n%b\r\n" % (len(good), good))
+        await writer.drain()
+        await until(lambda: bool(a.log.segments.get(b.me.author)), "the good one is stored")
+        writer.write(rest)
+        await writer.drain()
+
+    async with beside(respond) as (a, b):
+        (report,) = await asyncio.wait_for(a.gossip.sync_once(), ENDS_S_MAX)
+        assert report.pulled == 1 and b.me.url in report.error
+        (again,) = await asyncio.wait_for(a.gossip.sync_once(), ENDS_S_MAX)
+        assert again.error, "asked again, not left for ever"
