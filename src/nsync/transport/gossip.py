@@ -39,6 +39,7 @@ from nsync.transport.client import PeerClient, open_session
 from nsync.transport.exchange import Exchange, Peer
 from nsync.transport.flood import Flood
 from nsync.transport.mending import Mender
+from nsync.transport.metering import Metered
 from nsync.transport.notices import NOTICES_BYTES_MAX, VERB, NoticeDoor, NoticeLog, decode, encode
 from nsync.transport.peers import Meter, PeerState, ahead_ms
 from nsync.transport.ports import LogDoor, OnReceived, SegmentLog
@@ -110,9 +111,10 @@ class Gossip:
         self._interval_s = interval_s
         self._source_address = source_address
         self._reach = reach or self._over_http
-        self.door = NoticeDoor(notices, executor, self.noticed) if notices is not None else None
+        metered = Metered(executor) if executor is not None else None
+        self.door = NoticeDoor(notices, metered, self.noticed) if notices is not None else None
         """To the notices, where there are any; the server's too."""
-        self._mender = Mender(repairs, executor) if repairs is not None else None
+        self._mender = Mender(repairs, metered) if repairs is not None else None
         self._peers = {i.name: i for i in charter.instances if i.author != me.author and i.retired is None}
         self._is_large = len(self._peers) > few_peers
         self._states = {name: PeerState(name) for name in self._peers}
