@@ -6,12 +6,15 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 from sqlalchemy import Connection, Engine
 
 from nsync.clock import Stamp
-from nsync.log.segment import EMPTY, Segment, Tip, build_changeset
+from nsync.log.segment import EMPTY, Dep, Segment, Tip, build_changeset
+from nsync.log.stored import FULL
 from nsync.namespace.ops import ACKNOWLEDGE, VERBS, Grant, Revoke, encode_grant, encode_revoke
 from nsync.store.database import writing
+from nsync.store.intake import WAITING_SEGMENTS_MAX
 from nsync.store.lines import SqlLines
 from nsync.store.log import SqlLog
 from tests.support.database import apply_all, disposed, memory_engine, receive
@@ -53,7 +56,7 @@ def steps(connection: Connection, job: Callable[[], Any]) -> int:
     return count
 
 
-def changeset(name: str, ops: Sequence[bytes], tip: Tip = EMPTY) -> list[Segment]:
+def changeset(name: str, ops: Sequence[bytes], tip: Tip = EMPTY, deps: Sequence[Dep] = ()) -> list[Segment]:
     return list(
         build_changeset(
             ops,
@@ -62,20 +65,22 @@ def changeset(name: str, ops: Sequence[bytes], tip: Tip = EMPTY) -> list[Segment
             author=AUTHOR[name],
             tip=tip,
             stamp=Stamp(max(NOW_MS, tip.stamp.ms + 1), 0),
-            deps=[],
+            deps=deps,
             sign=KEYS[name].sign,
         )
     )
 
 
-def log(name: str, length: int) -> list[Segment]:
-    """Of so many segments."""
-    made: list[Segment] = []
-    tip = EMPTY
+def end(made: Segment) -> Tip:
+    return Tip(made.header.last, made.hash, made.header.stamp, 0)
+
+
+def log(name: str, length: int, after: Sequence[Segment] = ()) -> list[Segment]:
+    """So many segments, which go on from the last of `after`."""
+    made = list(after)
     for _ in range(length):
-        made += changeset(name, [ACKNOWLEDGE], tip)
-        tip = Tip(made[-1].header.last, made[-1].hash, made[-1].header.stamp, 0)
-    return made
+        made += changeset(name, [ACKNOWLEDGE], end(made[-1]) if made else EMPTY)
+    return made[len(after) :]
 
 
 def take(engine: Engine, segments: Sequence[Segment]) -> None:
@@ -131,3 +136,23 @@ def cost_of_known(length: int) -> int:
 
 def test_what_is_known_is_told_without_what_lies_between() -> None:
     assert cost_of_known(1000) <= cost_of_known(100) + 100
+
+
+# ---- segments that are never applied
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["the branch", "one that leaves it later"])
+def test_what_follows_something_refused_is_refused_for_the_same_reason(behind: bool) -> None:
+    """Not put off until there is room: there never is."""
+    with disposed(memory_engine()) as engine:
+        (one,) = log("cms", 1)
+        (bad,) = changeset("cms", [ACKNOWLEDGE], end(one), [Dep(AUTHOR["cms"], 1, one.hash)])
+        take(engine, [one, bad])
+        waiting = log("cms", WAITING_SEGMENTS_MAX - 1, [bad])
+        take(engine, waiting)
+        if behind:  # another second word after the bad one
+            (other,) = changeset("cms", [ACKNOWLEDGE] * 2, end(bad))
+            waiting = [other, *log("cms", WAITING_SEGMENTS_MAX - 1, [other])]
+            take(engine, waiting)
+        (text,) = receive(engine, [segment.frame for segment in log("cms", 2, waiting)]).rejected
+        assert "continues what is refused here" in text and "is its own log" in text and FULL not in text

@@ -26,7 +26,7 @@ from nsync.store import schema
 from nsync.store.bulk import bulk_insert
 from nsync.store.collector import collector_paused
 from nsync.store.database import chunks
-from nsync.store.lines import SqlLines
+from nsync.store.lines import BranchRow, SqlLines
 
 WAITING_SEGMENTS_MAX = 1024
 """Segments of one branch that are stored and not applied yet: four changesets of the largest size."""
@@ -53,9 +53,19 @@ def decode_batch(frames: Sequence[bytes], authority: Authority, verify: Verify) 
 class _Branch:
     """A branch while segments are added to it."""
 
-    def __init__(self, id: int, author: bytes, parent: Optional[int], first: int, tip: Tip, applied: int, new: bool) -> None:
-        self.id, self.author, self.parent, self.first, self.tip, self.applied, self.new = id, author, parent, first, tip, applied, new
-        self.moved = new
+    def __init__(self, id: int, author: bytes, parent: Optional[int], first: int, tip: Tip) -> None:
+        self.id, self.author, self.parent, self.first, self.tip = id, author, parent, first, tip
+        self.applied = first - 1
+        self.refused: Optional[str] = None
+        self.new = self.moved = True
+
+    @classmethod
+    def of(cls, row: BranchRow) -> _Branch:
+        """One that is stored."""
+        tip = Tip(row.last, row.hash, Stamp(row.stamp_ms, row.stamp_logical), row.open_segments)
+        found = cls(row.id, row.author, row.parent, row.first, tip)
+        found.applied, found.refused, found.new, found.moved = row.applied, row.refused, False, False
+        return found
 
 
 class _Place(NamedTuple):
@@ -116,6 +126,9 @@ class Intake:
         branch = self._continued(segment)
         waiting = sum(1 for row in self._segments if row[0] == branch.id) + self._waiting(branch)
         if waiting >= WAITING_SEGMENTS_MAX:
+            refused = self._refused(branch)
+            if refused is not None:
+                raise RejectedSegment(f"{segment} continues what is refused here: {refused}")
             raise RejectedSegment(f"{segment}{FULL}{waiting} segments of its author wait here already; it is taken once they are applied")
         self._check_gone(segment)
         branch.tip = admit(segment, branch.tip)
@@ -163,22 +176,11 @@ class Intake:
 
     def _of(self, author: bytes) -> list[_Branch]:
         if author not in self._branches:
-            self._branches[author] = [
-                _Branch(
-                    b.id,
-                    author,
-                    b.parent,
-                    b.first,
-                    Tip(b.last, b.hash, Stamp(b.stamp_ms, b.stamp_logical), b.open_segments),
-                    b.applied,
-                    False,
-                )
-                for b in self._lines.of(author)
-            ]
+            self._branches[author] = [_Branch.of(row) for row in self._lines.of(author)]
         return self._branches[author]
 
     def _begin(self, author: bytes, parent: Optional[int], first: int, tip: Tip) -> _Branch:
-        branch = _Branch(self._next_id, author, parent, first, tip, first - 1, True)
+        branch = _Branch(self._next_id, author, parent, first, tip)
         self._next_id += 1
         self._branches[author].append(branch)
         return branch
@@ -263,6 +265,13 @@ class Intake:
             return Tip(row.last, row.hash, decode_header(row.header).stamp, 0)
         parent = next((b for branches in self._branches.values() for b in branches if b.id == branch), None)
         return EMPTY if parent is None or parent.parent is None else self._tip_before(parent.parent, seq)
+
+    def _refused(self, branch: _Branch) -> Optional[str]:
+        """Why nothing more of `branch` will ever be applied, or None."""
+        if branch.refused is not None:
+            return branch.refused
+        parent = next((one for one in self._of(branch.author) if one.id == branch.parent), None)
+        return self._refused(parent) if parent is not None and parent.applied < branch.first - 1 else None
 
     def _waiting(self, branch: _Branch) -> int:
         if branch.tip.seq - branch.applied < WAITING_SEGMENTS_MAX:
