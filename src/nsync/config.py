@@ -98,8 +98,8 @@ def _charter_text() -> str:
     path = Path(_option("charter"))
     try:
         return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"[nsync] charter = {path}: {error.strerror}; put the federation's signed charter there") from error
+    except (OSError, ValueError) as error:  # not there, or not UTF-8
+        raise ConfigError(f"[nsync] charter = {path}: {error}; put the federation's signed charter there") from error
 
 
 def _address(name: str, value: str) -> tuple[str, int]:

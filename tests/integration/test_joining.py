@@ -21,6 +21,7 @@ from nsync.authority import amendments
 from nsync.authority.charter import author_id
 from nsync.authority.effective import Authority
 from nsync.testbed.layout import free_ports
+from tests.integration.test_node import set_head
 from tests.support.federation import NAMES, ROOTS
 from tests.support.instances import engine_of
 from tests.support.nodes import LOOPBACK, Federation, Process, Site, applied, ask, damage, stored, wait_until
@@ -280,8 +281,39 @@ def test_a_node_that_cannot_take_up_a_charter_goes_on_with_what_it_has(bed: Fede
     bed.charter_file.write_text("{")
     node.send(signal.SIGHUP)
     wait_until(lambda: "SIGHUP changes nothing: charter is malformed" in node.said(), node.said)
+    bed.charter_file.write_bytes(b"\xff\xfe")
+    node.send(signal.SIGHUP)
+    wait_until(lambda: "can't decode byte 0xff" in node.said(), node.said)
+    assert "Traceback" not in node.said()
     bed.charter_file.write_text(good)
     node.send(signal.SIGHUP)
     wait_until(lambda: "starts anew, with version 1 of the charter" in node.said(), node.said)
     wait_until(lambda: node.said().count("listens on") == 2, node.said)
+    node.stop()
+
+
+def test_beside_an_unknown_rucio_the_charter_in_force_stays_so(bed: Federation) -> None:
+    """A running node goes on with it, and so does one that is started; it is adopted once Rucio's schema is known (R7.7)."""
+    cms = bed.site("cms")
+    node = cms.serve()
+    draft, roots = bed.directory / "next.json", []
+    for name in NAMES:
+        ROOTS[name].save(bed.directory / f"{name}.root")
+        roots.append(bed.directory / f"{name}.root")
+    shutil.copyfile(bed.charter_file, draft)
+    done(cms, "charter", "propose", draft, "--threshold", "2")
+    assert "version 2 counts" in sign(cms, draft, *roots)
+    ((known,),) = ask(cms.path, "SELECT version_num FROM alembic_version")
+    set_head(cms, "ffffffffffff")
+    os.replace(draft, bed.charter_file)
+    node.send(signal.SIGHUP)
+    wait_until(lambda: "SIGHUP changes nothing: version 2 of the charter cannot be adopted yet" in node.said(), node.said)
+    assert node.said().count("listens on") == 1
+    node.stop()
+    node = cms.serve()
+    assert "version 1 of the charter stays in force: version 2 of the charter cannot be adopted yet: Rucio's schema" in node.said()
+    assert json.loads(nsync(cms, "status", "--json").stdout)["charter"] == 1
+    set_head(cms, known)
+    node.send(signal.SIGHUP)
+    wait_until(lambda: "version 2 of the charter is in force" in node.said(), node.said)
     node.stop()

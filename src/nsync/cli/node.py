@@ -9,6 +9,9 @@ import asyncio
 import gc
 import logging
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Optional
 
 import click
@@ -16,9 +19,12 @@ import click
 from nsync.auth.keys import verify
 from nsync.authority import amendments
 from nsync.cli.output import as_json, fail, setup_logging
-from nsync.errors import NsyncError
+from nsync.errors import ConfigError, NsyncError
+from nsync.store import migrations
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from nsync.config import Settings
     from nsync.node import Node
     from nsync.transport.gossip import SyncReport
@@ -82,7 +88,17 @@ async def _serve(settings: Settings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
-    loop.add_signal_handler(signal.SIGHUP, lambda: looks.add(loop.create_task(look())))
+
+    def begin_look() -> None:
+        looks.add(task := loop.create_task(look()))
+        task.add_done_callback(looked)
+
+    def looked(task: asyncio.Task[None]) -> None:
+        looks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            LOG.error("SIGHUP changes nothing: %s", task.exception(), exc_info=task.exception())
+
+    loop.add_signal_handler(signal.SIGHUP, begin_look)
     while not ending.is_set():
         stop.clear()
         await _node(current[0]).run(stop)
@@ -91,10 +107,15 @@ async def _serve(settings: Settings) -> None:
 def _anew(settings: Settings) -> Optional[Settings]:
     """What the files say now, if a node with `settings` may go on with it."""
     from nsync import config
+    from nsync.rucio_bridge import charters
 
     try:
         found = config.read()
         amendments.go_on(settings.charter, found.charter_text, verify)
+        with _database() as connection:
+            reason = charters.put_off(connection, found.charter_text, verify)
+        if reason is not None:
+            raise ConfigError(reason)
     except NsyncError as error:
         LOG.error("SIGHUP changes nothing: %s", error)
         return None
@@ -110,6 +131,33 @@ def _node(settings: Settings) -> Node:
     """
     from nsync.node import Node
 
-    node = Node(settings)
+    node = Node(_in_force(settings))
     gc.freeze()
     return node
+
+
+def _in_force(settings: Settings) -> Settings:
+    """`settings`; with the charter in force, as long as the one that they name cannot be adopted (R7.7). Raises ConfigError."""
+    from nsync.rucio_bridge import charters
+
+    with _database() as connection:
+        reason, text = charters.put_off(connection, settings.charter_text, verify), charters.text_in_force(connection)
+    if reason is None or text is None:
+        return settings
+    charter = amendments.read(text, verify).charter
+    LOG.error("version %d of the charter stays in force: %s", charter.version, reason)
+    me = charter.by_name(settings.me.name)
+    if me is None or me.key != settings.key.public:
+        raise ConfigError(f"[nsync] key is not that of {settings.me.name} in version {charter.version}; use the one before until then")
+    shared = tuple(scope for scope in settings.shared_scopes if charter.may_write(me, scope))
+    return replace(settings, me=me, charter=charter, charter_text=text, shared_scopes=shared)
+
+
+@contextmanager
+def _database() -> Iterator[Connection]:
+    """Rucio's database, with the nsync tables. Raises ConfigError."""
+    from nsync.rucio_bridge.engine import get_engine
+
+    with get_engine().connect() as connection:
+        migrations.require_current(connection)
+        yield connection

@@ -138,9 +138,9 @@ class Bridge:
             connection = session.connection()
             held, charter = charters.in_force(connection, self._verify), charters.following(connection, text, self._verify)
             if held is not None and held.hash != charter.hash:
-                reason = unknown_schema(connection)
+                reason = charters.put_off(connection, text, self._verify)
                 if reason is not None:
-                    raise ConfigError(f"version {charter.version} of the charter cannot be adopted yet: {reason}")
+                    raise ConfigError(reason)
                 log = SqlLog(connection, Authority(held))
                 decided = len(log.lines.decided_floors)
                 self._materialise(session, log, log.adopt(charter), f"charter version {charter.version}", now_ms)
