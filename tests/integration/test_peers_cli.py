@@ -16,6 +16,8 @@ from urllib.request import ProxyHandler, build_opener
 
 import pytest
 
+from nsync.log.stored import PeerRecord
+from nsync.store.peers import PeerTable
 from tests.support.nodes import Federation, Site, applied, ask, wait_until
 from tests.support.played import Play, played
 
@@ -31,7 +33,8 @@ def bed(template_database: Path, tmp_path: Path) -> Iterator[Federation]:
 
 def nsync(site: Site, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A command beside the node of `site`."""
-    return subprocess.run([sys.executable, "-m", "nsync", *arguments], capture_output=True, text=True, env=site.environment())
+    environment = {**site.environment(), "COLUMNS": "200"}
+    return subprocess.run([sys.executable, "-m", "nsync", *arguments], capture_output=True, text=True, env=environment)
 
 
 def said(site: Site, *arguments: str) -> Any:
@@ -128,6 +131,21 @@ def test_nothing_is_signed_while_the_clock_is_ahead_of_the_peers(bed: Federation
         assert "what users do is published again" in node.said()
         wait_until(lambda: health(atlas, "ready") == (200, {"ready": True, "reasons": {}}), lambda: str(health(atlas, "ready")))
     node.stop()
+
+
+def test_what_peers_wrote_is_shown_as_it_is(bed: Federation) -> None:
+    """Not read as the markup of the library that draws the tables."""
+    atlas = bed.site("atlas", ["atlas"])
+    atlas.add_scope("atlas")
+    atlas.work()
+    PeerTable(atlas.engine).save([PeerRecord("cms", failures=1, reason="[/b] http://[fe80::1]:8440 [red]:bomb:")])
+    with atlas.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE nsync_branch SET refused = '[/i] [red]'")
+    listed, status = nsync(atlas, "peer", "list"), nsync(atlas, "status")
+    assert listed.returncode == 5 and status.returncode in (0, 4), listed.stderr + status.stderr
+    words = listed.stdout.split()
+    assert {"[/b]", "http://[fe80::1]:8440", "[red]:bomb:"} <= set(words), listed.stdout
+    assert {"[/i]", "[red]"} <= set(status.stdout.split()), status.stdout
 
 
 def test_readiness_tells_reasons_and_no_secrets(bed: Federation) -> None:

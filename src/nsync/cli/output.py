@@ -6,9 +6,11 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Optional
 
 import click
+from rich.table import Table
+from rich.text import Text
 
 from nsync.errors import ConfigError
 
@@ -18,6 +20,11 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 def as_json(value: Any) -> None:
     """Print `value` as JSON on stdout."""
     click.echo(json.dumps(value, indent=2, default=str))
+
+
+def add_row(table: Table, *cells: str, style: Optional[str] = None) -> None:
+    """Add a row to `table` that shows texts as they are: what peers wrote is no markup."""
+    table.add_row(*map(Text, cells), style=style)
 
 
 def fail(text: str, code: int = 1) -> NoReturn:

@@ -17,7 +17,7 @@ from rich.table import Table
 from nsync.auth.keys import verify
 from nsync.authority.charter import Charter, Instance
 from nsync.authority.effective import Authority
-from nsync.cli.output import as_json, fail
+from nsync.cli.output import add_row, as_json, fail
 from nsync.errors import NotAuthorised, NsyncError
 from nsync.log.stored import Head, PeerRecord
 from nsync.store import migrations, peers
@@ -93,7 +93,7 @@ def list_(json_: bool) -> None:
     else:
         table = Table("peer", "last answer", "round trip", "clock", "in", "out", "", box=SIMPLE)
         for record in found.values():
-            table.add_row(*_row(record, now_ms), style="red" if record.failures else None)
+            add_row(table, *_row(record, now_ms), style="red" if record.failures else None)
         Console().print(table)
         if any(record.failures for record in found.values()):
             click.echo("'nsync peer show NAME' has all of it; 'nsync peer ping NAME' tries it; 'nsync peer reset NAME' ends a back-off")

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from nsync.auth.keys import verify
 from nsync.authority.charter import Charter, Instance
 from nsync.authority.effective import Authority
-from nsync.cli.output import as_json
+from nsync.cli.output import add_row, as_json
 from nsync.log.floor import Floor
 from nsync.log.stored import PeerRecord
 from nsync.rucio_bridge import charters, parked
@@ -159,13 +159,13 @@ def _print(look: Look, me: str) -> None:
     console = Console()
     table = Table("instance", "stored ops", "applied ops", "")
     for name, log in sorted(look.logs.items()):
-        table.add_row(name, str(log.stored), str(log.applied), log.refused or look.waits.get(log.author, ""))
+        add_row(table, name, str(log.stored), str(log.applied), log.refused or look.waits.get(log.author, ""))
     console.print(table)
     names = sorted({peer for home in look.homes.values() for peer in home.peers})
     if names:
         table = Table("home of", *names, title="how far the peers are, as they said last")
         for home, row in sorted(look.homes.items()):
-            table.add_row(_scopes(home, row.scopes), *(_reach(row.peers[peer]) if peer in row.peers else "" for peer in names))
+            add_row(table, _scopes(home, row.scopes), *(_reach(row.peers[peer]) if peer in row.peers else "" for peer in names))
         console.print(table)
     if look.progress.behind:
         click.echo(f"catching up: {look.progress}")
