@@ -15,7 +15,7 @@ import pytest
 
 from nsync.log.stored import Head
 from nsync.transport import client as transport_client
-from nsync.transport import wire
+from nsync.transport import gossip, pulls, wire
 from tests.integration.test_transport import MemoryLog, Node, frame, members, on_a_loop, until
 
 Respond = Callable[[str, asyncio.StreamWriter], Awaitable[None]]
@@ -25,13 +25,15 @@ ENDS_S_MAX = 20.0
 
 
 @asynccontextmanager
-async def beside(respond: Respond) -> AsyncIterator[tuple[Node[MemoryLog], Node[MemoryLog]]]:
-    """a, which is a node, and b, as which `respond` answers."""
-    charter, keys = members("ab")
-    a, b = (Node(charter, me, key, MemoryLog(), 3600) for me, key in zip(charter.instances, keys))
+async def beside(respond: Respond, names: str = "ab") -> AsyncIterator[list[Node[MemoryLog]]]:
+    """Nodes, of which none is started; as b `respond` answers."""
+    charter, keys = members(names)
+    nodes = [Node(charter, me, key, MemoryLog(), 3600) for me, key in zip(charter.instances, keys)]
+
+    serving: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError, asyncio.IncompleteReadError):
+        with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = re.search(rb"Content-Length: (\d+)", head)
@@ -39,15 +41,20 @@ async def beside(respond: Respond) -> AsyncIterator[tuple[Node[MemoryLog], Node[
                 await respond(head.split(b" ")[1].decode().rpartition("/")[2], writer)
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", b.port)
-    await a.start(gossip=False)
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.add(asyncio.ensure_future(serve(reader, writer)))
+
+    server = await asyncio.start_server(accept, "127.0.0.1", nodes[1].port)
     try:
-        yield a, b
+        yield nodes
     finally:
-        for node in (a, b):
+        for node in nodes:
             await node.stop()
             node.executor.shutdown()
         server.close()
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving)
 
 
 async def answer(writer: asyncio.StreamWriter, body: bytes) -> None:
@@ -79,7 +86,36 @@ async def test_a_stream_that_is_not_http_ends(rest: bytes, monkeypatch: pytest.M
         await writer.drain()
 
     async with beside(respond) as (a, b):
+        await a.start(gossip=False)
         (report,) = await asyncio.wait_for(a.gossip.sync_once(), ENDS_S_MAX)
         assert report.pulled == 1 and b.me.url in report.error
         (again,) = await asyncio.wait_for(a.gossip.sync_once(), ENDS_S_MAX)
         assert again.error, "asked again, not left for ever"
+
+
+@on_a_loop
+async def test_who_sends_its_own_log_slowly_holds_back_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """b says that it has what c has, and sends a segment of its own now and then: each is new."""
+    for module in (pulls, gossip):
+        monkeypatch.setattr(module, "LEASE_MS", 500)
+    monkeypatch.setattr(transport_client, "BATCH_MS_MAX", 0)
+    asked = asyncio.Event()
+
+    async def respond(verb: str, writer: asyncio.StreamWriter) -> None:
+        if verb == "hello":
+            await answer(writer, heads(Head(b.me.author, 500, bytes(16)), *c.log.heads()))
+            return
+        asked.set()
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        stream = wire.FrameWriter()
+        for seq in range(1, 5000):
+            writer.write(stream.write_all([frame(b.me.author, seq)]))
+            await writer.drain()
+            await asyncio.sleep(0.1)
+
+    async with beside(respond, "abc") as (a, b, c):
+        c.log.append(c.me.author, 50)
+        await a.start()
+        await asyncio.wait_for(asked.wait(), ENDS_S_MAX)
+        await c.start(gossip=False)
+        await until(lambda: len(a.log.segments.get(c.me.author, ())) == 50, "a has c's log", ENDS_S_MAX)

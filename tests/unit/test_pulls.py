@@ -52,13 +52,24 @@ def test_what_was_asked_for_longest_ago_comes_first() -> None:
 def test_a_claim_that_brings_nothing_is_taken_over() -> None:
     pulls, given_back = register(1)
     claimed = pulls.claim("a", MUCH, 0)
-    assert pulls.renew("a", claimed, 5)
+    assert pulls.renew("a", claimed, claimed, 5)
     assert pulls.claim("b", MUCH, 4 + LEASE_MS) == set()
-    assert pulls.renew("a", claimed, 6 + LEASE_MS), "nobody wanted it in the meantime"
+    assert pulls.renew("a", claimed, claimed, 6 + LEASE_MS), "nobody wanted it in the meantime"
     assert pulls.claim("b", MUCH, 6 + 2 * LEASE_MS) == claimed
-    assert not pulls.renew("a", claimed, 6 + 2 * LEASE_MS)
+    assert not pulls.renew("a", claimed, claimed, 6 + 2 * LEASE_MS)
     pulls.give_back("a", claimed)
     assert given_back == [] and pulls.claim("c", MUCH, 6 + 2 * LEASE_MS) == set(), "what a gives back is not a's any more"
+
+
+def test_what_comes_of_one_author_renews_the_claim_on_no_other() -> None:
+    pulls, _ = register(1)
+    claimed = pulls.claim("a", MUCH, 0)
+    own, others = set(AUTHORS[:1]), set(AUTHORS[1:])
+    assert pulls.renew("a", claimed, own, LEASE_MS - 1)
+    assert pulls.claim("b", MUCH, LEASE_MS) == others
+    assert pulls.renew("a", claimed, own, LEASE_MS), "it goes on with what is still its"
+    assert not pulls.renew("a", claimed, others, LEASE_MS), "and stops when that of the others comes"
+    assert not pulls.renew("a", claimed, (), LEASE_MS), "or nothing new"
 
 
 def test_an_author_that_waits_here_rests() -> None:
@@ -86,7 +97,7 @@ def test_no_author_is_ever_asked_of_two(seed: int, helpers: int) -> None:
             held[peer] = pulls.claim(peer, missing, now_ms)
             assert held[peer] <= set(missing)
         now_ms += rng.randrange(LEASE_MS)
-        assert all(pulls.renew(one, claimed, now_ms) for one, claimed in held.items())
+        assert all(pulls.renew(one, claimed, claimed, now_ms) for one, claimed in held.items())
         assert sum(map(len, held.values())) == len(set().union(*held.values()))
     for peer, claimed in held.items():
         pulls.give_back(peer, claimed)

@@ -79,6 +79,7 @@ class Exchange:
         self._room = room
         self._before = before
         self._claimed: Collection[bytes] = ()
+        self._heads: frozenset[Head] = frozenset()
         self._stopped = False
         self.answered = False
         """Whether the peer spoke to us at all."""
@@ -139,7 +140,8 @@ class Exchange:
         """Ask for the heads that they announced, as far as nobody else is asked, until they are here or nothing more comes."""
         name = self._client.name
         while missing:
-            weights = session.missing_ops(await self._log.heads(), missing)
+            self._heads = frozenset(await self._log.heads())
+            weights = session.missing_ops(self._heads, missing)
             claimed = self._pulls.claim(name, weights, monotonic_ms())
             if not claimed:
                 self.left = missing
@@ -189,9 +191,15 @@ class Exchange:
             self._fail(RejectedSegment(f"{self._client.name} sent a segment that is refused here: {reason}"))
         if receipt.full:
             self._pulls.rest(self._claimed, monotonic_ms())
-        lost = receipt.stored and not self._pulls.renew(self._client.name, self._claimed, monotonic_ms())
-        self._stopped = self._stopped or receipt.full or bool(lost) or self._faults > FAULTS_MAX
+        moved = await self._moved() if receipt.stored else ()
+        goes_on = self._pulls.renew(self._client.name, self._claimed, moved, monotonic_ms())
+        self._stopped = self._stopped or receipt.full or not goes_on or self._faults > FAULTS_MAX
         return not self._stopped
+
+    async def _moved(self) -> set[bytes]:
+        """The authors of whom there is more here than when this was asked last."""
+        before, self._heads = self._heads, frozenset(await self._log.heads())
+        return {head.author for head in self._heads - before}
 
     async def _give(self, mine: Sequence[Head], have: session.Have, theirs: Sequence[Head]) -> None:
         """See that they get what they lack: pushed when it is little, else by their own questions if they can ask."""

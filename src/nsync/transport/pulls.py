@@ -8,7 +8,7 @@ An exchange claims authors before it asks for them, and gives them back when it 
 
 Authors that were claimed longest ago come first, so one whose log waits for another's does not keep it from being fetched.
 One that has too much waiting to be applied rests for a while.
-A claim lasts while it brings something: whose lease has run out keeps it only until somebody else wants it, and stops then.
+A claim on an author lasts while it brings something of it: whose lease has run out keeps it only until somebody else wants it.
 
 Not thread-safe: it lives on the event loop. Pure: `now_ms` (of a clock that never jumps) is passed in.
 """
@@ -16,7 +16,7 @@ Not thread-safe: it lives on the event loop. Pure: `now_ms` (of a clock that nev
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Callable
 
 LEASE_MS = 10_000
@@ -65,13 +65,13 @@ class Pulls:
         self._claims.update(dict.fromkeys(claimed, _Claim(peer, now_ms + LEASE_MS)))
         return claimed
 
-    def renew(self, peer: str, authors: Collection[bytes], now_ms: int) -> bool:
-        """The claim of `peer` on `authors` has brought something. False when somebody else has taken one over."""
-        if not all(self._held(author, peer) for author in authors):
-            return False
-        for author in authors:
-            self._claims[author] = replace(self._claims[author], until_ms=now_ms + LEASE_MS)
-        return True
+    def renew(self, peer: str, authors: Collection[bytes], moved: Collection[bytes], now_ms: int) -> bool:
+        """The claim of `peer` on `authors` has brought something of those that `moved`. Whether to go on: not when that, or when it was
+        nothing, some of the rest is somebody else's by now."""
+        held = [author for author in moved if self._held(author, peer)]
+        for author in held:
+            self._claims[author] = _Claim(peer, now_ms + LEASE_MS)
+        return bool(held) or all(self._held(author, peer) for author in authors)
 
     def rest(self, authors: Collection[bytes], now_ms: int) -> None:
         """Too much of `authors` waits here."""
