@@ -78,8 +78,9 @@ class Keeper:
     async def keep(self) -> None:
         """Put down what is known."""
         loop = asyncio.get_running_loop()
-        self._kept, self._kept_s = self._health(), loop.time()
+        health, now_s = self._health(), loop.time()
         await loop.run_in_executor(self._writer, self._table.save, self._gossip.records())
+        self._kept, self._kept_s = health, now_s  # not before: what failed is tried again
 
     def _health(self) -> object:
         return [(record.name, record.reason, record.heads is None) for record in self._gossip.records()]
