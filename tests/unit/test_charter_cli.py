@@ -67,6 +67,32 @@ def test_init_makes_keys_an_entry_and_a_draft_and_overwrites_nothing(home: Path)
     assert before == {path: path.read_bytes() for path in made.iterdir()}
 
 
+def test_init_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    """So the corrected command finds nothing that it must not overwrite; and what is there is found before anything is written."""
+    start = [
+        "init",
+        "test",
+        "--member",
+        "CMS",
+        "--url",
+        "https://cms.example.org",
+        "--scope",
+        "cms",
+        "--certificate",
+        "--dir",
+        tmp_path / "cms",
+    ]
+    wrong = run(*start, "--instance", "No Name")
+    assert wrong.returncode == 1 and "No Name" in wrong.stderr
+    assert not (tmp_path / "cms").exists() or not list((tmp_path / "cms").iterdir())
+    done(*start, "--instance", "cms")
+    (tmp_path / "dune").mkdir()
+    (tmp_path / "dune" / "tls.pem").write_text("mine")
+    kept = run(*start[:-1], tmp_path / "dune", "--instance", "dune")
+    assert kept.returncode == 1 and "tls.pem exists, and is never overwritten" in kept.stderr
+    assert [path.name for path in (tmp_path / "dune").iterdir()] == ["tls.pem"]
+
+
 def test_a_member_is_admitted_by_the_signatures_of_the_others(home: Path) -> None:
     path, dune = home / "charter.json", init(home, "dune")
     said = done("propose", path, "--admit", dune["member"], "--threshold", "2")

@@ -69,14 +69,17 @@ def init(
     """
     files = {what: directory / file for what, file in (("root_key", "root.key"), ("key", "nsync.key"), ("charter", "charter.json"))}
     files["member"] = directory / f"{instance}.member.json"
-    for path in files.values():
+    for path in (*files.values(), *([directory / "tls.key", directory / "tls.pem"] if with_tls else [])):
         if path.exists():
             raise ConfigError(f"{path} exists, and is never overwritten; give another --dir, or use the verbs 'member' and 'draft'")
-    directory.mkdir(parents=True, exist_ok=True)
     root, key = SigningKey.generate(), SigningKey.generate()
-    pins = (tls.make_certificate(directory, datetime.datetime.now(datetime.timezone.utc)).hex(),) if with_tls else ()
+    certificate = tls.new_certificate(datetime.datetime.now(datetime.timezone.utc)) if with_tls else None
+    pins = (certificate.pin.hex(),) if certificate is not None else ()
     entry = _entry(name, instance, (root.public.hex(),), 1, key.public.hex(), url, pins, scopes, dois)
     document = documents.draft(federation, [entry, *(read_object(path) for path in others)])
+    directory.mkdir(parents=True, exist_ok=True)
+    if certificate is not None:
+        certificate.save(directory)
     root.save(files["root_key"])
     key.save(files["key"])
     replace_text(files["member"], json.dumps(entry, indent=2) + "\n")

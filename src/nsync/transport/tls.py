@@ -20,7 +20,7 @@ import ssl
 from collections.abc import Collection
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Optional, Union
+from typing import NamedTuple, Optional, Union
 from urllib.parse import urlsplit
 
 from cryptography import x509
@@ -77,8 +77,21 @@ def pin(certificate: Path) -> bytes:
         raise ConfigError(f"{certificate} holds no certificate in PEM: {error}") from error
 
 
-def make_certificate(directory: Path, now: datetime.datetime) -> bytes:
-    """Write a new key, `tls.key` (mode 600), and a certificate for it, `tls.pem`; returns its pin. Raises ConfigError."""
+class NewCertificate(NamedTuple):
+    """A key that nobody had before, with a certificate for it, in PEM."""
+
+    key: bytes
+    certificate: bytes
+    pin: bytes
+
+    def save(self, directory: Path) -> None:
+        """Write `tls.key` (mode 600) and `tls.pem`. Raises ConfigError."""
+        _write(directory / "tls.key", self.key, 0o600)
+        _write(directory / "tls.pem", self.certificate, 0o644)
+
+
+def new_certificate(now: datetime.datetime) -> NewCertificate:
+    """Make a key and a certificate, and write nothing."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "nsync")])
     certificate = (
@@ -91,9 +104,15 @@ def make_certificate(directory: Path, now: datetime.datetime) -> bytes:
         .not_valid_after(now + datetime.timedelta(days=CERTIFICATE_DAYS))
         .sign(key, hashes.SHA256())
     )
-    _write(directory / "tls.key", key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), 0o600)
-    _write(directory / "tls.pem", certificate.public_bytes(Encoding.PEM), 0o644)
-    return _pin(certificate)
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return NewCertificate(private, certificate.public_bytes(Encoding.PEM), _pin(certificate))
+
+
+def make_certificate(directory: Path, now: datetime.datetime) -> bytes:
+    """Make a key and a certificate in `directory`; returns the pin. Raises ConfigError."""
+    made = new_certificate(now)
+    made.save(directory)
+    return made.pin
 
 
 def check_urls(charter: Charter, allow_plain_http: bool) -> None:
