@@ -7,16 +7,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, func, select
 
 from nsync.clock import Stamp
-from nsync.log.segment import EMPTY, Dep, Segment, Tip, build_changeset
+from nsync.log.compaction import BLOCK_OPS
+from nsync.log.segment import EMPTY, Dep, Segment, Tip, build_changeset, gone
 from nsync.log.stored import FULL
 from nsync.namespace.ops import ACKNOWLEDGE, VERBS, Grant, Revoke, encode_grant, encode_revoke
+from nsync.store import schema
+from nsync.store.compaction import compact_anew, forget_blocks
 from nsync.store.database import writing
 from nsync.store.intake import WAITING_SEGMENTS_MAX
 from nsync.store.lines import SqlLines
 from nsync.store.log import SqlLog
+from tests.support.below import Below, agreed, honest
+from tests.support.below import run as repaired
 from tests.support.database import apply_all, disposed, memory_engine, receive
 from tests.support.federation import AUTHOR, AUTHORITY, CHARTER, KEYS
 
@@ -136,6 +141,46 @@ def cost_of_known(length: int) -> int:
 
 def test_what_is_known_is_told_without_what_lies_between() -> None:
     assert cost_of_known(1000) <= cost_of_known(100) + 100
+
+
+# ---- the write lock below a floor
+
+
+def kept(engine: Engine) -> int:
+    with engine.connect() as connection:
+        return int(connection.execute(select(func.count()).select_from(schema.block)).scalar_one())
+
+
+def test_compaction_keeps_one_digest_after_another_and_only_once_all_is_compacted() -> None:
+    made = changeset("cms", [ACKNOWLEDGE] * (3 * BLOCK_OPS + 1))
+    with disposed(Below("atlas", made, agreed(made)).engine) as engine:
+        assert kept(engine) == 3
+        with writing(engine) as connection:
+            forget_blocks(connection, AUTHOR["cms"], [1, BLOCK_OPS + 1])
+        for count in (2, 3):
+            with writing(engine) as connection:
+                log = SqlLog(connection, AUTHORITY)
+                assert not log.is_compact() and log.compact(0) == 0
+            assert kept(engine) == count
+        with writing(engine) as connection:
+            assert SqlLog(connection, AUTHORITY).is_compact()
+            compact_anew(connection)
+            forget_blocks(connection, AUTHOR["cms"], [1])
+            assert SqlLog(connection, AUTHORITY).compact(0) == 0
+        assert kept(engine) == 2, "not all is compacted"
+
+
+def test_repair_leaves_the_digests_to_compaction() -> None:
+    made = changeset("cms", [ACKNOWLEDGE] * 2 * BLOCK_OPS)
+    lacking = [segment._replace(ops=(gone(ACKNOWLEDGE), *segment.ops[1:])) for segment in made]
+    floor = agreed(made)
+    whole, mine = Below("cms", made, floor), Below("atlas", lacking, floor)
+    with disposed(whole.engine), disposed(mine.engine) as engine:
+        found, _ = repaired(mine.repairs, honest(whole.repairs))
+        assert found is not None and found.mended == 2 and mine.repairs.damage() is None
+        assert kept(engine) == 0
+        mine.compact()
+        assert kept(engine) == 2 and mine.repairs.damage() is None
 
 
 # ---- segments that are never applied

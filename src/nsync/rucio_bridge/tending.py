@@ -76,7 +76,8 @@ class Tending:
         while not await self._look(self._bridge.is_compact):
             began = time.monotonic()
             taken = await self._look(partial(self._bridge.compact, HOLD_MS_MAX))
-            LOG.info("%d ops are superseded below the newest floor, and gone", taken)
+            if taken:
+                LOG.info("%d ops are superseded below the newest floor, and gone", taken)
             await asyncio.sleep(time.monotonic() - began)
 
     async def _raise(self, alarms: Alarms) -> None:

@@ -10,11 +10,12 @@ and the op is fetched (store.repair).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Optional
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from nsync.authority.charter import AuthorId, Charter
 from nsync.crdt import Dot
@@ -25,8 +26,7 @@ from nsync.log.segment import GONE, NO_HASH, Dep, leaf_of
 from nsync.namespace import codec
 from nsync.store import kept, schema
 from nsync.store.bulk import bulk_insert
-from nsync.store.compaction import Stretch, compacted, marks_of, stretches
-from nsync.store.database import chunks
+from nsync.store.compaction import Stretch, compact, compacted, is_compact, marks_of, stretches
 from nsync.store.lines import SqlLines
 from nsync.store.state import SqlState
 
@@ -53,14 +53,37 @@ def block_digests(connection: Connection, lines: SqlLines, state: SqlState, auth
     return _Log(connection, lines, state, author, until).digests()
 
 
-def keep(connection: Connection, lines: SqlLines) -> None:
-    """Keep the digests of whole compacted blocks that are not kept yet. In a transaction that writes."""
+def collect(connection: Connection, lines: SqlLines, state: SqlState, ms_max: float) -> int:
+    """Compact for about `ms_max`, and keep digests in what is left of it once everything is compacted; returns how many ops went.
+
+    In a transaction that writes. The next call goes on from there, until `is_kept`.
+    """
+    began = time.monotonic()
+    taken = compact(connection, lines, state, ms_max)
+    if is_compact(connection, lines):
+        keep(connection, lines, ms_max - (time.monotonic() - began) * 1000)
+    return taken
+
+
+def keep(connection: Connection, lines: SqlLines, ms_max: float) -> None:
+    """Keep the digests of whole compacted blocks that are not kept yet; after `ms_max` it ends with the block at hand."""
+    began = time.monotonic()
     for author in lines.floors()[-1] if lines.floors() else ():
-        whole = compacted(connection, author) // BLOCK_OPS
-        missing = sorted(set(range(whole)) - set(_kept(connection, author)))
-        for chunk in chunks(missing):
-            rows = [(author, number, block_digest(present(connection, lines, author, *_span(number)))) for number in chunk]
-            bulk_insert(connection, schema.block.name, ("author", "number", "digest"), rows)
+        for number in sorted(set(range(_whole(connection, author))).difference(_kept(connection, author))):
+            digest = block_digest(present(connection, lines, author, *_span(number)))
+            bulk_insert(connection, schema.block.name, ("author", "number", "digest"), [(author, number, digest)])
+            if (time.monotonic() - began) * 1000 >= ms_max:
+                return
+
+
+def is_kept(connection: Connection, lines: SqlLines) -> bool:
+    """Whether the digests of all whole compacted blocks are kept."""
+    for author in lines.floors()[-1] if lines.floors() else ():
+        whole = _whole(connection, author)
+        query = select(func.count()).where(_BLOCK.author == author, _BLOCK.number < whole)
+        if connection.execute(query).scalar_one() < whole:
+            return False
+    return True
 
 
 def present(connection: Connection, lines: SqlLines, author: bytes, after: int, until: int) -> Iterator[tuple[int, bytes]]:
@@ -157,6 +180,11 @@ def _floor(connection: Connection, lines: SqlLines, heads: Mapping[bytes, int]) 
 def _kept(connection: Connection, author: bytes) -> dict[int, bytes]:
     query = select(_BLOCK.number, _BLOCK.digest).where(_BLOCK.author == author)
     return {number: bytes(digest) for number, digest in connection.execute(query)}
+
+
+def _whole(connection: Connection, author: bytes) -> int:
+    """How many blocks of `author`'s log are compacted whole."""
+    return compacted(connection, author) // BLOCK_OPS
 
 
 def _span(number: int) -> tuple[int, int]:

@@ -29,7 +29,7 @@ from nsync.store import live, recovery, schema, serving
 from nsync.store.adoption import adopt
 from nsync.store.bulk import bulk_insert
 from nsync.store.collector import collector_paused
-from nsync.store.compaction import compact, is_compact
+from nsync.store.compaction import is_compact
 from nsync.store.intake import Intake, decode_batch
 from nsync.store.lines import BranchRow, SqlLines
 from nsync.store.rebuild import rebuild
@@ -263,13 +263,11 @@ class SqlLog:
 
     def compact(self, ms_max: float = math.inf) -> int:
         """Collect below the newest floor what it lets go (R4.7), for about `ms_max`; returns how many ops went."""
-        taken = compact(self.connection, self.lines, self.state, ms_max)
-        live.keep(self.connection, self.lines)
-        return taken
+        return live.collect(self.connection, self.lines, self.state, ms_max)
 
     def is_compact(self) -> bool:
-        """Whether nothing is left to collect below the newest floor."""
-        return is_compact(self.connection, self.lines)
+        """Whether nothing is left to do for `compact`."""
+        return is_compact(self.connection, self.lines) and live.is_kept(self.connection, self.lines)
 
     def live_of(self, heads: Mapping[bytes, int]) -> bytes:
         """The digest of what is live below `heads`, once they are a floor: what a vote for them signs (R4.8)."""

@@ -30,7 +30,7 @@ from nsync.namespace import codec
 from nsync.namespace.keys import Fact
 from nsync.namespace.ops import GRANT_KIND, STATEMENTS_KIND, stored_op, wire_op
 from nsync.store import kept, live, schema
-from nsync.store.compaction import Stretch, forget_blocks
+from nsync.store.compaction import Stretch, forget_blocks, is_compact
 from nsync.store.database import chunks
 from nsync.store.log import SqlLog
 from nsync.store.notary import Ground
@@ -228,7 +228,6 @@ class Mending:
             forget_blocks(self._connection, author, [place.mark.seq for place in its])
             keys = {said[0] for place in its if (op := stored_op(place.raw))[0] == STATEMENTS_KIND for said in op[1:]}
             Stretch(self._connection, self._lines, self._state, author, self._floor.seq(author)).collect(keys)
-        live.keep(self._connection, self._lines)
 
 
 def sentence(floor: int, text: str) -> str:
@@ -248,7 +247,7 @@ def found_below(log: SqlLog) -> Optional[str]:
 def _comparable(log: SqlLog) -> Optional[Floor]:
     """The newest floor, if everything below it is compacted."""
     floors = log.lines.usable_floors
-    return floors[-1] if floors and log.is_compact() else None
+    return floors[-1] if floors and is_compact(log.connection, log.lines) else None
 
 
 def _digests(log: SqlLog, floor: Floor) -> dict[bytes, list[bytes]]:
