@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Connection, Engine, func, insert, select
 
 from nsync.clock import Stamp
 from nsync.log.compaction import BLOCK_OPS
-from nsync.log.segment import EMPTY, Dep, Segment, Tip, build_changeset, gone
+from nsync.log.segment import DEPS_MAX, EMPTY, Dep, Segment, Tip, build_changeset, decode_header, gone
 from nsync.log.stored import FULL
 from nsync.namespace.ops import ACKNOWLEDGE, VERBS, Grant, Revoke, encode_grant, encode_revoke
 from nsync.store import schema
@@ -141,6 +141,24 @@ def cost_of_known(length: int) -> int:
 
 def test_what_is_known_is_told_without_what_lies_between() -> None:
     assert cost_of_known(1000) <= cost_of_known(100) + 100
+
+
+# ---- heads
+
+
+def test_who_has_heard_of_more_heads_than_a_header_holds_publishes_all_the_same() -> None:
+    """A few members with as many branches as there may be are enough."""
+    with disposed(memory_engine()) as engine:
+        stored = {"first": 1, "last": 1, "hash": b"h" * 16, "stamp_ms": NOW_MS, "stamp_logical": 0, "open_segments": 0}
+        applied = {"applied": 1, "applied_hash": b"h" * 16, "applied_stamp_ms": NOW_MS, "applied_stamp_logical": 0}
+        with writing(engine) as connection:
+            rows = [{"id": n, "author": n.to_bytes(16, "big"), **stored, **applied} for n in range(1, DEPS_MAX + 3)]
+            connection.execute(insert(schema.branch), rows)
+        for deps in (DEPS_MAX, 2):
+            with writing(engine) as connection:
+                SqlLog(connection, AUTHORITY).publish([ACKNOWLEDGE], AUTHOR["cms"], KEYS["cms"].sign, NOW_MS)
+                query = select(schema.segment.c.header).order_by(schema.segment.c.first.desc()).limit(1)
+                assert len(decode_header(connection.execute(query).scalar_one()).deps) == deps
 
 
 # ---- the write lock below a floor

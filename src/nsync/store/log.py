@@ -22,7 +22,21 @@ from nsync.failpoints import failpoint
 from nsync.log.admission import check_deps
 from nsync.log.floor import Vote, encode_vote
 from nsync.log.forks import Mark, line_to
-from nsync.log.segment import EMPTY, GONE, Dep, Header, Segment, Sign, Tip, build_changeset, decode_header, header_hash, leaf_of, name_of
+from nsync.log.segment import (
+    DEPS_MAX,
+    EMPTY,
+    GONE,
+    Dep,
+    Header,
+    Segment,
+    Sign,
+    Tip,
+    build_changeset,
+    decode_header,
+    header_hash,
+    leaf_of,
+    name_of,
+)
 from nsync.log.stored import Head, Receipt, StoredSegment
 from nsync.namespace.keys import Fact
 from nsync.store import live, recovery, schema, serving
@@ -333,7 +347,7 @@ class SqlLog:
         return self._apply(mine, self._check(mine), catalogue)
 
     def _choose_deps(self, author: bytes, tip: int) -> list[Dep]:
-        """The maximal heads that `author`'s log had not seen before (R4.1)."""
+        """The maximal heads that `author`'s log had not seen before (R4.1); of too many as a header holds, the others with the next."""
         own = self.lines.of(author)
         before = self.lines.past(Mark(own[0].id, tip)) if own else {}
         fresh = {
@@ -341,7 +355,7 @@ class SqlLog:
         }
         pasts = {id: self.lines.closure([Mark(id, head.seq)]) for id, head in fresh.items()}
         covered = {id for id, head in fresh.items() for other, past in pasts.items() if other != id and past.get(id, 0) >= head.seq}
-        return [head for id, head in fresh.items() if id not in covered]
+        return sorted(head for id, head in fresh.items() if id not in covered)[:DEPS_MAX]
 
 
 def _parts(deps: Sequence[tuple[Header, list[Mark]]]) -> Iterator[list[tuple[Header, list[Mark]]]]:
