@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -158,27 +157,29 @@ class Node:
         return reports
 
     async def _drain(self, reports: Sequence[SyncReport]) -> list[SyncReport]:
-        """Exchange until everything is here that the peers have told of, or a round brings nothing of it; what was done in all."""
-        lacking: float = math.inf
+        """Exchange until everything is here that the peers have told of, or a round brings nothing and makes no room; what was done in all.
+
+        What they have told of may grow from round to round, and need not exist."""
         while True:
-            after = await self._exchange_and_apply()
+            after, applied = await self._exchange_and_apply()
             reports = [
                 SyncReport(two.peer, one.pulled + two.pulled, one.pushed + two.pushed, two.error) for one, two in zip(reports, after)
             ]
-            before, lacking = lacking, await self.gossip.lacking()
-            if not (0 < lacking < before and any(report.pulled for report in after)):
+            if not (applied or any(report.pulled for report in after)) or not await self.gossip.lacking():
                 return list(reports)
 
-    async def _exchange_and_apply(self) -> list[SyncReport]:
-        """One exchange with every peer; what comes is applied meanwhile, since only so many segments may wait."""
+    async def _exchange_and_apply(self) -> tuple[list[SyncReport], bool]:
+        """One exchange with every peer, and whether something was applied meanwhile: only so many segments may wait."""
         exchanging = asyncio.ensure_future(self.gossip.sync_once())
+        applied = ended = False
         try:
-            while not exchanging.done():
-                await asyncio.wait({exchanging}, timeout=APPLY_S)
-                await self._work_until_idle()
-            return exchanging.result()
+            while not ended:
+                ended = bool((await asyncio.wait({exchanging}, timeout=APPLY_S))[0])
+                applied |= await self._work_until_idle()
+            return exchanging.result(), applied
         finally:
             exchanging.cancel()
+            await asyncio.gather(exchanging, return_exceptions=True)
 
     async def _prepare(self) -> None:
         await self._write(lambda: check_installed(self.bridge))
@@ -248,11 +249,14 @@ class Node:
         """Segments wake the bridge at once, and captured rows by the watch; what that may miss is looked for every sleep_time."""
         await happens(self._news, self.settings.sleep_time_s)
 
-    async def _work_until_idle(self) -> None:
+    async def _work_until_idle(self) -> bool:
+        """Whether something was applied."""
+        applied = False
         while True:
             worked = await self._do(lambda: self.bridge.work(wall_ms()))
+            applied |= bool(worked.applied)
             if worked.idle:
-                return
+                return applied
             await asyncio.sleep(worked.held_ms / 1000)
 
     async def _do(self, job: Callable[[], Worked]) -> Worked:
