@@ -1,5 +1,5 @@
 """Stories of a federation of four, as Hypothesis draws them: grants and revocations, clones that sign with one key, floors, new
-incarnations and scopes that move. Everything is signed for real; nothing is delivered yet.
+incarnations, scopes that move, and amendments of guests, scopes and DOIs. Everything is signed for real; nothing is delivered yet.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from hypothesis import strategies as st
 
 from nsync.auth.keys import SigningKey
+from nsync.authority.amendments import check_succession
 from nsync.authority.charter import AuthorId, Charter, Place, author_id
 from nsync.authority.documents import check
 from nsync.catalogue.writer import Writer
@@ -24,6 +25,8 @@ from nsync.namespace.ops import VERBS, Assert, Grant, Retract, Revoke, Statement
 NAMES = ("atlas", "belle2", "cms", "ska")
 MOVED = "cms"
 """A scope that may go to other homes."""
+FRESH = "lhcb"
+"""A scope that is nobody's until an amendment gives it to somebody."""
 
 
 def _key(name: str, life: int) -> SigningKey:
@@ -154,7 +157,8 @@ class Teller:
         entry = self._instance(name)
         life = {"key": entry["key"], "incarnation": entry["incarnation"], "final": [writer._tip.seq, writer._tip.hash.hex()]}
         self.lives[name] += 1
-        entry.update(_entry(name, self.lives[name]), scopes=entry["scopes"], past=[*entry.get("past", []), life])
+        kept = {what: entry[what] for what in ("scopes", "dois", "guests")}
+        entry.update({**_entry(name, self.lives[name]), **kept, "past": [*entry.get("past", []), life]})
         self._amend()
         heir = Writer(self.charters[-1], name, _key(name, self.lives[name]).sign, writer.now_ms)
         heir.hear(writer.log)
@@ -162,8 +166,8 @@ class Teller:
 
     def _move(self, index: int, to: str, name: str, persona: int) -> None:
         """The scope goes to another home; what it had seen until then is judged by the old one."""
-        home = next(one["name"] for member in self.body["members"] for one in member["instances"] if MOVED in one["scopes"])
-        if home == to or len(self.body["moves"]) == 2:
+        home = self._home(MOVED)
+        if home == to or len(self.body["moves"]) == 2 or self._lets_in(home, MOVED):
             return
         finals: dict[str, Place] = {}
         for segment in self._who(name, persona).log:
@@ -180,12 +184,45 @@ class Teller:
         self.body["moves"] = [*self.body["moves"], {"scopes": MOVED, "from": home, "finals": places}]
         self._amend()
 
+    def _invite(self, index: int, guest: str, scope: str) -> None:
+        """The home names a guest in the charter, who may have spoken of the scope before."""
+        home = self._home(scope)
+        if home not in ("", guest):
+            guests = self._instance(home)["guests"]
+            self._instance(home)["guests"] = {**guests, guest: sorted({*guests.get(guest, ()), scope})}
+            self._amend()
+
+    def _delegate(self, index: int, to: str, guests: Sequence[str]) -> None:
+        """The scope that was nobody's gets a home, and perhaps guests."""
+        if not self._home(FRESH):
+            entry = self._instance(to)
+            entry["scopes"] = [*entry["scopes"], FRESH]
+            invited = {guest: sorted({*entry["guests"].get(guest, ()), FRESH}) for guest in guests if guest != to}
+            entry["guests"] = {**entry["guests"], **invited}
+            self._amend()
+
+    def _dois(self, index: int, prefix: str, to: str) -> None:
+        """Another decides about the DOIs below a prefix, or nobody does."""
+        for name in NAMES:
+            entry = self._instance(name)
+            entry["dois"] = [one for one in entry["dois"] if one != prefix] + ([prefix] if name == to else [])
+        self._amend()
+
+    def _home(self, scope: str) -> str:
+        return next((name for name in NAMES if scope in self._instance(name)["scopes"]), "")
+
+    def _lets_in(self, home: str, scope: str) -> bool:
+        return any(scope in scopes for scopes in self._instance(home)["guests"].values())
+
     def _instance(self, name: str) -> dict[str, Any]:
         return next(one for member in self.body["members"] for one in member["instances"] if one["name"] == name)
 
     def _amend(self) -> None:
-        self.body = {**self.body, "version": self.body["version"] + 1, "federation": GENESIS.federation.hex()}
-        self.charters.append(replace(_charter(self.body), before=self.charters[-1]))
+        last = self.charters[-1]
+        self.body = {**self.body, "version": last.version + 1, "federation": GENESIS.federation.hex(), "previous": last.hash.hex()}
+        following = _charter(self.body)
+        check_succession(last, following, {"charter": self.body})
+        self.charters.append(replace(following, before=last))
 
 
 WHO = st.sampled_from(NAMES)
@@ -198,7 +235,7 @@ TYPES = {"f1": fields.FILE, "f2": fields.FILE, "d1": fields.DATASET, "d2": field
 @st.composite
 def statements(draw: st.DrawFn, who: str) -> Statement:
     """A statement about one of few keys; about what `who` decides more often than not."""
-    scope = who if who in SCOPES and draw(st.booleans()) else draw(st.sampled_from(SCOPES))
+    scope = who if who in SCOPES and draw(st.booleans()) else draw(st.sampled_from((*SCOPES, *SCOPES, FRESH)))
     kind = draw(
         st.sampled_from(
             ["did", "did", "edge", "edge", "close", "opendata", "doi", "record", "meta", "replica", "rse", "scope", "attachable"]
@@ -267,10 +304,10 @@ def publications(draw: st.DrawFn) -> tuple[Any, ...]:
 
 
 VERB_SETS = st.lists(st.sampled_from(VERBS), min_size=1, max_size=4, unique=True).map(lambda verbs: tuple(sorted(verbs)))
-GRANT = st.sampled_from(SCOPES).flatmap(
+GRANT = st.sampled_from((*SCOPES, *SCOPES, FRESH)).flatmap(
     lambda scope: st.tuples(
         st.just("grant"),
-        st.just(scope) | st.just(scope) | WHO,
+        st.just(scope) | st.just(scope) | WHO if scope in NAMES else WHO,
         PERSONA,
         WHO,
         st.just(scope),
@@ -287,6 +324,10 @@ CLONE = st.tuples(st.just("clone"), WHO)
 FLOOR = st.tuples(st.just("floor"), WHO, PERSONA, st.lists(WHO, min_size=1, max_size=4, unique=True) | st.just(list(NAMES[:3])))
 INCARNATE = st.tuples(st.just("incarnate"), WHO, PERSONA)
 MOVE = st.tuples(st.just("move"), WHO, WHO, PERSONA)
+INVITE = st.tuples(st.just("invite"), WHO, st.sampled_from((*SCOPES, FRESH)))
+DELEGATE = st.tuples(st.just("delegate"), WHO, st.lists(WHO, max_size=2, unique=True))
+DOIS = st.tuples(st.just("dois"), st.sampled_from(["10.5072/ATLAS.", "10.5072/BELLE2."]), WHO | st.just(""))
+AMEND = INVITE | DELEGATE | DOIS
 
 
 def _stories(*kinds: st.SearchStrategy[tuple[Any, ...]]) -> st.SearchStrategy[list[tuple[Any, ...]]]:
@@ -297,9 +338,9 @@ def _stories(*kinds: st.SearchStrategy[tuple[Any, ...]]) -> st.SearchStrategy[li
     )
 
 
-STORIES = _stories(REVOKE, CLONE, FLOOR, INCARNATE, MOVE)
+STORIES = _stories(REVOKE, CLONE, FLOOR, INCARNATE, MOVE, AMEND)
 """Everything at once."""
-GRANT_STORIES = _stories(GRANT, REVOKE, REVOKE)
+GRANT_STORIES = _stories(GRANT, REVOKE, REVOKE, AMEND)
 FORK_STORIES = _stories(CLONE, CLONE, FLOOR)
 
 

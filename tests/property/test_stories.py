@@ -14,15 +14,20 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from nsync.authority.effective import Authority
+from nsync.catalogue import view
 from nsync.catalogue.reference import Reference
 from nsync.catalogue.world import World
 from nsync.log import segment as segments
 from nsync.log.segment import Segment
+from nsync.namespace import fields
+from nsync.namespace.fields import Identity
+from nsync.namespace.keys import Attribute, Did
+from nsync.namespace.ops import VERBS, Assert, encode_op
 from nsync.store import log as logs
-from nsync.store import rebuild, state
+from nsync.store import rebuild
 from nsync.store.database import writing
 from nsync.store.log import SqlLog
-from tests.property.stories import FORK_STORIES, GRANT_STORIES, STORIES, Story, tell
+from tests.property.stories import FORK_STORIES, FRESH, GRANT_STORIES, STORIES, Story, tell
 from tests.support.database import apply_all, contents, disposed, empty, memory_engine, receive, reference_contents
 
 STORIES_TOLD = int(os.environ.get("NSYNC_STORIES", "2000"))
@@ -48,6 +53,8 @@ def deliver(engine: Engine, story: Story, rng: random.Random) -> dict[str, Any]:
     charters = list(story.charters)
     authority = Authority(charters.pop(0) if rng.random() < 0.5 else charters[-1])
     votes, frames = list(story.votes), [segment.frame for segment in story.segments]
+    late = rng.random() < 0.3
+    """Whether amendments come after all else."""
     rng.shuffle(votes)
     deliveries = frames + rng.sample(frames, len(frames) // 3)
     rng.shuffle(deliveries)
@@ -61,7 +68,7 @@ def deliver(engine: Engine, story: Story, rng: random.Random) -> dict[str, Any]:
             some, votes = votes[:2], votes[2:]
             with writing(engine) as connection:
                 SqlLog(connection, authority).vote(some)
-        if authority.charter is not story.charters[-1] and rng.random() < 0.3:
+        if authority.charter is not story.charters[-1] and rng.random() < 0.3 and not (late and deliveries):
             following = next(one for one in story.charters if one.version == authority.charter.version + 1)
             with writing(engine) as connection:
                 SqlLog(connection, authority).adopt(following)
@@ -133,6 +140,49 @@ def check_rebuilt(engine: Engine, steps: Sequence[tuple[Any, ...]], rng: random.
     wanted = expected(story, rng)
     for part in wanted:
         assert found[part] == wanted[part], part
+
+
+DATASET = Assert(Did("atlas", "d1"), Identity("D"))
+ANOTHERS = Assert(Did("cms", "d1"), Identity("D"))
+DOI = "10.5072/ATLAS.1"
+AMENDED: dict[str, list[tuple[Any, ...]]] = {
+    "a guest more": [("publish", "cms", 0, [encode_op([DATASET])]), ("invite", "cms", "atlas")],
+    "a scope that was nobody's": [
+        ("publish", "cms", 0, [encode_op([Assert(Did(FRESH, "d1"), Identity("D"))])]),
+        ("delegate", "atlas", ["cms"]),
+    ],
+    "a scope that was nobody's, about which grants were made before": [
+        ("grant", "atlas", 0, "cms", FRESH, "", VERBS),
+        ("fetch", "cms", 0, "atlas", 0),
+        ("publish", "cms", 0, [encode_op([Assert(Did(FRESH, "d1"), Identity("D"))])]),
+        ("delegate", "atlas", []),
+    ],
+    "DOIs that nobody decides about any more": [
+        ("publish", "cms", 0, [encode_op([ANOTHERS, Assert(Attribute(ANOTHERS.key, fields.DOI), DOI)])]),
+        ("publish", "atlas", 0, [encode_op([DATASET, Assert(Attribute(DATASET.key, fields.DOI), DOI)])]),
+        ("dois", "10.5072/ATLAS.", ""),
+    ],
+    "DOIs that another decides about": [
+        ("publish", "cms", 0, [encode_op([ANOTHERS, Assert(Attribute(ANOTHERS.key, fields.DOI), DOI)])]),
+        ("publish", "atlas", 0, [encode_op([DATASET, Assert(Attribute(DATASET.key, fields.DOI), DOI)])]),
+        ("dois", "10.5072/ATLAS.", "cms"),
+    ],
+}
+
+
+@pytest.mark.parametrize("steps", AMENDED.values(), ids=AMENDED)
+def test_what_was_said_before_an_amendment_is_read_by_it(steps: list[tuple[Any, ...]]) -> None:
+    story = tell(steps)
+    genesis, following = story.charters
+    with disposed(memory_engine()) as engine:
+        assert not receive(engine, [segment.frame for segment in story.segments], Authority(genesis)).rejected
+        apply_all(engine, authority=Authority(genesis))
+        before = contents(engine, Authority(genesis))
+        with writing(engine) as connection:
+            SqlLog(connection, Authority(genesis)).adopt(following)
+        found, wanted = contents(engine, Authority(following)), expected(story, random.Random(0))
+        assert found == wanted
+        assert found["catalogue"] != before["catalogue"], "the amendment says something"
 
 
 @settings(max_examples=STORIES_TOLD * 400 // 2000, deadline=None)
