@@ -133,14 +133,47 @@ async def test_segments_under_way_have_bounded_room(monkeypatch: pytest.MonkeyPa
 
 
 @on_a_loop
-async def test_a_body_has_room_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_bodies_have_bounded_room_and_small_ones_always_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is announced takes none."""
     monkeypatch.setattr(gates, "EXHAUSTED_S", 0.01)
-    monkeypatch.setattr(budgets, "BYTES_MAX", 1000)
-    async with federation("ab", gossip=False) as (a, b):
-        reader, writer = await dial(b)
-        writer.write(head(a, b, "push", bytes(2000)))  # and nothing of it
-        assert b" 429 " in await reader.readline()
-        await hung_up(reader, writer)
+    monkeypatch.setattr(budgets, "BYTES_MAX", 3 << 20)
+    async with federation("abcd", gossip=False) as (a, b, c, d):
+        body, slow = bytes(wire.BODY_BYTES_MAX), []
+        for caller in (a, a, c):
+            reader, writer = await dial(b)
+            writer.write(head(caller, b, "push", body) + body[:10])
+            slow.append((reader, writer))
+        frames = wire.encode_frames([frame(d.me.author, 1, 1 << 20)])
+        assert (await ask(d, b, "push", frames))[0] == 200, "they hold 30 bytes"
+        for _, writer in slow:
+            writer.write(body[10 : 1 << 20])
+        await until(lambda: b.server._gates._budgets.held >= 3 << 20, "now they hold all")
+        assert (await ask(d, b, "push", frames))[0] == 429
+        assert (await ask(d, b, "hello", HELLO))[0] == 200
+        for _, writer in slow:
+            writer.transport.abort()
+
+
+@on_a_loop
+async def test_slow_pulls_take_no_place_of_what_is_short() -> None:
+    """Of as many members as it takes to fill all places of pulls."""
+    names = "abcdefghi"
+    async with federation(names + "z", gossip=False) as nodes:
+        *callers, last, z = nodes
+        z.log.append(z.me.author, 60, size=1 << 20)
+        have, pulls = wire.encode_have({z.me.author: []}), []
+        for caller in callers:
+            for _ in range(gates.PEER_EXCHANGES_MAX):
+                reader, writer = await dial(z)
+                writer.write(head(caller, z, "pull", have) + have)
+                assert b" 200 " in await reader.readline()
+                pulls.append(writer)
+        assert len(pulls) == gates.EXCHANGES_MAX
+        assert (await ask(last, z, "hello", HELLO))[0] == 200
+        assert (await ask(callers[0], z, "push", wire.encode_frames([frame(callers[0].me.author, 1)])))[0] == 200
+        assert (await ask(last, z, "pull", have))[0] == 503
+        for writer in pulls:
+            writer.transport.abort()
 
 
 @on_a_loop

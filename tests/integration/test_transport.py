@@ -296,12 +296,14 @@ async def ask(caller: Node[Any], callee: Node[Any], verb: str, body: bytes, **he
 
 
 async def served(caller: Node[Any], callee: Node[Any]) -> None:
-    """Return when `callee` has a place for `caller`; until then it says 503, or hangs up."""
-    begun, status = time.monotonic(), 503
-    while status == 503:
-        assert time.monotonic() - begun < WAIT_S
-        with suppress(aiohttp.ClientConnectionError, ConnectionError):
-            status, _, _ = await ask(caller, callee, "hello", HELLO)
+    """Return when `callee` has a place for `caller`, for all that it may ask; until then it says 503, or hangs up."""
+    begun = time.monotonic()
+    for verb, body in (("hello", HELLO), ("pull", wire.encode_have({}))):
+        status = 503
+        while status == 503:
+            assert time.monotonic() - begun < WAIT_S
+            with suppress(aiohttp.ClientConnectionError, ConnectionError):
+                status, _, _ = await ask(caller, callee, verb, body)
 
 
 async def nothing(_: Sequence[bytes]) -> bool:
@@ -745,13 +747,12 @@ async def test_beyond_its_places_a_peer_is_asked_to_come_later() -> None:
             writer.write(head(a, b, "pull", have) + have)
             assert b" 200 " in await reader.readline()
             pulls.append(writer)
-        hello = HELLO
-        status, _, headers = await ask(a, b, "hello", hello)
+        status, _, headers = await ask(a, b, "pull", have)
         assert status == 503 and headers["Retry-After"] == "1"
-        assert (await ask(c, b, "hello", hello))[0] == 200, "others are served"
+        assert (await ask(c, b, "pull", wire.encode_have({})))[0] == 200, "others are served"
         async with client(a, b) as peer:
             with pytest.raises(TransportError, match="not able to answer now: 503 busy"):
-                await peer.hello(bytes(16))
+                await peer.pull({}, nothing)
         for writer in pulls:
             writer.transport.abort()
 

@@ -172,7 +172,7 @@ def _unsigned(original: Original) -> Original:
 
 
 def _any_length(original: Original) -> Original:
-    return lambda self, request, bytes_max: original(self, request, 20 << 20)
+    return lambda self, request, bytes_max, streams: original(self, request, 20 << 20, streams)
 
 
 LOG_FAULTS = (

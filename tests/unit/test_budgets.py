@@ -80,32 +80,41 @@ def test_who_waits_as_long_as_told_is_let_in(per_s: int, debt: float) -> None:
 
 def test_room_is_bounded_per_peer_and_in_all_and_given_back() -> None:
     accounts = Budgets("abc", NOW_MS)
-    half = budgets.PEER_BYTES_MAX // 2
-    with accounts.hold("a", half), accounts.hold("a", half):
-        with pytest.raises(Exhausted, match="a has 25165824 bytes under way"), accounts.hold("a", 1):
-            pass
-        with accounts.hold("b", 2 * half):
+    half, small = budgets.PEER_BYTES_MAX // 2, budgets.SMALL_BYTES
+    with accounts.room("a") as one, accounts.room("a") as two:
+        one(half - 1)
+        one(1)
+        two(half)
+        with pytest.raises(Exhausted, match="a has 25165824 bytes under way"):
+            two(1)
+        with accounts.room("b") as third:
+            third(2 * half)
             assert accounts.held == budgets.BYTES_MAX
-            with pytest.raises(Exhausted, match="busy with 50331648 bytes of all peers"), accounts.hold("c", 1):
-                pass
-        with accounts.hold("c", 1):
-            pass
+            with accounts.room("c") as fourth:
+                fourth(small - 1)
+                fourth(1)
+                with pytest.raises(Exhausted, match="busy with 50397184 bytes of all peers"):
+                    fourth(1)
+        with accounts.room("c") as fourth:
+            fourth(small + 1)
     assert accounts.held == 0
-    with pytest.raises(KeyError), accounts.hold("a", half):
+    with pytest.raises(KeyError), accounts.room("a") as one:
+        one(half)
         raise KeyError
     assert accounts.held == 0
 
 
 def test_segments_under_way_are_counted() -> None:
     accounts = Budgets("ab", NOW_MS)
-    with accounts.hold("a", 0, budgets.PEER_SEGMENTS_MAX):
-        with pytest.raises(Exhausted, match="a has 32769 segments under way") as raised, accounts.hold("a", 0, 1):
-            pass
+    with accounts.room("a") as take:
+        take(0, budgets.PEER_SEGMENTS_MAX)
+        with pytest.raises(Exhausted, match="a has 32769 segments under way") as raised:
+            take(0, 1)
         assert raised.value.limit == budgets.SEGMENTS
-        with accounts.hold("b", 0, 1):
-            pass
-    with accounts.hold("a", 0, 1):
-        pass
+        with accounts.room("b") as other:
+            other(0, 1)
+    with accounts.room("a") as take:
+        take(0, 1)
 
 
 def test_there_are_no_accounts_but_the_peers() -> None:

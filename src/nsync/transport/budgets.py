@@ -12,8 +12,11 @@ answered, and charged when its cost is known: one exchange, bounded by the limit
 waits until the debt is paid.
 
     room        per peer   in all    is held
-    bytes         24 MiB   48 MiB    by a body as long as it is read and answered, and by the segments in it until they are durable
+    bytes         24 MiB   48 MiB    by what has come of a body until it is answered, and by the segments in it until they are durable
     segments       32768             by segments until they are durable
+
+Room is held by what came, not by what was announced: who sends little takes little. A request has its first 64 KiB whatever all others
+hold, so that big pushes keep no small request out.
 
 Accounts exist for the names given at the start only, so nothing here grows with what strangers do.
 """
@@ -24,7 +27,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Protocol
 
 from nsync.errors import TransportError
 
@@ -34,6 +37,7 @@ BYTES, SEGMENTS = "bytes", "segments"
 PEER_BYTES_MAX = 24 << 20
 """Two pushes of one batch that does not compress, each as sent and as inflated."""
 BYTES_MAX = 48 << 20
+SMALL_BYTES = 64 << 10
 PEER_SEGMENTS_MAX = 32_768
 RETRY_S_MAX = 60
 
@@ -67,6 +71,12 @@ class Exhausted(TransportError):
         super().__init__(text)
         self.limit = limit
         self.retry_s = retry_s
+
+
+class Take(Protocol):
+    """Takes room for a request, piece by piece. Raises Exhausted."""
+
+    def __call__(self, size: int, segments: int = 0) -> None: ...
 
 
 class Bucket:
@@ -114,20 +124,25 @@ class Budgets:
         self._buckets[name][limit].charge(amount, now_ms)
 
     @contextmanager
-    def hold(self, name: str, size: int, segments: int = 0) -> Iterator[None]:
-        """Room for `size` bytes, and for `segments` in them. Raises Exhausted when there is none."""
-        mine = self._held[name]
-        if mine[BYTES] + size > PEER_BYTES_MAX:
-            raise Exhausted(f"{name} has {mine[BYTES]} bytes under way; {PEER_BYTES_MAX} is the limit", BYTES)
-        if mine[SEGMENTS] + segments > PEER_SEGMENTS_MAX:
-            raise Exhausted(f"{name} has {mine[SEGMENTS] + segments} segments under way; {PEER_SEGMENTS_MAX} is the limit", SEGMENTS)
-        if self.held + size > BYTES_MAX:
-            raise Exhausted(f"busy with {self.held} bytes of all peers; {BYTES_MAX} is the limit", BYTES)
-        mine.update({BYTES: size, SEGMENTS: segments})
+    def room(self, name: str) -> Iterator[Take]:
+        """For one request of the peer `name`: call it for so many bytes, and segments in them, as come. Raises Exhausted, then, when
+        there is no room for them. All of it is given back at the end."""
+        mine, taken = self._held[name], Counter[str]()
+
+        def take(size: int, segments: int = 0) -> None:
+            if mine[BYTES] + size > PEER_BYTES_MAX:
+                raise Exhausted(f"{name} has {mine[BYTES]} bytes under way; {PEER_BYTES_MAX} is the limit", BYTES)
+            if mine[SEGMENTS] + segments > PEER_SEGMENTS_MAX:
+                raise Exhausted(f"{name} has {mine[SEGMENTS] + segments} segments under way; {PEER_SEGMENTS_MAX} is the limit", SEGMENTS)
+            if self.held + size > BYTES_MAX and taken[BYTES] + size > SMALL_BYTES:
+                raise Exhausted(f"busy with {self.held} bytes of all peers; {BYTES_MAX} is the limit", BYTES)
+            for account in (mine, taken):
+                account.update({BYTES: size, SEGMENTS: segments})
+
         try:
-            yield
+            yield take
         finally:
-            mine.subtract({BYTES: size, SEGMENTS: segments})
+            mine.subtract(taken)
 
     @property
     def held(self) -> int:

@@ -3,13 +3,13 @@
     who asks                     401, empty: a stranger learns nothing, not even why
     a connection of that member  429, and the connection ends
     its budgets                  429, a second later: whoever does not wait is made to
-    a free place                 503, try later
+    a free place                 503, try later; those that are answered with a stream, for minutes perhaps, take no other's place
     no encoding                  415
     size; room for it; rate      413; 429; 408
     the body is the signed one   401
     the message                  400 with a text
 
-Memory: `budgets.BYTES_MAX` for all bodies and segments under way, and a batch of the log for each place.
+Memory: `budgets.BYTES_MAX` for all bodies and segments under way, and a batch of the log for each stream.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from nsync import metrics
 from nsync.authority.charter import Charter, Instance
 from nsync.errors import NotAuthorised, ProtocolError, TransportError
 from nsync.transport import wire
-from nsync.transport.budgets import BODY_BYTES, CPU_MS, REFUSALS_TOLD, SIGNATURES, Bucket, Budgets, Exhausted, body_s_max
+from nsync.transport.budgets import BODY_BYTES, CPU_MS, REFUSALS_TOLD, SIGNATURES, Bucket, Budgets, Exhausted, Take, body_s_max
 from nsync.transport.listener import introduce
 from nsync.transport.metering import CHECKS, METER
 from nsync.transport.requests import Verifier, body_digest
@@ -38,7 +38,7 @@ from nsync.transport.times import aside, wall_ms
 logger = logging.getLogger("nsync.transport.server")
 
 EXCHANGES_MAX = 16
-"""Requests of members answered at the same time: bounds the queue before the log."""
+"""Requests of members answered at the same time, and as many streams: bounds the queue before the log."""
 
 PEER_EXCHANGES_MAX = 2
 """Of these, for one peer, so that none can take all places."""
@@ -77,13 +77,14 @@ class Gates:
         self._now_ms = now_ms
         self._body_s_max = body_s_max
         self._busy: Counter[str] = Counter()
+        self._streams: Counter[str] = Counter()
         self._budgets = Budgets([i.name for i in charter.instances], now_ms())
         self._told = {name: Bucket(REFUSALS_TOLD, now_ms()) for name in (STRANGERS, *(i.name for i in charter.instances))}
         self._untold: Counter[str] = Counter()
 
     @asynccontextmanager
-    async def passed(self, request: web.Request, bytes_max: int) -> AsyncIterator[tuple[Instance, bytes]]:
-        """The member that asks, and the body that it has signed; both have room until the request is answered.
+    async def passed(self, request: web.Request, bytes_max: int, streams: bool) -> AsyncIterator[tuple[Instance, bytes]]:
+        """The member that asks, and the body that it has signed; both have room until the request is answered, with a stream perhaps.
 
         Raises what `refusal` makes an answer of."""
         caller = self._verifier.check(request.headers.get("Authorization", ""), request.method, request.path, self._now_ms())
@@ -94,8 +95,8 @@ class Gates:
         CHECKS.set(partial(self._charge, name, SIGNATURES))
         introduce(request, name)
         self._budgets.admit(name, self._now_ms())
-        with self._place(name), self._budgets.hold(name, _announced(request, bytes_max)):
-            body = await self._body(request, bytes_max)
+        with _place(self._streams if streams else self._busy, name), self._budgets.room(name) as take:
+            body = await self._body(request, bytes_max, take)
             self._charge(name, BODY_BYTES, len(body))
             if await aside(len(body), partial(body_digest, body)) != caller.body_digest:
                 raise NotAuthorised(f"{name}: the body is not the one that was signed")
@@ -125,7 +126,8 @@ class Gates:
     @contextmanager
     def segments(self, name: str, frames: list[bytes]) -> Iterator[None]:
         """Room for the segments that the peer `name` brought, until they are durable. Raises Exhausted."""
-        with self._budgets.hold(name, sum(map(len, frames)), len(frames)):
+        with self._budgets.room(name) as take:
+            take(sum(map(len, frames)), len(frames))
             yield
 
     def brought(self, name: str, count: int, new: int) -> None:
@@ -136,24 +138,12 @@ class Gates:
     def _charge(self, name: str, budget: str, amount: float) -> None:
         self._budgets.charge(name, budget, amount, self._now_ms())
 
-    @contextmanager
-    def _place(self, name: str) -> Iterator[None]:
-        """One of the places for requests. Raises TransportError when all are taken."""
-        if self._busy[name] >= PEER_EXCHANGES_MAX or sum(self._busy.values()) >= EXCHANGES_MAX:
-            metrics.LIMIT_HITS.labels("places").inc()
-            raise TransportError(f"busy with {self._busy[name]} requests of {name} and {sum(self._busy.values())} in all")
-        self._busy[name] += 1
-        try:
-            yield
-        finally:
-            self._busy[name] -= 1
-
-    async def _body(self, request: web.Request, bytes_max: int) -> bytes:
+    async def _body(self, request: web.Request, bytes_max: int, take: Take) -> bytes:
         if "Content-Encoding" in request.headers:
             metrics.LIMIT_HITS.labels("encoding").inc()
             raise web.HTTPUnsupportedMediaType(text="bodies are sent without Content-Encoding")
         try:
-            return await _read(request, bytes_max, self._body_s_max)
+            return await _read(request, bytes_max, self._body_s_max, take)
         except asyncio.TimeoutError:
             metrics.LIMIT_HITS.labels("body_rate").inc()
             raise web.HTTPRequestTimeout(text=f"the body came too slowly, or took longer than {self._body_s_max:g} s") from None
@@ -171,21 +161,31 @@ class Gates:
         logger.log(level, "%s%s", text, f" ({untold} refusals before it were not told)" if untold else "")
 
 
-def _announced(request: web.Request, bytes_max: int) -> int:
-    """How much room the body needs. Raises HTTPRequestEntityTooLarge."""
-    announced = bytes_max if request.content_length is None else request.content_length
-    if announced > bytes_max:
-        raise _too_large(bytes_max, announced)
-    return announced
+@contextmanager
+def _place(places: Counter[str], name: str) -> Iterator[None]:
+    """One of the places for requests. Raises TransportError when all are taken."""
+    if places[name] >= PEER_EXCHANGES_MAX or sum(places.values()) >= EXCHANGES_MAX:
+        metrics.LIMIT_HITS.labels("places").inc()
+        raise TransportError(f"busy with {places[name]} requests of {name} and {sum(places.values())} in all")
+    places[name] += 1
+    try:
+        yield
+    finally:
+        places[name] -= 1
 
 
-async def _read(request: web.Request, bytes_max: int, s_max: float) -> bytes:
-    """The body, of which never more than `bytes_max` and one read buffer are held. Raises HTTPRequestEntityTooLarge, TimeoutError."""
+async def _read(request: web.Request, bytes_max: int, s_max: float, take: Take) -> bytes:
+    """The body, of which never more than `bytes_max` and one read buffer are held. Raises HTTPRequestEntityTooLarge, TimeoutError,
+    Exhausted."""
+    if request.content_length is not None and request.content_length > bytes_max:
+        raise _too_large(bytes_max, request.content_length)
     body, loop = bytearray(), asyncio.get_running_loop()
     begun = loop.time()
     while not request.content.at_eof():
         left_s = begun + body_s_max(len(body), s_max) - loop.time()
-        body += await asyncio.wait_for(request.content.readany(), max(0.0, left_s))
+        piece = await asyncio.wait_for(request.content.readany(), max(0.0, left_s))
+        take(len(piece))
+        body += piece
         if len(body) > bytes_max:
             raise _too_large(bytes_max, len(body))
     return bytes(body)

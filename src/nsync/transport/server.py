@@ -44,6 +44,8 @@ class Verb(NamedTuple):
     bytes_max: int
     """Of the body."""
     answer: Answer
+    streams: bool = False
+    """Whether the answer is a stream, which may take minutes: it has a place of its own."""
 
 
 class Server:
@@ -76,7 +78,7 @@ class Server:
         self._on_called = on_called
         self._verbs = (
             Verb("hello", wire.HELLO_BYTES_MAX, self._hello),
-            Verb("pull", wire.HAVE_BYTES_MAX, self._pull),
+            Verb("pull", wire.HAVE_BYTES_MAX, self._pull, streams=True),
             Verb("push", wire.BODY_BYTES_MAX, self._push),
             *verbs,
         )
@@ -98,7 +100,7 @@ class Server:
 
     async def _serve(self, verb: Verb, request: web.Request) -> web.StreamResponse:
         try:
-            async with self._gates.passed(request, verb.bytes_max) as (caller, body):
+            async with self._gates.passed(request, verb.bytes_max, verb.streams) as (caller, body):
                 self._on_called(caller.name)
                 response = await verb.answer(request, caller, body)
                 self._count(caller.name, len(body), response)
