@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 import secrets
+import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Callable
 
 import pytest
 
@@ -109,3 +111,19 @@ async def test_what_a_question_costs_is_charged(verb: str, pair: Pair, monkeypat
             if status == 429:
                 break
         assert status == 429 and CPU_MS.encode() in text
+
+
+@on_a_loop
+async def test_answers_are_worked_on_beside_the_loop(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = set()
+    for name in ("decode_digests", "decode_bitmaps", "decode_ops"):
+
+        def noted(data: bytes, count: int, within: Callable[[bytes, int], object] = getattr(repair, name)) -> object:
+            threads.add(threading.get_ident())
+            return within(data, count)
+
+        monkeypatch.setattr(repair, name, noted)
+    async with pair.served():
+        await pair.gossip["cms"].sync_once()
+    assert pair.lacking.repairs.damage() is None
+    assert threads and threading.get_ident() not in threads

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import tracemalloc
 from typing import Any, Callable
 
 import msgpack
@@ -135,3 +136,19 @@ def test_many_blocks_take_several_questions() -> None:
     course.send(repair.encode_bitmaps([bytes(BITMAP_BYTES)] * repair.BITMAPS_MAX))
     second = course.send([bytes(BITMAP_BYTES)] * repair.BITMAPS_MAX)
     assert repair.decode_places(second.body).numbers == tuple(range(repair.BITMAPS_MAX, many))  # type: ignore[union-attr]
+
+
+def test_a_part_is_asked_for_before_the_rest_is_known() -> None:
+    """All of two million ops: no more of their numbers are held than are asked for at once."""
+    many = 512
+    course = repair.repair(Damage(1, (bytes(16),) * many))
+    course.send(None)
+    course.send(repair.encode_digests([b"x" * 16] * many))
+    course.send(repair.encode_bitmaps([b"\xff" * BITMAP_BYTES] * many))
+    here = [bytes(BITMAP_BYTES)] * many
+    tracemalloc.start()
+    asked = course.send(here)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert repair.decode_places(asked.body).numbers == tuple(range(repair.OPS_MAX))  # type: ignore[union-attr]
+    assert peak < 16 << 20

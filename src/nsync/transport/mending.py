@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor
 from functools import partial
-from typing import Any, Optional, Protocol, TypeVar
+from typing import Any, Optional, Protocol, TypeVar, Union
 
 from aiohttp import web
 
@@ -71,12 +71,11 @@ class Mender:
     async def _course(self, peer: Peer, damage: Damage) -> Found:
         course = repair.repair(damage)
         said: object = None
-        try:
-            while True:
-                said = await self._step(peer, damage.floor, course.send(said))
-        except StopIteration as end:
-            found: Found = end.value
-            return found
+        while True:
+            step = await self._off(partial(_next, course, said))
+            if isinstance(step, Found):
+                return step
+            said = await self._step(peer, damage.floor, step)
 
     async def _step(self, peer: Peer, floor: int, step: repair.Step) -> object:
         if isinstance(step, Ask):
@@ -116,3 +115,12 @@ class Mender:
 
     async def _off(self, job: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, job)
+
+
+def _next(course: Generator[repair.Step, object, Found], said: object) -> Union[repair.Step, Found]:
+    """The next step, or what came of it all. Answers have some MiB when they are inflated: it takes a while."""
+    try:
+        return course.send(said)
+    except StopIteration as end:
+        found: Found = end.value
+        return found

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple, Optional, Protocol, Union
 
 import zstandard
@@ -138,10 +139,10 @@ def repair(damage: Damage) -> Generator[Step, object, Found]:
     return Found(differing, mended)
 
 
-def _fetch(floor: int, wanted: Sequence[int]) -> Generator[Step, object, int]:
+def _fetch(floor: int, wanted: Iterator[int]) -> Generator[Step, object, int]:
     mended = 0
-    while wanted:
-        asked = tuple(wanted[:OPS_MAX])
+    left: tuple[int, ...] = ()
+    while asked := (*left, *islice(wanted, OPS_MAX - len(left))):
         answer = yield Ask(OPS, encode_places(Places(floor, asked)), ANSWER_BYTES_MAX)
         ops = decode_ops(_bytes(answer), len(asked))
         if ops is None:
@@ -150,20 +151,22 @@ def _fetch(floor: int, wanted: Sequence[int]) -> Generator[Step, object, int]:
             raise ProtocolError("ops: one that was said to be live is not there")
         taken = yield Mend(asked[: len(ops)], ops)
         assert isinstance(taken, int)
-        mended, wanted = mended + taken, wanted[len(ops) :]
+        mended, left = mended + taken, asked[len(ops) :]
     return mended
 
 
-def missing(blocks: Sequence[int], live: Sequence[bytes], here: Sequence[bytes]) -> list[int]:
-    """The numbers of the ops that are live there and not present here."""
-    found = []
-    for block, theirs, mine in zip(blocks, live, here):
-        bits = int.from_bytes(theirs, "little") & ~int.from_bytes(mine, "little")
+def missing(blocks: Sequence[int], live: Sequence[bytes], here: Sequence[bytes]) -> Iterator[int]:
+    """The numbers of the ops that are live there and not present here, one by one: a bit is less than a number."""
+    pairs = ((int.from_bytes(theirs, "little"), int.from_bytes(mine, "little")) for theirs, mine in zip(live, here))
+    return _numbers([(block, theirs & ~mine) for block, (theirs, mine) in zip(blocks, pairs)])
+
+
+def _numbers(masks: Sequence[tuple[int, int]]) -> Iterator[int]:
+    for block, bits in masks:
         while bits:
             low = bits & -bits
-            found.append(block * BLOCK_OPS + low.bit_length() - 1)
+            yield block * BLOCK_OPS + low.bit_length() - 1
             bits ^= low
-    return found
 
 
 def answer(log: RepairLog, verb: str, body: bytes) -> Iterator[bytes]:
