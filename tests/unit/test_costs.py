@@ -11,15 +11,19 @@ from sqlalchemy import Connection, Engine, func, insert, select
 
 from nsync.clock import Stamp
 from nsync.log.compaction import BLOCK_OPS
+from nsync.log.forks import Mark
 from nsync.log.segment import DEPS_MAX, EMPTY, Dep, Segment, Tip, build_changeset, decode_header, gone
 from nsync.log.stored import FULL
+from nsync.namespace import codec, fields
 from nsync.namespace.ops import ACKNOWLEDGE, VERBS, Grant, Revoke, encode_grant, encode_revoke
 from nsync.store import schema
 from nsync.store.compaction import compact_anew, forget_blocks
 from nsync.store.database import writing
+from nsync.store.index import NODES_BYTES_MAX, Numbers
 from nsync.store.intake import WAITING_SEGMENTS_MAX
 from nsync.store.lines import SqlLines
 from nsync.store.log import SqlLog
+from nsync.store.statements import OPS_BYTES_MAX
 from tests.support.below import Below, agreed, honest
 from tests.support.below import run as repaired
 from tests.support.database import apply_all, disposed, memory_engine, receive
@@ -159,6 +163,29 @@ def test_who_has_heard_of_more_heads_than_a_header_holds_publishes_all_the_same(
                 SqlLog(connection, AUTHORITY).publish([ACKNOWLEDGE], AUTHOR["cms"], KEYS["cms"].sign, NOW_MS)
                 query = select(schema.segment.c.header).order_by(schema.segment.c.first.desc()).limit(1)
                 assert len(decode_header(connection.execute(query).scalar_one()).deps) == deps
+
+
+# ---- what is remembered
+
+
+def test_ops_that_are_remembered_have_a_bounded_size() -> None:
+    """All of them are read all the same."""
+    raw = codec.encode((99, bytes(60_000)))
+    with disposed(memory_engine()) as engine:
+        take(engine, changeset("cms", [raw] * 400))
+        with engine.connect() as connection:
+            state = SqlLog(connection, AUTHORITY).state
+            assert len(list(state.statements.ops([Mark(1, seq) for seq in range(1, 401)]))) == 400
+            state.statements.load([Mark(1, seq) for seq in range(1, 401)])
+            assert len(state.statements._ops) <= OPS_BYTES_MAX // len(raw)
+
+
+def test_names_that_are_remembered_have_a_bounded_size() -> None:
+    known = Numbers(b"k" * 16)
+    name = "\U0001f52d" * 1000
+    for number in range(3000):
+        known.node((fields.DID, "cms", f"{name}{number}"))
+    assert len(known._hashes) <= NODES_BYTES_MAX // len(name.encode())
 
 
 # ---- the write lock below a floor

@@ -86,6 +86,18 @@ def test_an_entry_shows_a_bounded_number_of_fields_and_tells_of_the_others(monke
     assert shared.rule(did("f1")) == dids.META_RULE
 
 
+def test_an_entry_shows_a_bounded_size_of_metadata() -> None:
+    shared = Federation()
+    shared.begin("f1")
+    names = [f"{fields.JSON_PREFIX}k{number:02}" for number in range(20)]
+    for name in names:
+        shared.atlas.say(field("f1", name, f'"{"x" * 59_990}"'))
+    shared.sync()
+    shown = shared.entry("f1").meta
+    assert [name for name, _ in shown] == names[: dids.META_BYTES_MAX // 59_990]
+    assert shared.rule(did("f1")) == dids.META_RULE
+
+
 def test_who_withdraws_another_identity_is_told_of_no_more() -> None:
     shared = Federation()
     shared.cms.say(exists("f1", size=1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple, Optional
 
 from nsync.catalogue import identity, opendata
@@ -11,12 +12,14 @@ from nsync.catalogue.opendata import NAMES, Asking, Name
 from nsync.catalogue.rules import Reader
 from nsync.catalogue.state import About, Draft
 from nsync.crdt import Slot
-from nsync.namespace import fields
+from nsync.namespace import codec, fields
 from nsync.namespace.keys import Attribute, Did, Key
 
 META_FIELDS_MAX = 1000
 """Metadata that an entry shows: an entry is read and written whole."""
-META_RULE = f"a DID shows at most {META_FIELDS_MAX} metadata fields"
+META_BYTES_MAX = 1 << 20
+"""Of these, encoded: a value alone can have 64 KiB."""
+META_RULE = f"a DID shows at most {META_FIELDS_MAX} metadata fields, of {META_BYTES_MAX} bytes in all"
 
 _PLAIN = (fields.OPENDATA_META, fields.MONOTONIC, fields.HIDDEN, fields.OBSOLETE)
 _OF_CONTENT = ("events",)
@@ -120,10 +123,12 @@ def _with_attributes(reader: Reader, did: Did, entry: DidEntry, about: Mapping[K
 
 def _within_limit(did: Did, meta: Mapping[str, Any]) -> tuple[tuple[tuple[str, Any], ...], list[Conflict]]:
     pairs = sorted(meta.items())
-    if len(pairs) <= META_FIELDS_MAX:
+    sizes = accumulate(len(codec.pack(pair)) for pair in pairs[:META_FIELDS_MAX])
+    count = sum(size <= META_BYTES_MAX for size in sizes)
+    if len(pairs) == count:
         return tuple(pairs), []
-    winner, loser = f"the first {META_FIELDS_MAX} by name", f"{len(pairs) - META_FIELDS_MAX} more, from {pairs[META_FIELDS_MAX][0]} on"
-    return tuple(pairs[:META_FIELDS_MAX]), [Conflict(META_RULE, winner, loser, f"retract some of the metadata of {did}")]
+    winner, loser = f"the first {count} by name", f"{len(pairs) - count} more, from {pairs[count][0]} on"
+    return tuple(pairs[:count]), [Conflict(META_RULE, winner, loser, f"retract some of the metadata of {did}")]
 
 
 def _is_read(field: str, entry: DidEntry) -> bool:

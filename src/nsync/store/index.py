@@ -28,7 +28,12 @@ ITSELF, HANGING, EDGE = 0, 1, 2
 _KIND_BITS = 2
 
 NODES_KEPT = 1 << 16
-"""Names whose hashes are remembered: a dataset and an RSE are named by each of their files. Some 10 MB at most."""
+"""Names whose hashes are remembered: a dataset and an RSE are named by each of their files."""
+NODES_BYTES_MAX = 8 << 20
+"""Of these names, as they are hashed. In memory some 15 MB of usual ones, and 60 MB of whatever anybody thinks of: of four bytes a
+character."""
+DATABASES_KEPT = 8
+"""Whose names are remembered, also between transactions: a node has one."""
 
 
 class Listed(NamedTuple):
@@ -44,14 +49,17 @@ class Numbers:
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
         self._hashes: dict[Any, int] = {}
+        self._bytes = 0
 
     def node(self, anchor: Any, kind: int = ITSELF) -> int:
         """What is about `anchor`, a wire key or the bytes of a name."""
         found = self._hashes.get(anchor)
         if found is None:
-            if len(self._hashes) >= NODES_KEPT:
-                self._hashes.clear()
             raw = anchor if type(anchor) is bytes else key_bytes(anchor)
+            if len(self._hashes) >= NODES_KEPT or self._bytes + len(raw) > NODES_BYTES_MAX:
+                self._hashes.clear()
+                self._bytes = 0
+            self._bytes += len(raw)
             digest = hashlib.blake2b(raw, digest_size=8, key=self._secret).digest()
             found = self._hashes[anchor] = int.from_bytes(digest, "big") >> 1 + _KIND_BITS << _KIND_BITS
         return found | kind
@@ -127,6 +135,6 @@ def numbers(connection: Connection) -> Numbers:
     return _numbers(secret)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=DATABASES_KEPT)
 def _numbers(secret: bytes) -> Numbers:
     return Numbers(secret)

@@ -158,7 +158,7 @@ class SqlState:
                 continue
             wire = stored_op(raw)
             if wire[0] == STATEMENTS_KIND:
-                mark, op = Mark(branch.id, seq), read_op(header.stamp, wire)
+                mark, op = Mark(branch.id, seq), read_op(header.stamp, wire, len(raw))
                 listing.add(seq, op.says)
                 sole = self.is_sole_word(op.says, me)
                 if not sole:

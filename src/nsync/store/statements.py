@@ -30,7 +30,9 @@ from nsync.store.lines import SqlLines
 _ABOUT, _OP = schema.about.c, schema.op.c
 
 OPS_KEPT = 1 << 15
-"""Ops of one transaction that are remembered decoded: one op often speaks of several keys that are asked for. Some 30 MB at most."""
+"""Ops of one transaction that are remembered decoded: one op often speaks of several keys that are asked for."""
+OPS_BYTES_MAX = 16 << 20
+"""Of these, as they are stored; one has up to 64 KiB. Decoded OPS_KEPT usual ones have some 35 MB, and whatever anybody makes up to 250."""
 
 RETRACT = None
 """In the place of a value, which is never None."""
@@ -42,6 +44,8 @@ class Op(NamedTuple):
     stamp: Stamp
     says: Mapping[Any, Any]
     """Wire key → value, RETRACT where there is none."""
+    size: int
+    """In bytes, as it is stored."""
 
 
 class Said(NamedTuple):
@@ -66,6 +70,7 @@ class Statements:
         self._lines = lines
         self._rulings = rulings
         self._ops: dict[Mark, Op] = {}
+        self._bytes = 0
         self.numbers = numbers
 
     def ruled_by(self, rulings: Rulings) -> None:
@@ -295,13 +300,23 @@ class Statements:
 
     def remember(self, mark: Mark, op: Op) -> None:
         """Keep an op that was decoded already."""
-        if len(self._ops) >= OPS_KEPT:
-            self._ops.clear()
+        self._make_room(1)
+        self._keep(mark, op)
+
+    def _keep(self, mark: Mark, op: Op) -> None:
+        if self._bytes + op.size > OPS_BYTES_MAX:
+            self.forget_ops()
+        self._bytes += op.size
         self._ops[mark] = op
+
+    def _make_room(self, count: int) -> None:
+        if len(self._ops) + count > OPS_KEPT:
+            self.forget_ops()
 
     def forget_ops(self) -> None:
         """Read ops anew: some are gone."""
         self._ops.clear()
+        self._bytes = 0
 
     def _op(self, mark: Mark) -> Op:
         if mark not in self._ops:
@@ -309,19 +324,24 @@ class Statements:
         return self._ops[mark]
 
     def load(self, marks: Collection[Mark]) -> None:
-        """Fetch and decode those ops at `marks` that are not remembered."""
-        missing = sorted({mark for mark in marks if mark not in self._ops})
-        if len(self._ops) + len(missing) > OPS_KEPT:
-            self._ops.clear()
-            missing = sorted(set(marks))
-        for mark, stamp, raw in self.fetch(missing):
-            self._ops[mark] = read_op(stamp, stored_op(raw))
+        """Remember the ops at `marks`. Of more bytes than are remembered the last ones are; the others are read when they are asked for."""
+        self._make_room(sum(mark not in self._ops for mark in marks))
+        for chunk in chunks(sorted(set(marks))):
+            self._load(chunk)
+
+    def _load(self, marks: Sequence[Mark]) -> dict[Mark, Op]:
+        found = {mark: self._ops[mark] for mark in marks if mark in self._ops}
+        for mark, stamp, raw in self.fetch([mark for mark in marks if mark not in found]):
+            found[mark] = read_op(stamp, stored_op(raw), len(raw))
+            self._keep(mark, found[mark])
+        return found
 
     def ops(self, marks: Iterable[Mark]) -> Iterator[tuple[Mark, Op]]:
         """The ops at `marks`, decoded, however many they are; those that compaction took are left out."""
-        for chunk in chunks(sorted(set(marks)), OPS_KEPT // 2):
-            self.load(chunk)
-            yield from [(mark, self._ops[mark]) for mark in chunk if mark in self._ops]
+        for chunk in chunks(sorted(set(marks))):
+            self._make_room(len(chunk))
+            found = self._load(chunk)
+            yield from [(mark, found[mark]) for mark in chunk if mark in found]
 
     def fetch(self, marks: Collection[Mark]) -> Iterator[tuple[Mark, Stamp, bytes]]:
         """The ops at `marks` as they are stored, without those that compaction took."""
@@ -339,8 +359,8 @@ class Statements:
 _EDGES = (fields.ATTACHMENT, fields.CONSTITUENT, fields.REPLICA)
 
 
-def read_op(stamp: Stamp, wire: Sequence[Any]) -> Op:
-    """An op as it is asked about; one of another kind says nothing."""
+def read_op(stamp: Stamp, wire: Sequence[Any], size: int) -> Op:
+    """An op as it is asked about, which is stored in `size` bytes; one of another kind says nothing."""
     if wire[0] != STATEMENTS_KIND:
-        return Op(stamp, {})
-    return Op(stamp, {said[0]: said[1] if len(said) == 2 else RETRACT for said in wire[1:]})
+        return Op(stamp, {}, size)
+    return Op(stamp, {said[0]: said[1] if len(said) == 2 else RETRACT for said in wire[1:]}, size)
