@@ -8,7 +8,7 @@ anew: the oracle that the incremental use is held against.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from types import MappingProxyType
 from typing import Any, Optional
@@ -20,10 +20,13 @@ from nsync.catalogue.entries import Conflict, ConstituentEntry, DidEntry, Entry,
 from nsync.catalogue.rules import Reader, attachable_key
 from nsync.catalogue.state import About, Derived, Draft, Hanging, Node, State
 from nsync.namespace import fields
-from nsync.namespace.keys import Attachment, Attribute, Constituent, Did, Fact, Key, Replica, Rse, Scope, fact_of
+from nsync.namespace.keys import Attachment, Attribute, Constituent, Did, Fact, Key, Replica, Rse, Scope, anchor_of, fact_of
 
 VERSION = 1
 """Of the rules: a catalogue that was derived by others must be derived anew."""
+
+TOUCHED_MAX = 1 << 15
+"""Keys that are looked at together: a revocation may touch all that a guest ever said."""
 
 MARK_RULE = "of two words about a scope at once the mark wins (R5.5)"
 
@@ -42,6 +45,18 @@ def derive(state: State, reader: Reader, touched: Collection[Key], new: Mapping[
     its other end (`other_end`), and none asks for a name.
     """
     return _Derivation(Draft(state, reader)).run(set(touched), new)
+
+
+def parts(touched: Collection[Key]) -> Iterator[Collection[Key]]:
+    """`touched` in parts for `derive`, one at least; keys about one DID stay together, if they are not too many."""
+    if len(touched) <= TOUCHED_MAX:
+        yield touched
+        return
+    near: dict[Any, list[Key]] = {}
+    for key in touched:
+        near.setdefault(anchor_of(key), []).append(key)
+    keys = [key for its in near.values() for key in its]
+    yield from (keys[start : start + TOUCHED_MAX] for start in range(0, len(keys), TOUCHED_MAX))
 
 
 class _Facts:

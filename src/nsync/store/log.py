@@ -8,7 +8,7 @@ writes Rucio's rows. A changeset of one's own goes the same way, in one.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple, Optional
 
@@ -52,8 +52,8 @@ from nsync.store.state import SqlState
 _SEGMENT, _BRANCH = schema.segment.c, schema.branch.c
 
 
-PART_OPS = 8192
-"""Of a changeset, that are looked at together."""
+PART_STATEMENTS = 1 << 15
+"""Of a changeset, after which the catalogue is brought up to date, within its transaction: so that only these are in memory."""
 
 
 class Applied(NamedTuple):
@@ -228,22 +228,22 @@ class SqlLog:
         self.connection.execute(update(schema.branch).where(_BRANCH.id == branch.id).values(refused=reason))
         self.lines.forget()
 
-    @collector_paused()
     def _apply(self, changeset: _Changeset, deps: Sequence[tuple[Header, list[Mark]]], catalogue: bool = True) -> Applied:
         branch, headers = changeset.branch, changeset.headers
         changed: set[Fact] = set()
-        void = 0
-        for part in _parts(deps):
-            before = self.state.readings()
-            for header, marks in part:
-                self.state.see(branch, header, self.lines.grow(branch.id, header.first, marks))
-                ops = serving.ops_of(self.connection, branch.id, header.first, header.last)
+        void, before = 0, self.state.readings()
+        for header, marks in deps:
+            self.state.see(branch, header, self.lines.grow(branch.id, header.first, marks))
+            ops = serving.ops_of(self.connection, branch.id, header.first, header.last)
+            with collector_paused():
                 self.state.take(branch, header, ops, catalogue)
-            failpoint("log-slots-joined")
-            self._advance(branch, part[-1][0])
-            failpoint("log-head-advanced")
-            changed |= self.state.settle(before) if catalogue else self.state.defer()
-            void += self.state.void()
+            if header.commit or self.state.said >= PART_STATEMENTS:
+                failpoint("log-slots-joined")
+                self._advance(branch, header)
+                failpoint("log-head-advanced")
+                changed |= self.state.settle(before) if catalogue else self.state.defer()
+                void += self.state.void()
+                before = self.state.readings()
         failpoint("log-catalogue-shown")
         return Applied(AuthorId(branch.author), headers[0].first, headers[-1].last, frozenset(changed), void)
 
@@ -356,18 +356,6 @@ class SqlLog:
         pasts = {id: self.lines.closure([Mark(id, head.seq)]) for id, head in fresh.items()}
         covered = {id for id, head in fresh.items() for other, past in pasts.items() if other != id and past.get(id, 0) >= head.seq}
         return sorted(head for id, head in fresh.items() if id not in covered)[:DEPS_MAX]
-
-
-def _parts(deps: Sequence[tuple[Header, list[Mark]]]) -> Iterator[list[tuple[Header, list[Mark]]]]:
-    """A changeset in stretches of about PART_OPS: its transaction takes one after the other, so that only one is in memory."""
-    part: list[tuple[Header, list[Mark]]] = []
-    for header, marks in deps:
-        part.append((header, marks))
-        if header.last - part[0][0].first + 1 >= PART_OPS:
-            yield part
-            part = []
-    if part:
-        yield part
 
 
 def _saw(seen: Mapping[int, int], mark: Optional[Mark]) -> bool:

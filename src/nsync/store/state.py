@@ -7,7 +7,7 @@ count. `derive` brings the catalogue up to date with the touched keys. So the wo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Optional
 
@@ -21,17 +21,17 @@ from nsync.catalogue.explain import Explanation, Word, entries_needed, explain
 from nsync.catalogue.opendata import NAMES, Name, name_of
 from nsync.catalogue.rules import Reader
 from nsync.catalogue.state import About, Hanging, Node
-from nsync.catalogue.view import VERSION, derive
+from nsync.catalogue.view import NOBODY, VERSION, derive, parts
 from nsync.crdt import Dot, Slot
 from nsync.errors import ConfigError
 from nsync.log.forks import Line, Mark, differences, line_to
 from nsync.log.segment import GONE, Header
 from nsync.namespace import fields
-from nsync.namespace.keys import Attachment, Did, Fact, Key, anchor_of, fact_of, key_of, scope_of
+from nsync.namespace.keys import Attachment, Did, Fact, Key, fact_of, key_of, scope_of
 from nsync.namespace.ops import GRANT_KIND, REVOKE_KIND, STATEMENTS_KIND, Retract, Statement, stored_op
 from nsync.store import kept, schema
 from nsync.store.bulk import bulk_insert
-from nsync.store.database import chunks
+from nsync.store.collector import collector_paused
 from nsync.store.index import Listing, numbers
 from nsync.store.lines import BranchRow, SqlLines
 from nsync.store.news import News
@@ -44,8 +44,6 @@ _RULES = str(VERSION).encode()
 CATALOGUE = "catalogue"
 """Under which the version of the rules is kept that the catalogue was derived by."""
 
-TOUCHED_MAX = 1 << 15
-"""Keys that the catalogue is brought up to date with at once: a revocation may touch all that a guest ever said."""
 UNSEEN_MAX = 4096
 """Ops of guests in a home's scopes that it may leave unacknowledged."""
 
@@ -68,8 +66,10 @@ class SqlState:
         """Keys, in their wire form."""
         self.until: Optional[dict[int, int]] = None
         """How far the logs are looked at, while the catalogue is rebuilt: branch → seq."""
+        self.said = 0
+        """Statements that were taken in since the catalogue was brought up to date."""
         self._taken: list[Mark] = []
-        """Ops that were taken in, may count for nothing, and are not judged yet."""
+        """Ops that may count for nothing, and are not judged yet."""
         self._revoked: list[Mark] = []
 
     @cached_property
@@ -153,12 +153,11 @@ class SqlState:
         listing = Listing(self.statements.numbers, branch.id)
         guests, grants, revocations = [], [], []
         me = self.authority.name(branch.author)
-        for seq, raw in enumerate(ops, header.first):
-            if raw[:1] == GONE:
-                continue
+        for seq, raw in ((seq, raw) for seq, raw in enumerate(ops, header.first) if raw[:1] != GONE):
             wire = stored_op(raw)
             if wire[0] == STATEMENTS_KIND:
                 mark, op = Mark(branch.id, seq), read_op(header.stamp, wire, len(raw))
+                self.said += len(op.says)
                 listing.add(seq, op.says)
                 sole = self.is_sole_word(op.says, me)
                 if not sole:
@@ -281,7 +280,7 @@ class SqlState:
     def defer(self) -> set[Fact]:
         """Leave the catalogue as it is: it is behind from here on, until `rebuild`."""
         kept.write(self.connection, CATALOGUE, b"behind")
-        self.touched, self._revoked[:] = set(), []
+        self.touched, self.said, self._revoked[:] = set(), 0, []
         self.__dict__.pop("news", None)
         return set()
 
@@ -293,12 +292,16 @@ class SqlState:
     def derive(self) -> set[Fact]:
         """Bring the catalogue up to date with what is touched and new; returns the facts whose entries changed."""
         new, others = self.news.sort()
-        *parts, rest = _parts(others.union(map(key_of, self.touched)))
-        changed = set().union(*(self.shown.update(derive(self, Reader(self.rulings), part)) for part in parts))
-        changed |= self.shown.update(derive(self, Reader(self.rulings), rest, new))
-        self.touched = set()
-        self.__dict__.pop("news", None)
+        *first, rest = parts(others.union(map(key_of, self.touched)))
+        changed = {fact for part in first for fact in self._derive(part)} | self._derive(rest, new)
+        self.touched, self.said = set(), 0
+        for name in ("news", "_homes_of", "_soles"):
+            self.__dict__.pop(name, None)
         return changed
+
+    @collector_paused()
+    def _derive(self, touched: Collection[Key], new: Mapping[Did, About] = NOBODY) -> set[Fact]:
+        return self.shown.update(derive(self, Reader(self.rulings), touched, new))
 
     # ---- what is touched besides
 
@@ -395,14 +398,3 @@ class SqlState:
         words = [Word(found.slot, ruling or void) for found, ruling in self.statements.history(key)]
         fact = fact_of(key)
         return explain(Reader(self.rulings), key, words, self.entries(entries_needed(key)), self.conflicts([fact]).get(fact, []))
-
-
-def _parts(touched: Collection[Key]) -> Iterator[Collection[Key]]:
-    """`touched` in parts that one derivation takes; keys about one DID stay together, unless there are too many. One part at least."""
-    if len(touched) <= TOUCHED_MAX:
-        yield touched
-        return
-    near: dict[Any, list[Key]] = {}
-    for key in touched:
-        near.setdefault(anchor_of(key), []).append(key)
-    yield from chunks([key for keys in near.values() for key in keys], TOUCHED_MAX)
