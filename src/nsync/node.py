@@ -165,7 +165,8 @@ class Node:
             reports = [
                 SyncReport(two.peer, one.pulled + two.pulled, one.pushed + two.pushed, two.error) for one, two in zip(reports, after)
             ]
-            if not (applied or any(report.pulled for report in after)) or not await self.gossip.lacking():
+            brought = applied or any(report.pulled for report in after)
+            if not self.gossip.mends and not (brought and await self.gossip.lacking()):
                 return list(reports)
 
     async def _exchange_and_apply(self) -> tuple[list[SyncReport], bool]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import secrets
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import pytest
 
@@ -28,7 +29,7 @@ from nsync.transport.requests import authorization
 from nsync.transport.server import Server
 from nsync.transport.times import wall_ms
 from tests.integration.test_limits import allow
-from tests.integration.test_transport import on_a_loop, post
+from tests.integration.test_transport import on_a_loop, post, until
 from tests.support.below import Below, agreed, history, without
 from tests.support.federation import KEYS, NAMES, charter_document
 
@@ -58,6 +59,7 @@ class Pair:
             self.executor,
             random.Random(1),
             lambda: None,
+            interval_s=3600,
             notices=one.notary,
             repairs=one.repairs,
         )
@@ -127,3 +129,56 @@ async def test_answers_are_worked_on_beside_the_loop(pair: Pair, monkeypatch: py
         await pair.gossip["cms"].sync_once()
     assert pair.lacking.repairs.damage() is None
     assert threads and threading.get_ident() not in threads
+
+
+@on_a_loop
+async def test_a_long_repair_lets_exchanges_through(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is small and what is new comes between two parts; each part wakes the next, without a timer."""
+    monkeypatch.setattr(repair, "OPS_MAX", 8)
+    asked: list[str] = []
+    for one, name in ((pair.whole, "heads"), (pair.whole.repairs, "digests"), (pair.whole.repairs, "bitmaps"), (pair.whole.repairs, "ops")):
+
+        def noted(*given: Any, within: Callable[..., Any] = getattr(one, name), name: str = name) -> Any:
+            asked.append(name)
+            return within(*given)
+
+        monkeypatch.setattr(one, name, noted)
+    async with pair.served():
+        await pair.gossip["cms"].sync_once()
+        assert asked == ["heads", "digests", "bitmaps", "ops"]
+        running = asyncio.ensure_future(pair.gossip["cms"].run())
+        await until(lambda: pair.lacking.repairs.damage() is None, "it is repaired", 30)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    parts = -(-pair.count // 8)
+    assert parts > 3 and asked == ["heads", "digests", "bitmaps", "ops"] + (parts - 1) * ["heads", "ops"]
+
+
+@on_a_loop
+async def test_who_broke_off_is_asked_again_at_the_next_exchange(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its database failed once, after it had answered some of it."""
+    monkeypatch.setattr(repair, "OPS_MAX", 8)
+    within, failing = pair.whole.repairs.ops, [False, True]
+
+    def ops(floor: int, numbers: Sequence[int], bytes_max: int) -> Any:
+        if failing and failing.pop(0):
+            raise OSError("no such disk")
+        return within(floor, numbers, bytes_max)
+
+    monkeypatch.setattr(pair.whole.repairs, "ops", ops)
+    async with pair.served():
+        errors = []
+        while pair.lacking.repairs.damage() is not None:
+            errors += [report.error for report in await pair.gossip["cms"].sync_once() if report.peer == "atlas"]
+            assert len(errors) < 2 * pair.count
+    assert [bool(error) for error in errors[:3]] == [False, True, False] and not any(errors[2:])
+
+
+@on_a_loop
+async def test_who_goes_away_between_two_parts_is_not_waited_for(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repair, "OPS_MAX", 8)
+    async with pair.served():
+        await pair.gossip["cms"].sync_once()
+        assert pair.gossip["cms"].mends
+    await pair.gossip["cms"].sync_once()
+    assert not pair.gossip["cms"].mends

@@ -247,6 +247,11 @@ class Gossip:
         missing = await self._log.unknown(told)
         return sum(session.missing_ops(await self._log.heads(), missing).values())
 
+    @property
+    def mends(self) -> bool:
+        """Whether the next exchange with somebody repairs more."""
+        return self._mender is not None and self._mender.goes_on
+
     def ahead_ms(self) -> Optional[int]:
         """How far the clock here is ahead of the median of the peers' (R3.7); None when none is known."""
         now_ms, now_wall_ms = monotonic_ms(), wall_ms()
@@ -321,17 +326,21 @@ class Gossip:
             self._running[name] = exchange
             whole = name in self._whole
             self._whole.discard(name)
-            error = ""
+            error, mends = "", False
             try:
                 await (exchange.run() if whole else exchange.fetch(heard))
                 if whole and self._mender is not None:
-                    await self._mender.run(client)
+                    mends = await self._mender.run(client)
             except NsyncError as failure:
                 error = str(failure)
             except Exception as failure:  # the log is a port: whatever it raises must not end the gossip
                 logger.exception("exchange with %s failed here", client.name)
                 error = f"{type(failure).__name__}: {failure}"
             self._note(name, exchange, error)
+            if mends:
+                self._want([name])
+            elif error and self._mender is not None:
+                self._mender.leave(name)
             if exchange.left:
                 self._leave(name, exchange.left, given)
             self._unasked.discard(name)

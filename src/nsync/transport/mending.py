@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Optional, Protocol, TypeVar, Union
 
@@ -12,9 +13,9 @@ from aiohttp import web
 
 from nsync.authority.charter import Instance
 from nsync.errors import NsyncError, ProtocolError
-from nsync.log.repair import Damage, Found, Mended
+from nsync.log.repair import Found, Mended
 from nsync.transport import repair
-from nsync.transport.repair import Ask, Look, RepairLog
+from nsync.transport.repair import Ask, Look, Mend, RepairLog
 from nsync.transport.server import Verb
 from nsync.transport.times import monotonic_ms
 
@@ -22,6 +23,9 @@ ASK_S_MAX = 300.0
 """For one answer: bitmaps of 8192 blocks are read in half a minute, and sent as they are read."""
 FRUITLESS_MS = 600_000
 """How long a peer is left alone that had nothing to repair with, or lied; one that could not tell is asked at the next exchange."""
+
+PARTS_MS_MAX = 60_000
+"""Between two parts of what a peer repairs; after that another one is asked."""
 
 T = TypeVar("T")
 
@@ -35,6 +39,19 @@ class Peer(Protocol):
         """What `decode` makes of the answer."""
 
 
+@dataclass
+class _Course:
+    """A repair from one peer, of which a part is done in each exchange with it."""
+
+    peer: str
+    floor: int
+    steps: Generator[repair.Step, object, Found]
+    mended: int = 0
+    next: Optional[repair.Step] = None
+    at_ms: int = 0
+    """When the last part ended."""
+
+
 class Mender:
     """Repair below the floor, for code on the event loop."""
 
@@ -43,39 +60,76 @@ class Mender:
         self._fruitless: dict[tuple[str, int], int] = {}
         """Which peers had nothing below which floor, and until when (ms) they are left alone."""
         self._busy = False
+        self._course: Optional[_Course] = None
 
-    async def run(self, peer: Peer) -> Optional[Found]:
-        """Repair from `peer` what is damaged here, one peer at a time. Raises ProtocolError for a wrong op, and what `ask` raises."""
-        if self._busy:
-            return None
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is more to ask the peer that was asked last."""
+        return self._course is not None
+
+    async def run(self, peer: Peer) -> bool:
+        """Repair a part of what is damaged here from `peer`, one peer at a time; whether there is more to ask it. Raises ProtocolError for
+        a wrong op, and what `ask` raises."""
+        if self._busy or self._is_anothers(peer.name):
+            return False
         self._busy = True
         try:
-            damage = await self._off(self._log.damage)
-            if damage is None or monotonic_ms() < self._fruitless.get((peer.name, damage.floor), 0):
-                return None
-            found, is_fruitless = Found(None, 0), False
-            try:
-                found = await self._course(peer, damage)
-                is_fruitless = found.differing is not None and not found.mended
-            except ProtocolError:
-                is_fruitless = True
-                raise
-            finally:
-                if is_fruitless:
-                    self._fruitless[peer.name, damage.floor] = monotonic_ms() + FRUITLESS_MS
-                await self._off(partial(self._log.repaired, damage.floor, peer.name, found))
-            return found
+            course = self._course or await self._begin(peer.name)
+            self._course = None
+            if course is not None and await self._part(peer, course):
+                self._course = course
+            return self.goes_on
         finally:
             self._busy = False
 
-    async def _course(self, peer: Peer, damage: Damage) -> Found:
-        course = repair.repair(damage)
-        said: object = None
-        while True:
-            step = await self._off(partial(_next, course, said))
+    def leave(self, name: str) -> None:
+        """The peer `name` has failed: it is asked from the beginning when it is back, unless another one was."""
+        if self._course is not None and self._course.peer == name:
+            self._course = None
+
+    def _is_anothers(self, name: str) -> bool:
+        """Whether another peer has parts to give, and gave the last one not long ago."""
+        if self._course is not None and self._course.peer != name and monotonic_ms() > self._course.at_ms + PARTS_MS_MAX:
+            self._course = None
+        return self._course is not None and self._course.peer != name
+
+    async def _begin(self, name: str) -> Optional[_Course]:
+        damage = await self._off(self._log.damage)
+        if damage is None or monotonic_ms() < self._fruitless.get((name, damage.floor), 0):
+            return None
+        return _Course(name, damage.floor, repair.repair(damage))
+
+    async def _part(self, peer: Peer, course: _Course) -> bool:
+        """Go on up to the next ops that come; whether there is more after them."""
+        step: Union[repair.Step, Found] = Found(None, 0)
+        is_fruitless = False
+        try:
+            step = await self._steps(peer, course)
+            is_fruitless = isinstance(step, Found) and step.differing is not None and not course.mended
+        except ProtocolError:
+            is_fruitless = True
+            raise
+        finally:
+            if is_fruitless:
+                self._fruitless[peer.name, course.floor] = monotonic_ms() + FRUITLESS_MS
             if isinstance(step, Found):
-                return step
-            said = await self._step(peer, damage.floor, step)
+                await self._off(partial(self._log.repaired, course.floor, peer.name, step._replace(mended=course.mended)))
+        return not isinstance(step, Found)
+
+    async def _steps(self, peer: Peer, course: _Course) -> Union[repair.Step, Found]:
+        step: Union[repair.Step, Found, None] = course.next
+        if step is None:
+            step = await self._off(partial(_next, course.steps, None))
+        while not isinstance(step, Found):
+            said, brought = await self._step(peer, course.floor, step), isinstance(step, Mend)
+            step = await self._off(partial(_next, course.steps, said))
+            if brought:
+                assert isinstance(said, int)
+                course.mended += said
+                course.at_ms = monotonic_ms()
+                course.next = None if isinstance(step, Found) else step
+                break
+        return step
 
     async def _step(self, peer: Peer, floor: int, step: repair.Step) -> object:
         if isinstance(step, Ask):
