@@ -22,7 +22,7 @@ from tests.support.federation import AUTHORITY, CHARTER, KEYS
 from tests.support.instances import EXPRESSION, Instance
 
 
-def build(url: str, directory: Path, notify: bool = True) -> None:
+def build(url: str, directory: Path) -> None:
     """Make Rucio's tables in the empty database at `url`, and nsync's."""
     config = configparser.ConfigParser(interpolation=None)
     config.read(os.environ["RUCIO_CONFIG"])
@@ -39,7 +39,7 @@ def build(url: str, directory: Path, notify: bool = True) -> None:
     engine = engine_of(url)
     migrations.upgrade(engine)
     with writing(engine) as connection:
-        triggers.install(connection, notify)
+        triggers.install(connection)
     engine.dispose()
 
 

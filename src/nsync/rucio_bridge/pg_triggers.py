@@ -1,15 +1,9 @@
-"""The triggers of `triggers.py` for PostgreSQL: one for each statement and not for each row, and one that notifies (R7.1).
+"""The triggers of `triggers.py` for PostgreSQL: one for each statement and not for each row (R7.1).
 
 A trigger for each statement sees what was changed as a table, so that a bulk load costs one INSERT … SELECT into the outbox. What the
 bridge writes itself is left out by `SET LOCAL nsync.origin = 'bridge'`. Each function keeps the search_path of who installs it:
-a name that is not found would abort Rucio's own write.
-
-NOTIFY of one channel without a payload is sent once a transaction, at its commit, and only where something was captured. It has a
-price: to keep notifications in order PostgreSQL lets all transactions of the *server* that notify commit one after the other, each
-with its sync to disk (src/backend/commands/async.c, PreCommit_Notify), so they cannot share one. Measured with a sync of 1 ms, one
-row changed a transaction: 4 writers made 1200 transactions/s in place of 2900, 16 writers 1000 in place of 6200; one writer lost
-nothing. Where Rucio changes shared data that often, or a sync takes longer, install without it (`notify=False`): the watch then
-looks at the outbox five times a second, which costs the writers nothing.
+a name that is not found would abort Rucio's own write. Nothing notifies: it would cost Rucio's writers half their commits
+(docs/adr/0015).
 """
 
 from __future__ import annotations
@@ -19,10 +13,6 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from sqlalchemy import Connection, text
-
-CHANNEL = "nsync_outbox"
-NOTIFY = "outbox_notify"
-"""The trigger that notifies, without the prefix."""
 
 _ORIGIN = "current_setting('nsync.origin', true) IS NOT DISTINCT FROM 'bridge'"
 
@@ -40,16 +30,13 @@ class Captured(NamedTuple):
     """Which rows, of `{row}`."""
 
 
-def statements(prefix: str, captured: Sequence[Captured], notify: bool) -> Iterator[str]:
+def statements(prefix: str, captured: Sequence[Captured]) -> Iterator[str]:
     """The SQL that makes functions and triggers."""
     for one in captured:
         for event in ("INSERT", "DELETE", *(["UPDATE"] if one.columns else [])):
             yield from _trigger(
                 f"{prefix}{one.table}_{event.lower()}", event, one.table, f"IF {_ORIGIN} THEN RETURN NULL; END IF; {_into(one, event)}"
             )
-    if notify:
-        told = f"IF EXISTS (SELECT FROM changed) THEN NOTIFY {CHANNEL}; END IF;"
-        yield from _trigger(prefix + NOTIFY, "INSERT", "nsync_outbox", told)
 
 
 def _trigger(name: str, event: str, table: str, body: str) -> Iterator[str]:

@@ -47,10 +47,10 @@ _CAPTURED = (
 )
 
 
-def statements(dialect: str = "sqlite", notify: bool = True) -> list[str]:
-    """The SQL that makes the triggers: what a database administrator may read before they allow it. `notify`: see `pg_triggers`."""
+def statements(dialect: str = "sqlite") -> list[str]:
+    """The SQL that makes the triggers: what a database administrator may read before they allow it."""
     if dialect == "postgresql":
-        return list(pg_triggers.statements(PREFIX, _CAPTURED, notify))
+        return list(pg_triggers.statements(PREFIX, _CAPTURED))
     return [
         _trigger(table, kind, names, event, columns, shared)
         for table, kind, names, columns, shared in _CAPTURED
@@ -72,14 +72,14 @@ def _trigger(table: str, kind: str, names: Sequence[str], event: str, columns: S
     )
 
 
-def install(connection: Connection, notify: bool = True) -> None:
+def install(connection: Connection) -> None:
     """Make the triggers, anew if there are older ones, and let everything that may be shared be looked at once more.
 
     What is there already makes an op only where it differs from the catalogue, so this is right for a first installation, after a
     time without triggers, and for nothing at all.
     """
     remove(connection)
-    for statement in statements(connection.dialect.name, notify):
+    for statement in statements(connection.dialect.name):
         connection.exec_driver_sql(statement)
     connection.execute(text("INSERT INTO nsync_outbox (kind, a, b) SELECT 'did', scope, name FROM dids_opendata"))
     for scope in connection.execute(select(schema.shared_scope.c.scope)).scalars().all():
@@ -105,7 +105,7 @@ def installed(connection: Connection) -> list[str]:
 
 def missing(connection: Connection) -> list[str]:
     """The names of triggers that should be there and are not."""
-    made = (statement.split() for statement in statements(_dialect(connection), notify=False))
+    made = (statement.split() for statement in statements(_dialect(connection)))
     wanted = [words[2] for words in made if words[1] == "TRIGGER"]
     return sorted(set(wanted) - set(installed(connection)))
 
