@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nsync.auth.keys import SigningKey
 from nsync.authority.amendments import check_succession
-from nsync.authority.charter import AuthorId, Charter, Place, author_id
+from nsync.authority.charter import AuthorId, Charter, Instance, Place, author_id
 from nsync.authority.documents import check
 from nsync.catalogue.writer import Writer
 from nsync.log.floor import Floor, Vote, sign_vote
@@ -31,6 +31,11 @@ FRESH = "lhcb"
 
 def _key(name: str, life: int) -> SigningKey:
     return SigningKey(bytes([NAMES.index(name) + 1, life] * 16))
+
+
+def signing_key(instance: Instance) -> SigningKey:
+    """The key with which an instance signs now."""
+    return _key(instance.name, len(instance.past))
 
 
 def _incarnation(name: str, life: int) -> bytes:

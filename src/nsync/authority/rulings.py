@@ -10,7 +10,7 @@ All of it is a function of the charter, the pasts and the floors (`Lines`), neve
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Optional, Protocol
 
 from nsync.authority.charter import AuthorId, Charter, Era, Instance, Span
@@ -118,8 +118,7 @@ class Rulings:
         verbs = verbs_for(key, retract, value)
         if verbs and scope.startswith(home.guests.get(instance.name, ())):
             return True
-        given = (one for span in self.line(scope) if span.until is None for one in self.lines.given(span.author))
-        return any(_covers(one.grant, instance, scope, place_of(key), verbs) and not one.revocations for one in given)
+        return any(not revocations for _, revocations in self._grants(instance, key, scope, len(self.eras(scope)) - 1, verbs))
 
     def silences(self, key: Key, retract: Slot, asserted: Slot) -> bool:
         """Whether a Retract that has seen an Assert silences it: the home's do, a guest's its own instance's, or with 'remove' (R3.4)."""
@@ -212,20 +211,24 @@ class Rulings:
             return Ruling(EFFECTIVE, f"the charter makes {instance.name} a guest of {home.name} in scope {scope}")
         if not verbs:
             return Ruling(VOID, f"only {home.name} says this of scope {scope}")
-        spans = [span for span in self.line(scope) if span.era == era]
         refused = f"{home.name} has granted {instance.name} none of {', '.join(verbs)} in scope {scope}"
+        for dot, revocations in self._grants(instance, key, scope, era, verbs):
+            if not contains(self.lines, slot.dot, dot):
+                refused = f"the grant at {home.name} {dot.seq} came later: {instance.name} had not seen it"
+                continue
+            unseen = [revocation for revocation in revocations if not self._seen(revocation, slot.dot)]
+            if not unseen:
+                return Ruling(EFFECTIVE, f"granted at {home.name} {dot.seq}")
+            refused = f"the grant at {home.name} {dot.seq} was revoked at {unseen[0].seq}, which had not seen it"
+        return Ruling(VOID, refused)
+
+    def _grants(self, instance: Instance, key: Key, scope: str, era: int, verbs: Sequence[str]) -> Iterator[tuple[Dot, list[Dot]]]:
+        """Where the home of that era granted `instance` what a statement does, by any of its incarnations, and where it revoked that."""
+        spans = [span for span in self.line(scope) if span.era == era]
         for span in spans:
             for given in self.lines.given(span.author):
-                if not _covers(given.grant, instance, scope, place_of(key), verbs) or not _within((span,), given.dot):
-                    continue
-                if not contains(self.lines, slot.dot, given.dot):
-                    refused = f"the grant at {home.name} {given.dot.seq} came later: {instance.name} had not seen it"
-                    continue
-                unseen = [r for r in given.revocations if _within(spans, r) and not self._seen(r, slot.dot)]
-                if not unseen:
-                    return Ruling(EFFECTIVE, f"granted at {home.name} {given.dot.seq}")
-                refused = f"the grant at {home.name} {given.dot.seq} was revoked at {unseen[0].seq}, which had not seen it"
-        return Ruling(VOID, refused)
+                if _covers(given.grant, instance, scope, place_of(key), verbs) and _within((span,), given.dot):
+                    yield given.dot, [revocation for revocation in given.revocations if _within(spans, revocation)]
 
     def _seen(self, revocation: Dot, dot: Dot) -> bool:
         """Whether `dot` is in the past of a revocation, a floor below it counted as seen."""
