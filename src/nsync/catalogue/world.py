@@ -120,8 +120,11 @@ class World:
         if not _is_line(tree):
             views = [self._view(voter, tree) for voter in self.charter.voters().values() if voter.member != self._member(author)]
             found += [n for n in tree if n not in found and 2 * sum(n.hash in view for view in views) > len(self.charter.members)]
-        ends = life.final.seq if life.final is not None else None
-        return [node for node in found if ends is None or node.header.last <= ends or node.hash in below]
+        if life.final is None:
+            return found
+        kept = sorted((n for n in found if n.header.last <= life.final.seq or n.hash in below), key=lambda node: node.header.first)
+        whole = max((i for i, node in enumerate(kept, 1) if node.header.commit), default=0)
+        return kept[:whole]
 
     @staticmethod
     def _trunk(tree: Sequence[Node]) -> list[Node]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple, Optional
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from nsync.authority.charter import Charter, Incarnation, Place
 from nsync.authority.rulings import Given
@@ -112,9 +112,19 @@ class SqlLines:
             found = [self._view(instance.incarnations, tree, mark) for m, instance in self.charter.voters().items() if m != member]
             views = [view for view in found if view is not None]
         line = standing(tree, final=final, floor=mark, acknowledged=views, members=len(self.charter.members))
-        return (
-            line if life.final is None or final is not None else forks.cut(line, max(life.final.seq, mark.seq if mark is not None else 0))
-        )
+        if life.final is None or final is not None:
+            return line
+        return self._cut(line, max(life.final.seq, mark.seq if mark is not None else 0))
+
+    def _cut(self, line: Line, seq: int) -> Line:
+        """`line` up to the last end of a changeset at or before `seq`."""
+        found = forks.cut(line, seq)
+        if not found or found[-1].seq < seq:
+            return found
+        *rest, end = found
+        query = select(func.max(_SEGMENT.last)).where(_SEGMENT.branch == end.branch, _SEGMENT.commits, _SEGMENT.last <= seq)
+        last = self._connection.execute(query).scalar()
+        return (*rest, Mark(end.branch, last)) if last is not None else tuple(rest)
 
     def _member(self, author: bytes) -> Optional[str]:
         instance = self.charter.by_author(author)
@@ -127,7 +137,7 @@ class SqlLines:
         floor_line = line_to(tree, floor) if floor is not None else forks.NOTHING
         for life in lives:
             own = standing(self._tree(life.author), floor=self._floor_mark(life.author))
-            for mark in own if life.final is None else forks.cut(own, life.final.seq):
+            for mark in own if life.final is None else self._cut(own, life.final.seq):
                 query = select(_STEP.other, _STEP.seq).where(
                     _STEP.branch == mark.branch, _STEP.other.in_(list(tree)), _STEP.position <= mark.seq
                 )
