@@ -151,19 +151,24 @@ class Statements:
 
     def _others(self, key: Key, author: bytes, seq: int, newest: bool) -> Iterator[Slot]:
         """What counts from `seq` on, in order."""
-        place, branches = self.numbers.about(key), [branch.id for branch in self._lines.of(author)]
-        size = 2
+        line = self._lines.line(author)
+        for part in reversed(line) if newest else line:
+            yield from self._in_part(key, part, seq, newest)
+
+    def _in_part(self, key: Key, part: Mark, seq: int, newest: bool) -> Iterator[Slot]:
+        """What counts from `seq` on in one part of a line."""
+        place, size, last = self.numbers.about(key), 2, seq + 1 if newest else seq - 1
+        query = select(_ABOUT.seq).where(_ABOUT.node == place.node, _ABOUT.key == place.key, _ABOUT.branch == part.branch)
+        ordered = query.where(_ABOUT.seq <= part.seq).order_by(_ABOUT.seq.desc() if newest else _ABOUT.seq)
         while True:
             size = min(size * 4, 4096)
-            query = select(_ABOUT.branch, _ABOUT.seq).where(_ABOUT.node == place.node, _ABOUT.key == place.key, _ABOUT.branch.in_(branches))
-            bounded = query.where(_ABOUT.seq <= seq) if newest else query.where(_ABOUT.seq >= seq)
-            ordered = bounded.order_by(_ABOUT.seq.desc() if newest else _ABOUT.seq).limit(size)
-            marks = [Mark(*row) for row in self._connection.execute(ordered)]
+            page = ordered.where(_ABOUT.seq < last if newest else _ABOUT.seq > last).limit(size)
+            marks = [Mark(part.branch, found) for found in self._connection.execute(page).scalars()]
             self.load(marks)
             yield from (slot for mark in marks if (slot := self._counts(key, mark, newest)) is not None)
-            if len(marks) < size or marks[-1].seq == seq:
+            if len(marks) < size:
                 return
-            seq = marks[-1].seq
+            last = marks[-1].seq
 
     def superseded(self, ops: Mapping[Mark, Op], author: bytes, until: int) -> set[Mark]:
         """Those of `ops`, all on `author`'s line, in which it superseded every statement: it said something later about the key, which
