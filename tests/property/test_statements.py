@@ -1,19 +1,20 @@
-"""Statements that do not count hide none that do (store.statements)."""
+"""Statements that do not count hide none that do, and cost those nothing that do (store.statements)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import pytest
+from sqlalchemy import event
 
 from nsync.catalogue.reference import Reference
 from nsync.clock import Stamp
 from nsync.log.segment import EMPTY, FORMAT, Header, Segment, Tip, encode_header, root_of
 from nsync.namespace.fields import Identity
 from nsync.namespace.keys import Attribute, Did
-from nsync.namespace.ops import Assert, encode_op
+from nsync.namespace.ops import Assert, Statement, encode_op
 from tests.support.database import apply_all, contents, disposed, memory_engine, receive, reference_contents
-from tests.support.federation import AUTHOR, CHARTER, KEYS
+from tests.support.federation import AUTHOR, CHARTER, KEYS, Writer
 
 
 def signed(name: str, tip: Tip, ops: Sequence[bytes]) -> tuple[Segment, Tip]:
@@ -41,3 +42,26 @@ def test_what_was_said_before_a_fork_is_found_behind_any_number_of_branches(bran
         found, wanted = contents(engine), reference_contents(reference)
     assert found == wanted
     assert [slot.value for slot in found["slots"][project]] == ["before"]
+
+
+def queries_of_the_homes_word(void: int) -> int:
+    """How many queries the home's first word about a DID takes after a stranger said something about it `void` times."""
+    did = Did("atlas", "d1")
+    saying: Statement = Assert(Attribute(did, "project"), "x")
+    queries: list[str] = []
+    with disposed(memory_engine()) as engine:
+        segment, _ = signed("cms", EMPTY, [encode_op([saying])] * void)
+        assert not receive(engine, [segment.frame]).rejected
+        assert [applied.void for applied in apply_all(engine)] == [void]
+        home = Writer("atlas")
+        home.say(Assert(did, Identity("D")))
+        receive(engine, [segment.frame for segment in home.log])
+        event.listen(engine, "before_cursor_execute", lambda conn, cursor, statement, *_: queries.append(statement))
+        apply_all(engine)
+        count = len(queries)
+        assert contents(engine)["slots"].keys() == {did}
+    return count
+
+
+def test_what_a_stranger_said_without_a_right_is_not_read_again() -> None:
+    assert queries_of_the_homes_word(2048) == queries_of_the_homes_word(1)

@@ -80,6 +80,7 @@ class Rulings:
         self.past = lines
         self._spans: dict[str, tuple[Span, ...]] = {}
         self._eras: dict[str, tuple[Era, ...]] = {}
+        self._says: dict[tuple[str, str], bool] = {}
 
     # ---- one statement
 
@@ -119,6 +120,21 @@ class Rulings:
         if verbs and scope.startswith(home.guests.get(instance.name, ())):
             return True
         return any(not revocations for _, revocations in self._grants(instance, key, scope, len(self.eras(scope)) - 1, verbs))
+
+    def may_count(self, author: bytes, key: Key) -> bool:
+        """Whether anything that `author` says or said about `key` can count: it is or was a home, a guest, or was granted something."""
+        instance, owner, scope = self.charter.by_author(author), owner_of(key), scope_of(key)
+        if instance is None or owner not in (None, instance.name):
+            return False
+        return scope is None or self._has_a_say(instance, scope)
+
+    def _has_a_say(self, instance: Instance, scope: str) -> bool:
+        if (instance.name, scope) not in self._says:
+            homes = [era.home for era in self.eras(scope)]
+            named = any(home.name == instance.name or scope.startswith(home.guests.get(instance.name, ())) for home in homes)
+            grants = (given.grant for span in self.line(scope) for given in self.lines.given(span.author))
+            self._says[instance.name, scope] = named or any((one.to, one.scope) == (instance.name, scope) for one in grants)
+        return self._says[instance.name, scope]
 
     def silences(self, key: Key, retract: Slot, asserted: Slot) -> bool:
         """Whether a Retract that has seen an Assert silences it: the home's do, a guest's its own instance's, or with 'remove' (R3.4)."""

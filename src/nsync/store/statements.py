@@ -1,8 +1,8 @@
 """Statements read through the index: slots, claims, and everything that was ever said about a key (R3.3, R3.6).
 
 Slot (key, author) is the effective statement with the greatest seq on the author's line. The newest one is looked at first; only where it
-does not count (void, or waiting for the home) are older ones fetched, a few more each time. So what a question costs does not grow
-with what was said before, but where that is void.
+does not count (void, or waiting for the home) are older ones fetched, a few more each time, and none of whom nobody ever gave a say.
+So what a question costs does not grow with what was said before, but where that is void by a revocation.
 """
 
 from __future__ import annotations
@@ -137,7 +137,10 @@ class Statements:
 
     def _first(self, key: Key, author: bytes, mark: Mark, newest: bool) -> Optional[Slot]:
         """The first statement that counts from `mark` on: downwards for the newest, upwards for the oldest Assert."""
-        return self._counts(key, mark, newest) or next(self._others(key, author, mark.seq, newest), None)
+        found = self._counts(key, mark, newest)
+        if found is not None or not self._rulings.may_count(author, key):
+            return found
+        return next(self._others(key, author, mark.seq, newest), None)
 
     def _counts(self, key: Key, mark: Mark, newest: bool) -> Optional[Slot]:
         """The statement about `key` at `mark`, if there is one that counts."""
