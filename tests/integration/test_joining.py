@@ -24,7 +24,7 @@ from nsync.testbed.layout import free_ports
 from tests.integration.test_node import set_head
 from tests.support.federation import NAMES, ROOTS
 from tests.support.instances import engine_of
-from tests.support.nodes import LOOPBACK, Federation, Process, Site, applied, ask, damage, stored, wait_until
+from tests.support.nodes import LOOPBACK, Federation, Process, Site, applied, ask, damage, nsync, stored, wait_until
 from tests.support.played import Play, played
 
 DATASETS, FILES = 6, 100
@@ -36,12 +36,6 @@ def bed(template_database: Path, tmp_path: Path) -> Iterator[Federation]:
     made = Federation(template_database, tmp_path)
     yield made
     made.close()
-
-
-def nsync(site: Site, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """A command beside the node of `site`."""
-    command = [sys.executable, "-m", "nsync", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=site.environment())
 
 
 def done(site: Site, *arguments: str | Path) -> str:
@@ -124,12 +118,6 @@ class Publishing(threading.Thread):
         self.join(60)
         assert self.error is None, self.error
         return self.count
-
-
-def states(site: Site) -> set[str]:
-    """How far each peer is with each log, as `nsync status` tells it."""
-    homes = json.loads(nsync(site, "status", "--json").stdout)["homes"].values()
-    return {peer["state"] for home in homes for peer in home["peers"].values()}
 
 
 def reasons(site: Site) -> list[str]:

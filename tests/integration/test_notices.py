@@ -127,7 +127,8 @@ class AtOnce(Executor):
 @contextmanager
 def served(bed: Federation, name: str, told: notices.Notice) -> Iterator[None]:
     """Play `name`, with nothing but the notice `told`."""
-    loop, stop, ready = asyncio.new_event_loop(), asyncio.Event(), threading.Event()
+    loop, ready = asyncio.new_event_loop(), threading.Event()
+    stop = loop.create_future()
     me = bed.charter.by_name(name)
     assert me is not None
 
@@ -143,7 +144,7 @@ def served(bed: Federation, name: str, told: notices.Notice) -> Iterator[None]:
         listener = Listener(server.app())
         await listener.start(LOOPBACK, bed.ports[name])
         ready.set()
-        await stop.wait()
+        await stop
         await listener.stop()
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
@@ -152,7 +153,7 @@ def served(bed: Federation, name: str, told: notices.Notice) -> Iterator[None]:
     try:
         yield
     finally:
-        loop.call_soon_threadsafe(stop.set)
+        loop.call_soon_threadsafe(stop.set_result, None)
         thread.join(30)
         loop.close()
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -18,7 +16,7 @@ import pytest
 
 from nsync.log.stored import PeerRecord
 from nsync.store.peers import PeerTable
-from tests.support.nodes import Federation, Site, applied, ask, wait_until
+from tests.support.nodes import Federation, Site, applied, ask, nsync, wait_until
 from tests.support.played import Play, played
 
 URLS = build_opener(ProxyHandler({}))
@@ -29,12 +27,6 @@ def bed(template_database: Path, tmp_path: Path) -> Iterator[Federation]:
     made = Federation(template_database, tmp_path)
     yield made
     made.close()
-
-
-def nsync(site: Site, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A command beside the node of `site`."""
-    environment = {**site.environment(), "COLUMNS": "200"}
-    return subprocess.run([sys.executable, "-m", "nsync", *arguments], capture_output=True, text=True, env=environment)
 
 
 def said(site: Site, *arguments: str) -> Any:

@@ -25,7 +25,7 @@ import aiohttp
 import pytest
 
 from nsync.auth.keys import SigningKey
-from nsync.authority.charter import Charter, FederationId, Instance, Place
+from nsync.authority.charter import AuthorId, Charter, FederationId, Incarnation, Instance, Place
 from nsync.errors import NotAuthorised, NsyncError, ProtocolError, TransportError
 from nsync.log.segment import NO_HASH
 from nsync.log.stored import BEGINNING, Head, PeerRecord, Receipt, StoredSegment
@@ -49,6 +49,9 @@ Test = Callable[..., Coroutine[None, None, None]]
 HEADER = struct.Struct(">16sQQ")
 HELLO = wire.encode_hello(bytes(16), bytes(16))
 WAIT_S = 10.0
+AUTHORS = [AuthorId(bytes([number]) * 16) for number in range(37)]
+"""Others of whom there are logs."""
+PAST = tuple(Incarnation(author, bytes(32), None) for author in AUTHORS)
 
 
 def on_a_loop(test: Test) -> Callable[..., None]:
@@ -217,8 +220,8 @@ class Node(Generic[Log]):
 def members(names: str) -> tuple[Charter, list[SigningKey]]:
     keys = [SigningKey(bytes([i]) * 32) for i in range(1, len(names) + 1)]
     instances = tuple(
-        Instance(name, name, key.public, bytes(16), f"http://127.0.0.1:{port}", (f"{name}.",), (), {})
-        for name, key, port in zip(names, keys, free_ports(len(names)))
+        Instance(name, name, key.public, bytes(16), f"http://127.0.0.1:{port}", (f"{name}.",), (), {}, () if number else PAST)
+        for number, (name, key, port) in enumerate(zip(names, keys, free_ports(len(names))))
     )
     return Charter("test", 1, FederationId(bytes(16)), instances), keys
 
@@ -343,7 +346,7 @@ async def test_a_local_segment_is_pushed_at_once() -> None:
     async with federation("abc", interval_s=3600) as nodes:
         await until(lambda: nodes[0].met("b", "c"), "met")
         write(nodes[0])
-        assert await until(converged(*nodes), "all have it") < 1.0
+        await until(converged(*nodes), "all have it, and no timer fired")
 
 
 @on_a_loop
@@ -355,7 +358,7 @@ async def test_what_comes_from_a_peer_is_passed_on() -> None:
             await node.start()
         await until(lambda: a.met("b") and b.met("c"), "met")
         write(a)
-        assert await until(lambda: a.me.author in c.log.segments, "c has it") < 2.0
+        await until(lambda: a.me.author in c.log.segments, "c has it")
 
 
 @on_a_loop
@@ -401,8 +404,8 @@ async def test_a_log_larger_than_one_pull_is_asked_for_again() -> None:
 async def test_in_sync_costs_one_small_round_trip() -> None:
     async with federation("ab", gossip=False) as (a, b):
         for node in (a, b):
-            for author in range(36):
-                node.log.append(bytes([author]) * 16)
+            for author in AUTHORS[:36]:
+                node.log.append(author)
         roster, digest = Roster(a.charter), session.digest(a.log.heads())
         question = wire.encode_hello(digest, roster.digest, digest)
         status, answer, _ = await ask(a, b, "hello", question)
@@ -541,7 +544,8 @@ async def test_a_slow_peer_delays_nobody() -> None:
         await a.start()
         await b.start()
         write(a, 10)
-        assert await until(converged(a, b), "b has it") < 2.0
+        await until(converged(a, b), "b has it")
+        assert not a.peer("c").failures and not b.peer("c").failures, "c is still waited for"
         await a.stop()
         await b.stop()
         mute.close()
@@ -673,24 +677,6 @@ async def test_members_are_told_what_is_wrong(verb: str, body: bytes, headers: d
     async with federation("ab", gossip=False) as (a, b):
         answered = await ask(a, b, verb, body, **headers)
         assert answered[0] == status and text in answered[1] and len(answered[1]) < 200
-
-
-@on_a_loop
-async def test_an_endless_body_is_cut_off() -> None:
-    """Without a Content-Length the bytes are counted."""
-    async with federation("ab", gossip=False) as (a, b):
-        sent = 0
-
-        async def endless() -> AsyncIterator[bytes]:
-            nonlocal sent
-            while True:
-                sent += 1 << 16
-                yield bytes(1 << 16)
-
-        with suppress(aiohttp.ClientError):
-            status, _, _ = await post(b.me.url, "push", endless(), Authorization=sign(a, b, "push", b""))
-            assert status == 413
-        assert sent < 4 * wire.BODY_BYTES_MAX
 
 
 @on_a_loop

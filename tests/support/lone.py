@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -44,7 +43,7 @@ from nsync.transport.gossip import Gossip
 from nsync.transport.listener import Listener
 from nsync.transport.server import Server
 from nsync.transport.session import Have
-from nsync.transport.times import wall_ms
+from nsync.transport.times import happens, wall_ms
 
 LOOPBACK = "127.0.0.1"
 COMPARED = ("nsync_segment", "nsync_branch", "nsync_entry", "nsync_conflict")
@@ -202,8 +201,7 @@ class Lone:
         while True:
             self._news.clear()
             if not await self._work():
-                with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), AHEAD_MS_MAX / 1000)
+                await happens(self._news, AHEAD_MS_MAX / 1000)
 
     async def _work(self, ops: Sequence[bytes] = ()) -> list[Applied]:
         applied = await self._do(self._writer, partial(self.store.work, ops))

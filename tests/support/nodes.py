@@ -150,6 +150,12 @@ class Site(Instance):
         return process
 
 
+def nsync(site: Site, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """A command beside the node of `site`; its tables are not folded."""
+    command = [sys.executable, "-m", "nsync", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env={**site.environment(), "COLUMNS": "200"})
+
+
 class Process:
     """A node that runs, or ran. Its log holds stderr; stdout is kept apart."""
 

@@ -107,19 +107,19 @@ class Gates:
         work = _WORK.get(None)
         who = STRANGERS if work is None else work.name
         if isinstance(error, NotAuthorised):
-            self._tell(who, logging.INFO, f"refused a request from {request.remote}: {error}")
+            self.tell(who, logging.INFO, f"refused a request from {request.remote}: {error}")
             return _closing(web.Response(status=401))  # and not a byte of the body is read
         if isinstance(error, ProtocolError):
-            self._tell(who, logging.WARNING, f"{who} {request.path}: {error}")
+            self.tell(who, logging.WARNING, f"{who} {request.path}: {error}")
             return web.Response(status=400, text=wire.clean(str(error)))
         if isinstance(error, Exhausted):
             metrics.LIMIT_HITS.labels(error.limit).inc()
-            self._tell(who, logging.WARNING, f"{who} is asked to come later: {error}")
+            self.tell(who, logging.WARNING, f"{who} is asked to come later: {error}")
             await asyncio.sleep(EXHAUSTED_S)
             return _closing(web.Response(status=429, text=str(error), headers={"Retry-After": str(error.retry_s)}))
         if isinstance(error, TransportError):
             return web.Response(status=503, text=str(error), headers={"Retry-After": str(RETRY_AFTER_S)})
-        self._tell(who, logging.ERROR, f"could not answer {who} {request.path}: {type(error).__name__}: {wire.clean(str(error))}")
+        self.tell(who, logging.ERROR, f"could not answer {who} {request.path}: {type(error).__name__}: {wire.clean(str(error))}")
         logger.debug("could not answer", exc_info=error)
         return web.Response(status=503, headers={"Retry-After": str(RETRY_AFTER_S)})
 
@@ -150,7 +150,7 @@ class Gates:
         except ConnectionError:
             raise web.HTTPBadRequest(text="the body was cut short") from None
 
-    def _tell(self, who: str, level: int, text: str) -> None:
+    def tell(self, who: str, level: int, text: str) -> None:
         """Log a refusal; any number of them can be caused, so of many only some are told."""
         now_ms, bucket = self._now_ms(), self._told[who]
         if bucket.wait_ms(now_ms):

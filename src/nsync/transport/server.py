@@ -31,8 +31,6 @@ from nsync.transport.ports import LogDoor, OnReceived, SegmentLog
 from nsync.transport.roster import Roster
 from nsync.transport.times import ASIDE_BYTES_MIN, aside, wall_ms
 
-logger = logging.getLogger("nsync.transport.server")
-
 Answer = Callable[[web.Request, Instance, bytes], Awaitable[web.StreamResponse]]
 """Given the request, the member that makes it, and its body."""
 
@@ -127,7 +125,8 @@ class Server:
             await response.prepare(request)
             await asyncio.wait_for(self._stream(response, have), wire.PULL_S_MAX)
         except (ConnectionError, asyncio.TimeoutError) as error:
-            logger.info("%s did not read the answer to its pull to the end: %s", caller.name, error or f"{wire.PULL_S_MAX:g} s are over")
+            why = error or f"{wire.PULL_S_MAX:g} s are over"
+            self._gates.tell(caller.name, logging.INFO, f"{caller.name} did not read the answer to its pull to the end: {why}")
             _abort(request)
         except Exception:
             if response.prepared:
