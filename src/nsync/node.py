@@ -274,7 +274,7 @@ class Node:
         while True:
             await asyncio.sleep(PROGRESS_S)
             with suppress(DBAPIError):
-                heads = [head for record in self.gossip.records() for head in record.heads or ()]
+                heads = status.believed(self.gossip.records(), self.settings.charter)
                 now = await asyncio.get_running_loop().run_in_executor(self._looker, self._progress, heads)
                 if before is not None and before.behind and now != before:
                     LOG.info("%s: %s", "catching up" if now.behind else "caught up", now)

@@ -30,6 +30,7 @@ from nsync.transport.gossip import FEW_PEERS, Gossip
 from nsync.transport.roster import Roster
 from tests.integration.test_forks_between_peers import NOW_MS, History, StoreLog
 from tests.integration.test_transport import (
+    AUTHORS,
     WAIT_S,
     MemoryLog,
     Node,
@@ -148,7 +149,7 @@ async def test_wherever_the_connection_breaks_nothing_that_came_is_fetched_again
 async def test_a_newcomer_pulls_from_all_who_have_it_and_each_segment_once() -> None:
     """Three peers have all of 24 logs, and tell each other of nothing meanwhile."""
     async with behind("abcd") as ((newcomer, *others), wires):
-        authors = [bytes([number]) * 16 for number in range(1, 25)]
+        authors = AUTHORS[1:25]
         for node in others:
             for author in authors:
                 node.log.append(author, 700, 500)
@@ -169,7 +170,7 @@ async def test_what_a_dead_peer_was_asked_for_is_taken_from_others(monkeypatch: 
     monkeypatch.setattr(pulls, "LEASE_MS", 300)
     monkeypatch.setattr("nsync.transport.gossip.LEASE_MS", 300)
     async with behind("abc") as ((newcomer, *others), wires):
-        authors = [bytes([number]) * 16 for number in range(1, 9)]
+        authors = AUTHORS[1:9]
         for node in others:
             for author in authors:
                 node.log.append(author, 1200, 500)
@@ -385,15 +386,15 @@ async def test_ops_of_a_later_version_pass_and_mean_nothing(tmp_path: Path) -> N
 @on_a_loop
 async def test_only_what_changed_is_told_again() -> None:
     async with federation("ab", gossip=False) as (a, b):
-        for author in range(1, 37):
-            b.log.append(bytes([author]) * 16)
+        for author in AUTHORS[1:]:
+            b.log.append(author)
         await a.gossip.sync_once()
-        b.log.append(bytes([9]) * 16)
+        b.log.append(AUTHORS[9])
         async with client(a, b) as peer:
             before = a.gossip.meters["b"].heads
             assert before is not None and len(before) == 36
             reply = await peer.hello(bytes(16), session.digest(before))
-            assert reply == (wire.VERSION, [Head(bytes([9]) * 16, 2, b.log.heads()[8].hash)], True)
+            assert reply == (wire.VERSION, [Head(AUTHORS[9], 2, b.log.heads()[8].hash)], True)
         (report,) = await a.gossip.sync_once()
         assert report == ("b", 1, 0, ""), "b remembers another state, and tells all"
         assert converged(a, b)()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from typing import Callable
@@ -119,3 +120,22 @@ async def test_who_sends_its_own_log_slowly_holds_back_nobody_elses(monkeypatch:
         await asyncio.wait_for(asked.wait(), ENDS_S_MAX)
         await c.start(gossip=False)
         await until(lambda: len(a.log.segments.get(c.me.author, ())) == 50, "a has c's log", ENDS_S_MAX)
+
+
+@on_a_loop
+async def test_of_who_is_not_in_the_charter_nothing_is_asked() -> None:
+    """As many authors as a hello holds, others each time: they cost no question, and nothing of them is kept."""
+    asked: list[str] = []
+
+    async def respond(verb: str, writer: asyncio.StreamWriter) -> None:
+        asked.append(verb)
+        strangers = sorted(Head(secrets.token_bytes(16), 1, bytes(16)) for _ in range(wire.HEADS_MAX))
+        await answer(writer, heads(*strangers))
+
+    async with beside(respond) as (a, _):
+        await a.start(gossip=False)
+        for _ in range(3):
+            (report,) = await a.gossip.sync_once()
+            assert report == ("b", 0, 0, "")
+        assert asked == ["hello"] * 3
+        assert await a.gossip.lacking() == 0

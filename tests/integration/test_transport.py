@@ -566,13 +566,13 @@ async def test_an_interrupted_pull_resumes() -> None:
 
 @on_a_loop
 async def test_what_is_refused_is_told_once_and_the_rest_goes_on(caplog: pytest.LogCaptureFixture) -> None:
-    stranger, other = bytes(16), b"o" * 16
+    refused, other = AUTHORS[:2]
     caplog.set_level(logging.INFO, "nsync.transport")
     async with federation("ab", start=False) as (a, b):
-        a.log.append(stranger, 3)
+        a.log.append(refused, 3)
         a.log.append(other, 3)
         b.log.append(b.me.author, 2)
-        b.log.refuses = {stranger}
+        b.log.refuses = {refused}
         await a.start(gossip=False)
         await b.start()
         await until(lambda: b.peer("a").failures >= 3, "b backs off")

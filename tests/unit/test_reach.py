@@ -10,14 +10,14 @@ from sqlalchemy import Engine, create_engine
 from sqlalchemy.pool import StaticPool
 
 from nsync.auth.keys import verify
-from nsync.log.stored import Head
+from nsync.log.stored import Head, PeerRecord
 from nsync.namespace.keys import DATASET, Did, Identity
 from nsync.namespace.ops import Assert, encode_op
 from nsync.store.database import create_tables, writing
 from nsync.store.finals import finals
 from nsync.store.log import SqlLog, decode_batch
 from nsync.store.reach import Reach, reach
-from nsync.store.status import progress
+from nsync.store.status import believed, progress
 from tests.support.federation import AUTHOR, AUTHORITY, CHARTER, KEYS
 
 NOW_MS = 1_700_000_000_000
@@ -82,6 +82,14 @@ def test_a_newcomer_sees_its_share_of_what_its_peers_have(engine: Engine) -> Non
     assert (found.segments, found.stored, found.applied, found.known, found.behind) == (2, 4, 2, 6, True)
     assert str(found) == "2 segments, 4 of 6 ops stored (66.7 %), 2 applied (33.3 %)"
     newcomer.dispose()
+
+
+def test_who_answers_and_fails_all_the_same_is_not_believed() -> None:
+    """One that is down is: what it told last is there. Of who is in no charter nobody is."""
+    heads = (Head(ATLAS, 9, bytes(16)), Head(b"?" * 16, 1 << 40, bytes(16)))
+    well, down = PeerRecord("cms", 1, contact_ms=5, heads=heads), PeerRecord("cms", 1, contact_ms=5, heads=heads, failures=7, since_ms=5)
+    assert believed([well], CHARTER) == believed([down], CHARTER) == [heads[0]]
+    assert believed([down._replace(contact_ms=6)], CHARTER) == []
 
 
 def test_an_amendment_names_the_ends_that_are_applied_here(engine: Engine) -> None:

@@ -116,7 +116,7 @@ def _look(connection: Connection, charter: Charter, me: Instance) -> Look:
         read_only=log.read_only(me.author),
         clock=held_back(ahead_ms(record.offset_ms for record in fresh)),
         homes=_homes(connection, log, charter, [record for record in records if charter.by_name(record.name) is not None]),
-        progress=store.progress(connection, [head for record in records for head in record.heads or ()]),
+        progress=store.progress(connection, store.believed(records, charter)),
         floor=log.lines.usable_floors[-1] if log.lines.usable_floors else None,
         alarms=(*alarms.splitlines(), *([below] if (below := found_below(log)) is not None else [])),
     )

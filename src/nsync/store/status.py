@@ -7,8 +7,9 @@ from typing import NamedTuple, Optional
 
 from sqlalchemy import Connection, func, select
 
+from nsync.authority.charter import Charter
 from nsync.catalogue.entries import Conflict
-from nsync.log.stored import Head
+from nsync.log.stored import Head, PeerRecord
 from nsync.namespace import fields
 from nsync.namespace.keys import Key
 from nsync.store import schema
@@ -84,8 +85,20 @@ class Progress(NamedTuple):
         )
 
 
+def believed(records: Iterable[PeerRecord], charter: Charter) -> list[Head]:
+    """What peers have told of the charter's logs. Of one that answers, and with whom every exchange fails all the same, nothing: it may
+    tell of what does not exist."""
+    return [
+        head
+        for record in records
+        if not (record.failures and (record.contact_ms or 0) > (record.since_ms or 0))
+        for head in record.heads or ()
+        if charter.life(head.author) is not None
+    ]
+
+
 def progress(connection: Connection, theirs: Iterable[Head]) -> Progress:
-    """Compare the logs here with the heads that peers told."""
+    """Compare the logs here with the heads that peers told, of which some are `believed`."""
     ends: dict[bytes, int] = {}
     applied: dict[bytes, int] = {}
     for row in connection.execute(select(_BRANCH.author, _BRANCH.last, _BRANCH.applied)):

@@ -64,17 +64,19 @@ class Exchange:
         client: Peer,
         log: LogDoor,
         me: bytes,
+        authors: Collection[bytes],
         pulls: Pulls,
         room: Callable[[], Awaitable[bool]],
         before: Optional[Sequence[Head]] = None,
         door: Optional[NoticeDoor] = None,
     ) -> None:
-        """`room`: returns when something was applied, or with False after a while; `before`: the peer's heads, as it told them last;
-        `door`: to the notices, where there are any."""
+        """`authors`: all of the charter; of nobody else is anything asked for. `room`: returns when something was applied, or with False
+        after a while; `before`: the peer's heads, as it told them last; `door`: to the notices, where there are any."""
         self._notices = door
         self._client = client
         self._log = log
         self._me = me
+        self._authors = authors
         self._pulls = pulls
         self._room = room
         self._before = before
@@ -105,7 +107,7 @@ class Exchange:
         if self._notices is not None:
             await self._notices.exchange(self._client)
         theirs = self.theirs or ()
-        unknown = await self._log.unknown(theirs)
+        unknown = await self._unknown(theirs)
         if unknown:
             await self._pull(unknown)
             mine, unknown = await self._log.heads(), await self._log.unknown(unknown)
@@ -115,7 +117,7 @@ class Exchange:
 
     async def fetch(self, heads: Sequence[Head]) -> None:
         """Pull what the peer has told of. Raises as `run`."""
-        await self._pull(await self._log.unknown(heads))
+        await self._pull(await self._unknown(heads))
         if self._failure is not None:
             raise self._failure
 
@@ -135,6 +137,10 @@ class Exchange:
         if self._notices is not None:
             self._notices.asked(self._client.name, theirs)
         return reply.heads is None
+
+    async def _unknown(self, theirs: Sequence[Head]) -> list[Head]:
+        """Those that are not here, and may be."""
+        return await self._log.unknown([head for head in theirs if head.author in self._authors])
 
     async def _pull(self, missing: Sequence[Head]) -> None:
         """Ask for the heads that they announced, as far as nobody else is asked, until they are here or nothing more comes."""

@@ -46,6 +46,7 @@ from nsync.transport.ports import LogDoor, OnReceived, SegmentLog
 from nsync.transport.pulls import LEASE_MS, Pulls
 from nsync.transport.repair import RepairLog
 from nsync.transport.requests import Signer
+from nsync.transport.roster import Roster
 from nsync.transport.server import Verb
 from nsync.transport.times import happens, monotonic_ms, wall_ms
 
@@ -104,6 +105,7 @@ class Gossip:
         `few_peers`: more than so many hear of what is new by the flood."""
         self._charter = charter
         self._me = me
+        self._authors = frozenset(Roster(charter).authors)
         self._signer = signer
         self._log = LogDoor(log, executor, self.received)
         self._rng = rng
@@ -243,7 +245,7 @@ class Gossip:
 
     async def lacking(self) -> int:
         """How many ops of what the peers have told of are not here."""
-        told = {head for meter in self.meters.values() for head in meter.heads or ()}
+        told = {head for meter in self.meters.values() for head in meter.heads or () if head.author in self._authors}
         missing = await self._log.unknown(told)
         return sum(session.missing_ops(await self._log.heads(), missing).values())
 
@@ -322,7 +324,8 @@ class Gossip:
             self._woken[name].clear()
             self._reset[name].clear()
             heard, given = [*self._heard.pop(name, ()), *self._left.pop(name, ())], self._given
-            exchange = Exchange(client, self._log, self._me.author, self._pulls, self._room, self.meters[name].heads, self.door)
+            before = self.meters[name].heads
+            exchange = Exchange(client, self._log, self._me.author, self._authors, self._pulls, self._room, before, self.door)
             self._running[name] = exchange
             whole = name in self._whole
             self._whole.discard(name)

@@ -51,6 +51,7 @@ class Pulls:
 
     def claim(self, peer: str, missing: Mapping[bytes, int], now_ms: int) -> set[bytes]:
         """Authors of `missing` (author → ops) that `peer`, and nobody else, is now asked for."""
+        self._resting = {author: until_ms for author, until_ms in self._resting.items() if until_ms > now_ms}
         free = sorted((a for a in missing if self._is_free(a, peer, now_ms)), key=lambda author: (self._order.get(author, 0), author))
         share = max(SHARE_OPS_MIN, -(-sum(missing.values()) // max(1, self._helpers())))
         claimed: set[bytes] = set()
@@ -91,9 +92,7 @@ class Pulls:
 
     def _is_free(self, author: bytes, peer: str, now_ms: int) -> bool:
         claim = self._claims.get(author)
-        if self._resting.get(author, 0) > now_ms:
-            return False
-        return claim is None or (claim.peer != peer and claim.until_ms <= now_ms)
+        return author not in self._resting and (claim is None or (claim.peer != peer and claim.until_ms <= now_ms))
 
     def _held(self, author: bytes, peer: str) -> bool:
         claim = self._claims.get(author)
