@@ -27,7 +27,7 @@ from nsync.errors import ConfigError
 from nsync.log.forks import Line, Mark, differences, line_to
 from nsync.log.segment import GONE, Header
 from nsync.namespace import fields
-from nsync.namespace.keys import Attachment, Did, Fact, Key, fact_of, key_of, scope_of
+from nsync.namespace.keys import Attachment, Did, Fact, Key, anchor_of, fact_of, key_of, scope_of
 from nsync.namespace.ops import GRANT_KIND, REVOKE_KIND, STATEMENTS_KIND, Retract, Statement, stored_op
 from nsync.store import kept, schema
 from nsync.store.bulk import bulk_insert
@@ -292,7 +292,8 @@ class SqlState:
     def derive(self) -> set[Fact]:
         """Bring the catalogue up to date with what is touched and new; returns the facts whose entries changed."""
         new, others = self.news.sort()
-        *first, rest = parts(others.union(map(key_of, self.touched)))
+        touched = others.union(map(key_of, self.touched))
+        *first, rest = parts({key for key in touched if anchor_of(key) not in new} if new else touched)
         changed = {fact for part in first for fact in self._derive(part)} | self._derive(rest, new)
         self.touched, self.said = set(), 0
         for name in ("news", "_homes_of", "_soles"):
