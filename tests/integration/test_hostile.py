@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -19,14 +20,15 @@ import pytest
 
 from nsync.authority.charter import Charter
 from nsync.testbed.layout import free_ports
+from nsync.transport.budgets import REFUSALS_TOLD
 from tests.integration.test_forks_between_peers import StoreLog
 from tests.integration.test_transport import Node
 from tests.support.faults import ROOT
 from tests.support.hostile import KEYS, NAMES, federation, history
 
 THROUGHPUT_MIN = 0.8
-TRIES = 6
-"""The machine may be busy with something else in one of the two rounds that are compared."""
+TRIES = 5
+"""The machine may be busy with something else in one of the two rounds that are compared: the median of so many, or of three, counts."""
 
 RSS_MIB_MAX = 64
 RAMP_S = 6.0
@@ -37,7 +39,7 @@ STATED = re.compile(
     "|".join(
         (
             r"INFO nsync\.transport\.server (refused a request from|\w did not read the answer|.* is asked to come later)",
-            r"WARNING nsync\.transport\.server [xy] (pushed \d+ segments that were refused|/nsync/v1/\w+: |is asked to come later)",
+            r"WARNING nsync\.transport\.server [xy] (/nsync/v1/\w+: |is asked to come later)",
             r"WARNING nsync\.transport\.gossip peer [ghxy]: ",
             r"INFO nsync\.transport\.gossip peer [gh]: in order again",
         )
@@ -85,7 +87,7 @@ class Honest:
     def __init__(self, charter: Charter, directory: Path) -> None:
         self.charter, self.directory = charter, directory
         self.rounds = 0
-        self.histories = {name: history(charter, name, 40 * 2 * TRIES, 20).frames for name in "gh"}
+        self.histories = {name: history(charter, name, 40 * (1 + 2 * TRIES), 20).frames for name in "gh"}
 
     async def round(self) -> float:
         """How many seconds it took both, each with its own pace of retries."""
@@ -127,7 +129,8 @@ def test_honest_peers_are_served_beside_hostile_ones(tmp_path: Path) -> None:
     answers: dict[str, dict[str, int]] = {}
     with program("serve", ports, tmp_path / "s.log", str(tmp_path)) as server:
         asyncio.run(honest.round())  # caches are warm
-        while len(ratios) < TRIES - 1 and max(ratios, default=0) < THROUGHPUT_MIN:
+        began = time.monotonic()
+        while len(ratios) < 3 or (len(ratios) < TRIES and statistics.median(ratios) < THROUGHPUT_MIN):
             before_s, before_mib = asyncio.run(honest.round()), server.rss_mib()
             with program("attack", ports, tmp_path / "attack.log") as attack:
                 time.sleep(RAMP_S)
@@ -136,11 +139,14 @@ def test_honest_peers_are_served_beside_hostile_ones(tmp_path: Path) -> None:
                 ratios.append(before_s / beside_s)
                 memory = max(memory, server.rss_mib() - before_mib)
                 answers = json.loads(attack.end())
-        said = server.log.read_text().splitlines()
+        said, lasted_s = server.log.read_text().splitlines(), time.monotonic() - began
     print(f"throughput beside the attack, of that before: {ratios}; memory: {memory:+.1f} MiB; answers: {answers}")
-    assert max(ratios) >= THROUGHPUT_MIN
+    assert statistics.median(ratios) >= THROUGHPUT_MIN
     assert memory <= RSS_MIB_MAX
     assert not [line for line in said if not STATED.match(line)]
+    told = [line for line in said if " nsync.transport.server " in line]
+    tellers = 1 + len(NAMES)
+    assert len(told) <= tellers * (REFUSALS_TOLD.burst + REFUSALS_TOLD.per_s * (lasted_s + 60)), "of all that is refused some is told"
     check(answers)
 
 
