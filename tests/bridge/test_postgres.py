@@ -7,13 +7,16 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from rucio.db.sqla.constants import OpenDataDIDState
 from sqlalchemy import make_url, text
 
+from nsync.namespace.keys import Did
 from nsync.rucio_bridge import triggers
 from nsync.rucio_bridge.capture import Capture
+from nsync.rucio_bridge.materialise import Materialise
 from nsync.rucio_bridge.watch import LOOK_S
 from nsync.store.database import writing
 from nsync.transport.times import happens
@@ -102,6 +105,46 @@ def test_a_change_that_commits_amid_a_drain_is_not_lost(atlas: PostgresInstance,
         monkeypatch.setattr(Capture, "forget", meanwhile)
         assert atlas.bridge.work(atlas.now_ms).published == 1
     assert outbox(atlas) == [("did", "atlas", "late", None, None)]
+
+
+def test_a_transaction_that_commits_amid_a_drain_is_not_torn(atlas: PostgresInstance, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of its rows is about to be read for another reason: it is taken whole or not at all, and nothing of it is undone."""
+    captured = Capture._captured
+
+    def meanwhile(capture: Capture, until: int) -> object:
+        found = captured(capture, until)
+        late.commit()
+        return found
+
+    atlas.add_did("atlas", "d1")
+    assert atlas.work() == 1
+    atlas.add_did("atlas", "d2")
+    with atlas.engine.connect() as late:
+        late.execute(text("UPDATE dids SET is_open = false WHERE name IN ('d1', 'd2')"))
+        monkeypatch.setattr(Capture, "_captured", meanwhile)
+        published = [{str(fact) for fact in applied.changed} for _ in range(2) for applied in atlas.bridge.work(atlas.now_ms).applied]
+    both = {str(Did("atlas", "d1")), str(Did("atlas", "d2"))}
+    assert published in ([both], [{str(Did("atlas", "d2"))}, both])
+    assert outbox(atlas) == [] and set(atlas.query("SELECT name, is_open FROM dids")) == {("d1", False), ("d2", False)}
+
+
+def test_what_rucio_changes_amid_an_application_is_not_overwritten(atlas: PostgresInstance, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction that was about to write the same row is begun anew, and then publishes the change first."""
+    run, begun = Materialise.run, []
+
+    def meanwhile(self: Materialise, *arguments: Any) -> bool:
+        begun.append(1)
+        if len(begun) == 1:
+            late.execute(text("UPDATE dids SET is_open = false WHERE name = 'd1'"))
+            late.commit()
+        return run(self, *arguments)
+
+    atlas.add_did("atlas", "d1")
+    with atlas.engine.connect() as late:
+        monkeypatch.setattr(Materialise, "run", meanwhile)
+        assert atlas.bridge.work(atlas.now_ms).published
+        atlas.work()
+    assert set(atlas.query("SELECT name, is_open FROM dids")) == {("d1", False)} and outbox(atlas) == []
 
 
 def test_triggers_are_removed_with_their_functions(atlas: PostgresInstance) -> None:

@@ -18,7 +18,7 @@ from sqlalchemy import Engine, exists, func, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
-from nsync.authority.charter import Instance, Place, Verify
+from nsync.authority.charter import Charter, Instance, Place, Verify
 from nsync.authority.effective import Authority
 from nsync.errors import ConfigError
 from nsync.failpoints import failpoint
@@ -33,7 +33,7 @@ from nsync.rucio_bridge.guard import unknown_schema
 from nsync.rucio_bridge.materialise import Materialise
 from nsync.rucio_bridge.rows import Rows
 from nsync.store import schema
-from nsync.store.database import begin_writing
+from nsync.store.database import begin_writing, one_moment, unless_changed
 from nsync.store.log import Applied, SqlLog, decode_batch
 from nsync.store.notary import Opened
 
@@ -111,9 +111,16 @@ class Bridge:
             yield session
 
     @contextmanager
+    def _beside_rucio(self) -> Iterator[Session]:
+        """The same, for what reads Rucio's rows and writes them: no transaction of Rucio is seen in part, and none is overwritten."""
+        with self.engine.connect() as connection, one_moment(connection), self._sessions(bind=connection) as session, session.begin():
+            begin_writing(session.connection())
+            yield session
+
+    @contextmanager
     def opened(self, now_ms: int) -> Iterator[Opened]:
         """A transaction of the notary's (store.notary.Ground)."""
-        with self._writing() as session:
+        with self._beside_rucio() as session:
             log = SqlLog(session.connection(), self.authority)
             yield Opened(log, self._is_known_rucio(session), lambda facts, by: self._materialise(session, log, facts, by, now_ms))
 
@@ -134,7 +141,13 @@ class Bridge:
 
     def adopt(self, text: str, now_ms: int) -> None:
         """Go over to the charter of the file `text` and keep it (R5.1). Raises ConfigError unless it goes on from the one in force."""
-        with self._writing() as session:
+        charter = unless_changed(lambda: self._adopt(text, now_ms))
+        me = charter.by_name(self.me.name)
+        assert me is not None, "an instance stays listed"
+        self.authority, self.me = Authority(charter), me
+
+    def _adopt(self, text: str, now_ms: int) -> Charter:
+        with self._beside_rucio() as session:
             connection = session.connection()
             held, charter = charters.in_force(connection, self._verify), charters.following(connection, text, self._verify)
             if held is not None and held.hash != charter.hash:
@@ -148,9 +161,7 @@ class Bridge:
                 if len(log.lines.decided_floors) < decided:
                     LOG.warning("floors after %d are voted for anew, as the charter says", len(log.lines.decided_floors))
             charters.keep(connection, text)
-        me = charter.by_name(self.me.name)
-        assert me is not None, "an instance stays listed"
-        self.authority, self.me = Authority(charter), me
+        return charter
 
     def heard(self, theirs: Collection[Head]) -> Optional[str]:
         """Compare what a peer says that it has of this instance's own log; why nothing is signed here from now on, or None (R4.6)."""
@@ -219,7 +230,10 @@ class Bridge:
 
         For a catalogue that was derived by the rules of another nsync. It takes the write lock for as long as it lasts.
         """
-        with self._writing() as session:
+        return unless_changed(lambda: self._rebuild(now_ms))
+
+    def _rebuild(self, now_ms: int) -> int:
+        with self._beside_rucio() as session:
             if not self._is_known_rucio(session):
                 raise ConfigError(f"nothing is rebuilt: {self._warned}")
             self._publish(session, now_ms, catalogue=False)  # what was changed here is said before rows are written (R7.1)
@@ -244,7 +258,10 @@ class Bridge:
         with self._sessions() as session:
             if outbox_is_empty(session) and (newest == 0 or (newest == self._stuck[0] and now_ms < self._stuck[1])):
                 return Worked(0, (), 0.0)
-        with self._writing() as session:
+        return unless_changed(lambda: self._work(now_ms, publish_only, newest))
+
+    def _work(self, now_ms: int, publish_only: bool, newest: int) -> Worked:
+        with self._beside_rucio() as session:
             if not self._is_known_rucio(session):
                 return Worked(0, (), 0.0)
             began = time.monotonic()
@@ -280,13 +297,21 @@ class Bridge:
             if (time.monotonic() - began) * 1000 > ms_max:
                 break
             self._retried = name
-            with self._writing() as session:
-                facts = parked.of_batch(session, name)
-                if facts and self._is_known_rucio(session):
-                    mine += self._publish(session, now_ms)
-                    released += self._materialise(session, SqlLog(session.connection(), self.authority), facts, name, now_ms)
-                    failpoint("retry-before-commit")
+            published, is_released = unless_changed(lambda: self._retry(name, now_ms))  # noqa: B023
+            mine += published
+            released += is_released
         return Worked(_count(mine), tuple(mine), (time.monotonic() - began) * 1000, released)
+
+    def _retry(self, name: str, now_ms: int) -> tuple[Sequence[Applied], bool]:
+        """What was published, and whether the batch is parked no more."""
+        with self._beside_rucio() as session:
+            facts = parked.of_batch(session, name)
+            if not facts or not self._is_known_rucio(session):
+                return (), False
+            published = self._publish(session, now_ms)
+            released = self._materialise(session, SqlLog(session.connection(), self.authority), facts, name, now_ms)
+            failpoint("retry-before-commit")
+        return published, released
 
     def _newest_waiting(self) -> int:
         """The arrival of the newest segment if there are any that are not applied, or 0."""

@@ -2,7 +2,8 @@
 
 One drain takes every name in the outbox, reads the rows again in the same transaction and compares them with the catalogue: only
 differences are said, and only where this instance may say them. So what the bridge wrote itself, or what changed and
-changed back, makes no op; and one drain is one changeset, so that no transaction of Rucio is torn.
+changed back, makes no op; and one drain is one changeset of what was committed at one moment (`store.database.one_moment`), so that no
+transaction of Rucio is torn.
 """
 
 from __future__ import annotations
