@@ -103,17 +103,6 @@ def test_it_begins_only_when_its_log_before_is_here(federation: list[Instance]) 
     assert cms.segments(cms.bridge.me.author) > 0 and shown(cms) == {"d1", "d2", "d3"}
 
 
-def test_what_a_peer_says_that_it_has_is_enough(federation: list[Instance]) -> None:
-    atlas, cms, _ = federation
-    restored(federation)
-    assert atlas.bridge.heard(atlas.bridge.heads()) is None
-    assert cms.bridge.heard([head for head in atlas.bridge.heads() if head.author != CMS]) is None
-    assert "a backup was restored" in str(cms.bridge.heard(atlas.bridge.heads()))
-    before = cms.segments(CMS)
-    publish(cms, "d3")
-    assert cms.segments(CMS) == before
-
-
 def test_a_database_that_signed_before_it_heard_is_read_only_too(federation: list[Instance]) -> None:
     """Its log has two branches now; the charter names the one that goes on."""
     atlas, cms, belle2 = federation

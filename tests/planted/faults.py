@@ -375,7 +375,7 @@ FAULTS = (
     Fault(
         "what a peer has of one's own log is not looked at",
         function(recovery.heard, lambda *_: None),
-        "bridge.test_restored::test_what_a_peer_says_that_it_has_is_enough",
+        "unit.test_notices::test_ones_own_head_that_is_not_in_ones_own_log_ends_the_signing",
     ),
     # ---- capture
     Fault(

@@ -163,14 +163,6 @@ class Bridge:
             charters.keep(connection, text)
         return charter
 
-    def heard(self, theirs: Collection[Head]) -> Optional[str]:
-        """Compare what a peer says that it has of this instance's own log; why nothing is signed here from now on, or None (R4.6)."""
-        own = [head for head in theirs if head.author == self.me.author]
-        if not own or not self.unknown(own):
-            return None
-        with self._writing() as session:
-            return SqlLog(session.connection(), self.authority).heard(self.me.author, own)
-
     # ---- what peers ask (transport's SegmentLog)
 
     def heads(self) -> list[Head]:
