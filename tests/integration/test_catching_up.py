@@ -23,7 +23,7 @@ from nsync.namespace.ops import ACKNOWLEDGE
 from nsync.store.database import writing
 from nsync.store.log import SqlLog
 from nsync.testbed.layout import free_ports
-from nsync.transport import pulls, session, wire
+from nsync.transport import exchange, gossip, pulls, session, wire
 from nsync.transport.exchange import PUSH_OPS_MAX
 from nsync.transport.flood import Flood
 from nsync.transport.gossip import FEW_PEERS, Gossip
@@ -217,6 +217,29 @@ async def test_the_stream_waits_for_the_store() -> None:
         assert report == ("b", 2000, 0, "")
         assert a.log.refused, "it was full at times"
         assert b.log.asked <= 3, "asked once"
+
+
+@on_a_loop
+async def test_a_store_that_is_slow_ends_the_pull_before_the_sender_hangs_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for one segment at a time, at a third of the pace at which the sender would wait for all of them."""
+    monkeypatch.setattr(exchange, "WAITED_MS_MAX", 500)
+    monkeypatch.setattr(gossip, "ROOM_S_MIN", 0.01)
+    charter, keys = members("ab")
+    a, b = (Node(charter, me, key, log, 3600) for me, key, log in zip(charter.instances, keys, (Narrow(1), MemoryLog())))
+    async with running([a, b], gossip=False):
+        b.log.append(b.me.author, 300, 5000)
+        reports = []
+        while not a.log.segments.get(b.me.author) or len(a.log.segments[b.me.author]) < 300:
+            pulling = asyncio.ensure_future(a.gossip.sync_once())
+            while not pulling.done():
+                await asyncio.sleep(0.02)
+                a.log.room += not a.log.room
+                a.gossip.applied()
+            reports += await pulling
+            assert not reports[-1].error and reports[-1].pulled
+            a.log.room += 100
+        assert len(reports) > 1, "not all in one"
+        assert sum(report.pulled for report in reports) == 300
 
 
 class Blocked(MemoryLog):

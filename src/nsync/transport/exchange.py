@@ -31,6 +31,10 @@ PUSH_BYTES_MAX = 1 << 18
 FAULTS_MAX = 256
 """Refused segments in one exchange: a mistake of somebody else's passes, a flood does not."""
 
+WAITED_MS_MAX = 20_000
+"""How long a stream waits for room, in all: some batches are here before the next byte is read, and a sender that is not read for 30 s
+hangs up (listener.WRITE_S_MAX)."""
+
 
 class Peer(Protocol):
     """What an exchange asks of one peer: `client.PeerClient`, or a simulation's."""
@@ -83,6 +87,7 @@ class Exchange:
         self._claimed: Collection[bytes] = ()
         self._heads: frozenset[Head] = frozenset()
         self._stopped = False
+        self._waited_ms = 0
         self.answered = False
         """Whether the peer spoke to us at all."""
         self.theirs: Optional[Sequence[Head]] = None
@@ -182,14 +187,12 @@ class Exchange:
         own = {self._me: have.pop(self._me)} if self._me in have else {}
         for question in (*session.questions(own), *session.questions(have)):
             if not self._stopped:
+                self._waited_ms = 0
                 await self._client.pull(question, self._take)
 
     async def _take(self, frames: Sequence[bytes]) -> bool:
         """Store a batch; whether more is wanted. Where too much waits, the stream waits too, so nothing is fetched twice."""
-        receipt = await self._log.receive(frames, self._client.name)
-        while receipt.full and await self._room():
-            again = await self._log.receive(frames, self._client.name)
-            receipt = Receipt(receipt.stored + again.stored, again.rejected)
+        receipt = await self._receive(frames)
         self.pulled += receipt.stored
         self._faults += len(receipt.faults)
         if receipt.faults:
@@ -201,6 +204,14 @@ class Exchange:
         goes_on = self._pulls.renew(self._client.name, self._claimed, moved, monotonic_ms())
         self._stopped = self._stopped or receipt.full or not goes_on or self._faults > FAULTS_MAX
         return not self._stopped
+
+    async def _receive(self, frames: Sequence[bytes]) -> Receipt:
+        receipt, begun_ms = await self._log.receive(frames, self._client.name), monotonic_ms()
+        while receipt.full and monotonic_ms() - begun_ms + self._waited_ms < WAITED_MS_MAX and await self._room():
+            again = await self._log.receive(frames, self._client.name)
+            receipt = Receipt(receipt.stored + again.stored, again.rejected)
+        self._waited_ms += monotonic_ms() - begun_ms
+        return receipt
 
     async def _moved(self) -> set[bytes]:
         """The authors of whom there is more here than when this was asked last."""
