@@ -287,6 +287,8 @@ def refused_ops() -> dict[str, tuple[bytes, str]]:
         "an empty project": (_about(FILE, "project", ""), "'' is no text: it needs 1 to 255 characters"),
         "a project of 256 characters": (_about(FILE, "project", "p" * 256), "'" + "p" * 116),
         **{f"JSON {name}": (_about(FILE, "json.x", text), start) for name, (text, start) in REFUSED_JSON.items()},
+        "nil for a field that this version does not know": (_about(DATASET, "later", None), "None is not a value of field 'later'"),
+        "nil for such a field of an RSE": (_about(DISK, "later", None), "None is not a value of field 'later'"),
         "an array of 257 values": (_about(FILE, "later", (None,) * 257), "op is not canonical msgpack"),
         "a grant without verbs": (_grant(verbs=()), "() is not a sorted array of verbs"),
         "a grant of an unknown verb": (_grant(verbs=("own",)), "('own',) is not a sorted array of verbs"),

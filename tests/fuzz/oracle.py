@@ -147,7 +147,7 @@ def _may_be(kind: int, field: str, value: Any) -> bool:
         return _is_attributes(value)
     if kind == 5 and field == "protocols":
         return type(value) is tuple and len(value) <= 16 and all(map(_is_protocol, value))
-    return kind != 2 or _may_be_of_did(field, value)
+    return _may_be_of_did(field, value) if kind == 2 else value is not None
 
 
 def _may_be_of_did(field: str, value: Any) -> bool:
@@ -168,7 +168,7 @@ def _may_be_of_did(field: str, value: Any) -> bool:
         "events": lambda: _is_number(value, 0, 1 << 50),
         "guid": lambda: _is_bytes(value, 16),
     }
-    return checks[field]() if field in checks else True
+    return checks[field]() if field in checks else value is not None
 
 
 def _is_attributes(value: Any) -> bool:

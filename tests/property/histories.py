@@ -38,7 +38,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "events": st.integers(1, 2),
     "project": st.sampled_from(["mc", "data"]),
     f"{fields.JSON_PREFIX}energy": st.sampled_from(["1", '"high"']),
-    "a later version's": st.integers(1, 2),
+    "a later version's": st.sampled_from([1, 2, (None,)]),
 }
 """What else is said about DIDs."""
 

@@ -269,6 +269,7 @@ def check_value(key: tuple[Any, ...], value: Any) -> None:
     elif of == DID and field.startswith(JSON_PREFIX):
         check_json(value)
     else:
+        require(value is not None, value, f"a value of field {show(field)}")
         codec.check(value, f"field {show(field)}", depth=2)  # 2: it stands in a statement in an op
 
 
