@@ -22,7 +22,7 @@ from nsync.errors import ProtocolError
 from nsync.log.segment import FRAME_BYTES_MAX, SEQ_MAX
 from nsync.log.stored import BEGINNING, Head, Receipt, StoredSegment
 from nsync.testing.federation import federation
-from nsync.transport import session, wire
+from nsync.transport import session, streams, wire
 from nsync.transport.roster import Roster
 
 A, B, C = (bytes([i]) * 16 for i in (1, 2, 3))
@@ -326,7 +326,7 @@ def test_bytes_after_the_stream_are_refused() -> None:
 
 
 def test_a_great_window_is_refused() -> None:
-    parameters = zstandard.ZstdCompressionParameters.from_level(3, window_log=wire.WINDOW_BYTES_LOG + 1)
+    parameters = zstandard.ZstdCompressionParameters.from_level(3, window_log=streams.WINDOW_BYTES_LOG + 1)
     compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     body = compressor.compress(bytes(4 * MIB)) + compressor.flush()
     refuse(lambda: wire.decode_frames(body, 8 * MIB), "window")
@@ -348,7 +348,7 @@ def test_a_bomb_is_refused_in_bounded_memory() -> None:
 
 
 def bomb(content: bytes, times: int) -> bytes:
-    parameters = zstandard.ZstdCompressionParameters.from_level(3, window_log=wire.WINDOW_BYTES_LOG)
+    parameters = zstandard.ZstdCompressionParameters.from_level(3, window_log=streams.WINDOW_BYTES_LOG)
     compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
 
     def pieces() -> Iterator[bytes]:

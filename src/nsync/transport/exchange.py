@@ -17,8 +17,8 @@ from typing import Any, Callable, Optional, Protocol
 
 from nsync.errors import NsyncError, ProtocolError, RejectedSegment
 from nsync.log.stored import Head, Receipt
-from nsync.transport import session, wire
-from nsync.transport.notices import NoticeDoor, Word
+from nsync.transport import notices, session, wire
+from nsync.transport.notices import NoticeDoor
 from nsync.transport.ports import LogDoor, Take
 from nsync.transport.pulls import Pulls
 from nsync.transport.times import monotonic_ms
@@ -36,16 +36,11 @@ WAITED_MS_MAX = 20_000
 hangs up (listener.WRITE_S_MAX)."""
 
 
-class Peer(Protocol):
-    """What an exchange asks of one peer: `client.PeerClient`, or a simulation's."""
-
-    name: str
+class Peer(notices.Peer, Protocol):
+    """What is asked of one peer: `client.PeerClient`, or a simulation's."""
 
     async def hello(self, digest: bytes, since: Optional[bytes]) -> wire.HelloReply:
         """Whether the peer's heads have `digest`; if not, its heads, or what changed in them since they had the digest `since`."""
-
-    async def notices(self, word: Word) -> Word:
-        """What the peer says to `word`."""
 
     async def tell(self, heads: Sequence[Head]) -> bool:
         """Say that these heads are new here. Whether the peer will ask for them."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Optional, Protocol, TypeVar, Union
+from typing import Optional, TypeVar, Union
 
 from aiohttp import web
 
@@ -15,6 +15,7 @@ from nsync.authority.charter import Instance
 from nsync.errors import NsyncError, ProtocolError
 from nsync.log.repair import Found, Mended
 from nsync.transport import repair
+from nsync.transport.exchange import Peer
 from nsync.transport.repair import Ask, Look, Mend, RepairLog
 from nsync.transport.server import Verb
 from nsync.transport.times import monotonic_ms
@@ -28,15 +29,6 @@ PARTS_MS_MAX = 60_000
 """Between two parts of what a peer repairs; after that another one is asked."""
 
 T = TypeVar("T")
-
-
-class Peer(Protocol):
-    """What is asked of one peer: `client.PeerClient`, or a simulation's."""
-
-    name: str
-
-    async def ask(self, verb: str, body: bytes, bytes_max: int, decode: Callable[[bytes], Any], s_max: float) -> Any:
-        """What `decode` makes of the answer."""
 
 
 @dataclass

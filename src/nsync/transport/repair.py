@@ -24,14 +24,12 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple, Optional, Protocol, Union
 
-import zstandard
-
 from nsync.errors import ProtocolError, TransportError
 from nsync.log.compaction import BLOCK_OPS
 from nsync.log.repair import BITMAP_BYTES, Damage, Found, Mended
 from nsync.namespace import codec
 from nsync.namespace.ops import OP_BYTES_MAX
-from nsync.transport import wire
+from nsync.transport import streams, wire
 
 VERBS = BLOCKS, BITMAPS, OPS = ("blocks", "bitmaps", "ops")
 
@@ -54,9 +52,6 @@ BLOCKS_BYTES_MAX = SHORT_BYTES * BLOCKS_MAX + 1024
 BITMAPS_BYTES_MAX = BITMAP_BYTES * BITMAPS_MAX + (1 << 16)
 ANSWER_BYTES_MAX = OPS_BYTES_MAX + 4 * OPS_MAX + OP_BYTES_MAX + (1 << 16)
 
-_WINDOW_BYTES_LOG = 20
-_SLICE_BYTES = 64
-"""Inflated at once: to 2 MiB at most, whoever made it (wire)."""
 _LEVELS = {BLOCKS: 1, BITMAPS: 1, OPS: 3}
 _LENGTH = struct.Struct(">I")
 
@@ -183,7 +178,7 @@ def answer(log: RepairLog, verb: str, body: bytes) -> Iterator[bytes]:
         if ops is not None:
             yield encode_ops(ops)
         return
-    writer = _compressor(BITMAPS)
+    writer = streams.compressor(_LEVELS[BITMAPS])
     for index, part in enumerate(_parts(asked.numbers, BITMAPS_AT_ONCE)):
         bitmaps = log.bitmaps(asked.floor, part)
         if bitmaps is None and index:
@@ -270,32 +265,17 @@ def _equal(data: bytes, what: str, size: int, count: int) -> Optional[list[bytes
     return [raw[at : at + size] for at in range(0, len(raw), size)]
 
 
-def _compressor(what: str) -> zstandard.ZstdCompressionObj:
-    parameters = zstandard.ZstdCompressionParameters.from_level(_LEVELS[what], window_log=_WINDOW_BYTES_LOG)
-    return zstandard.ZstdCompressor(compression_params=parameters).compressobj()
-
-
 def _deflate(what: str, raw: bytes) -> bytes:
-    writer = _compressor(what)
+    writer = streams.compressor(_LEVELS[what])
     return writer.compress(raw) + writer.flush()
 
 
 def _inflate(data: bytes, what: str, bytes_max: int) -> bytes:
     """All of one zstd stream, which fills `data`."""
-    reader = zstandard.ZstdDecompressor(max_window_size=1 << _WINDOW_BYTES_LOG).decompressobj()
-    found = bytearray()
-    for start in range(0, len(data), _SLICE_BYTES):
-        try:
-            found += reader.decompress(data[start : start + _SLICE_BYTES])
-        except zstandard.ZstdError as error:
-            raise ProtocolError(f"{what}: not one zstd stream with a window of at most {1 << _WINDOW_BYTES_LOG} bytes: {error}") from error
-        if len(found) > bytes_max:
-            raise ProtocolError(f"{what}: the stream inflates to more than {bytes_max} bytes")
-        if reader.unused_data or (reader.eof and start + _SLICE_BYTES < len(data)):
-            raise ProtocolError(f"{what}: bytes after the end of the zstd stream")
-    if not reader.eof:
-        raise ProtocolError(f"{what}: the stream is cut short after {len(found)} bytes")
-    return bytes(found)
+    stream = streams.Inflater(what, bytes_max)
+    found = b"".join(stream.feed(data))
+    stream.close()
+    return found
 
 
 def _parts(numbers: Sequence[int], size: int) -> Iterator[tuple[int, ...]]:
