@@ -11,7 +11,7 @@ import pytest
 from nsync.auth.keys import SigningKey, verify
 from nsync.authority import charter
 from nsync.authority.charter import Charter
-from nsync.authority.documents import CHARTER_BYTES_MAX, MEMBERS_MAX, check, draft, load, missing_signatures, sign
+from nsync.authority.documents import CHARTER_BYTES_MAX, MEMBERS_MAX, check, draft, load, sign, signers
 from nsync.errors import ConfigError
 from tests.support.federation import AUTHOR, CHARTER, KEYS, NAMES, ROOTS, charter_document
 
@@ -287,9 +287,9 @@ def test_only_a_root_key_of_a_member_signs() -> None:
 def test_whose_signatures_are_missing() -> None:
     made = draft("test", document()["charter"]["members"])
     for left in (3, 2, 1):
-        assert len(missing_signatures(made, verify)) == left
+        assert len(signers(check(made), made, verify).missing) == left
         made = sign(made, ALL[3 - left])
-    assert missing_signatures(made, verify) == []
+    assert signers(check(made), made, verify).missing == ()
 
 
 NO_CHARTERS = {

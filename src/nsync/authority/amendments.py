@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple, Optional
 
 from nsync.authority.charter import Charter, Instance, Verify
-from nsync.authority.documents import CHARTER_BYTES_MAX, check, load, signed_text, valid_signatures, well_formed
+from nsync.authority.documents import CHARTER_BYTES_MAX, check, load, signers, well_formed
 from nsync.errors import ConfigError
 
 FILE_BYTES_MAX = 64 * CHARTER_BYTES_MAX
@@ -153,9 +153,7 @@ def _check_instance(before: Instance, after: Optional[Instance]) -> None:
 
 def _check_signed(charter: Charter, document: Mapping[str, Any], verify: Verify) -> None:
     """Enough members of `charter` signed, each by its root keys of that version."""
-    with well_formed():
-        text, signatures = signed_text(document["charter"]), document["signatures"]
-        signed = [m.name for m in charter.members if valid_signatures(m.roots, text, signatures, verify) >= m.threshold]
+    signed = signers(charter, document, verify).signed
     if len(signed) < charter.threshold:
         raise ConfigError(
             f"amendment: {len(signed)} of the {charter.threshold} members needed have signed ({', '.join(signed) or 'none'}); "

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from nsync.authority.charter import ID_BYTES, AuthorId, Charter, FederationId, Incarnation, Instance, Member, Move, Place, Verify, author_id
 from nsync.errors import ConfigError
@@ -40,6 +40,12 @@ def sign(document: dict[str, Any], key: Any) -> dict[str, Any]:
     with well_formed():
         if not any(key.public in _roots(member) for member in document["charter"]["members"]):
             raise ConfigError(f"charter: {key.public.hex()} is no member's root key; sign with a key that stands in a member's 'roots'")
+    return with_signature(document, key)
+
+
+def with_signature(document: dict[str, Any], key: Any) -> dict[str, Any]:
+    """`document` with the signature of `key` added, whoever's it is. Raises ConfigError."""
+    with well_formed():
         signature: bytes = key.sign("charter", signed_text(document["charter"]))
         return {**document, "signatures": {**document["signatures"], key.public.hex(): signature.hex()}}
 
@@ -51,7 +57,7 @@ def load(text: str, verify: Verify) -> Charter:
     with well_formed():
         document = json.loads(text)
     charter = check(document)
-    missing = missing_signatures(document, verify)
+    missing = signers(charter, document, verify).missing
     if missing:
         raise ConfigError(f"charter: {'; '.join(missing)}; ask the root key holders to run 'nsync charter sign'")
     return charter
@@ -86,21 +92,27 @@ def check(document: Mapping[str, Any]) -> Charter:
     return charter
 
 
-def missing_signatures(document: Mapping[str, Any], verify: Verify) -> list[str]:
-    """Whose signatures `document`, which `check` has passed, still lacks; empty when every member has signed. Raises ConfigError."""
+class Signers(NamedTuple):
+    """Which members have signed a document."""
+
+    signed: tuple[str, ...]
+    """Their names."""
+    missing: tuple[str, ...]
+    """A text for each of the others."""
+
+
+def signers(charter: Charter, document: Mapping[str, Any], verify: Verify) -> Signers:
+    """Which members of `charter` have signed `document`, each with its threshold of the root keys listed there. Raises ConfigError."""
+    signed, missing = [], []
     with well_formed():
-        body, signatures = document["charter"], document["signatures"]
-        signed, missing = signed_text(body), []
-        for member in body["members"]:
-            good = valid_signatures(_roots(member), signed, signatures, verify)
-            if good < member["threshold"]:
-                missing.append(f"member {member['name']!r} has {good} valid signatures of the {member['threshold']} needed")
-    return missing
-
-
-def valid_signatures(roots: Iterable[bytes], text: bytes, signatures: Mapping[str, str], verify: Verify) -> int:
-    """How many of `roots` have validly signed `text`."""
-    return sum(verify(root, "charter", text, bytes.fromhex(signatures.get(root.hex(), ""))) for root in roots)
+        text, signatures = signed_text(document["charter"]), document["signatures"]
+        for member in charter.members:
+            good = sum(verify(root, "charter", text, bytes.fromhex(signatures.get(root.hex(), ""))) for root in member.roots)
+            if good >= member.threshold:
+                signed.append(member.name)
+            else:
+                missing.append(f"member {member.name!r} has {good} valid signatures of the {member.threshold} needed")
+    return Signers(tuple(signed), tuple(missing))
 
 
 @contextmanager

@@ -63,11 +63,11 @@ def read(text: str, verify: Verify) -> CharterFile:
     is_list = text.lstrip().startswith("[")
     genesis, newest = documents.check(found[0]), documents.check(found[-1])
     amendments.check_genesis(genesis)
-    missing = documents.missing_signatures(found[0], verify)
+    missing = documents.signers(genesis, found[0], verify).missing
     if missing:
         if len(found) > 1:
             raise ConfigError(f"charter: the genesis is not signed by all: {'; '.join(missing)}")
-        return CharterFile(genesis, tuple(found), genesis, tuple(missing), is_list)
+        return CharterFile(genesis, tuple(found), genesis, missing, is_list)
     line = amendments.read(text, verify)
     if line.frozen is not None:
         raise ConfigError(f"charter: {line.frozen}")
@@ -89,9 +89,7 @@ def sign(file: CharterFile, key: Any) -> CharterFile:
             raise ConfigError(
                 f"charter: {key.public.hex()} is no root key of version {file.charter.version}, whose members decide about the next"
             )
-        signature: bytes = key.sign("charter", documents.signed_text(last["charter"]))
-        with documents.well_formed():
-            signed = {**last, "signatures": {**last["signatures"], key.public.hex(): signature.hex()}}
+        signed = documents.with_signature(last, key)
     return file._replace(documents=(*file.documents[:-1], signed))
 
 
@@ -113,18 +111,10 @@ def propose(file: CharterFile, edits: Iterable[Edit]) -> CharterFile:
 
 def _missing(charter: Charter, document: Mapping[str, Any], verify: Verify) -> list[str]:
     """How many of the members that version n names have signed n+1, and who has not; empty when enough have."""
-    done, texts = 0, []
-    with documents.well_formed():
-        text, signatures = documents.signed_text(document["charter"]), document["signatures"]
-        for member in charter.members:
-            good = documents.valid_signatures(member.roots, text, signatures, verify)
-            if good >= member.threshold:
-                done += 1
-            else:
-                texts.append(f"member {member.name!r} has {good} valid signatures of the {member.threshold} needed")
-    if done >= charter.threshold:
+    found = documents.signers(charter, document, verify)
+    if len(found.signed) >= charter.threshold:
         return []
-    return [f"{done} of the {charter.threshold} members needed have signed version {charter.version + 1}", *texts]
+    return [f"{len(found.signed)} of the {charter.threshold} members needed have signed version {charter.version + 1}", *found.missing]
 
 
 # ---- edits
