@@ -45,7 +45,7 @@ def test_a_new_file_of_its_home_is_recognised(monkeypatch: Any) -> None:
     )
     news = [new for new, _ in found if new]
     assert all(set(new) == {F1} for new in news)
-    assert max(len(new[F1].slots) for new in news) == 5, "where the changeset is looked at whole"
+    assert max((len(new[F1].slots) for new in news), default=0) == 5, "where the changeset is looked at whole"
 
 
 def test_a_file_that_was_attached_before_it_came_is_shown_there() -> None:
