@@ -113,9 +113,10 @@ def standing(
     on_floor = {mark.branch for mark in floor_line}
     rivals = [branch for branch in left.values() if branch.parent is None or branch.id not in on_floor]
     leaves = [Mark(branch.parent, branch.first - 1) for branch in rivals if branch.parent is not None]
-    if len(rivals) == len(leaves) + 1 and not leaves:
+    one_root = sum(branch.parent is None for branch in rivals) == 1
+    if one_root and not leaves:
         return _open(floor_line) if floor_line else (Mark(rivals[0].id, OPEN),)
-    base = line_to(left, min(leaves, key=lambda mark: mark.seq)) if len(rivals) == len(leaves) + 1 else NOTHING
+    base = line_to(left, min(leaves, key=lambda mark: mark.seq)) if one_root else NOTHING
     lines = [line_to(left, mark) for mark in acknowledged if mark.branch in left]
     shared = [mark for mark in {mark for line in lines for mark in line} if 2 * sum(holds(line, mark) for line in lines) > members]
     best = line_to(left, max(shared, key=lambda mark: mark.seq)) if shared else NOTHING
