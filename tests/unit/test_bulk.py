@@ -9,7 +9,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError
 
 from nsync.store import bulk
-from nsync.store.bulk import bulk_insert, keyed_temp
+from nsync.store.bulk import bulk_insert
 from nsync.store.database import open_store, writing
 
 COLUMNS = ("log", "seq", "raw", "note")
@@ -60,25 +60,3 @@ def test_a_row_that_is_there_already_is_an_error_and_nothing_is_left_of_the_batc
     with pytest.raises(IntegrityError), writing(engine) as connection:
         bulk_insert(connection, "ops", COLUMNS, [*batch, batch[-1]])
     assert stored(engine) == []
-
-
-def test_a_batch_of_keys_is_joined_with_and_the_next_one_replaces_it(engine: Engine) -> None:
-    with writing(engine) as connection:
-        bulk_insert(connection, "ops", COLUMNS, rows(3000))
-        for wanted in (rows(3000)[100:2900], rows(3000)[::7], []):
-            keys = keyed_temp(connection, "nsync_wanted", {"log": int, "seq": int}, [row[:2] for row in wanted])
-            found = connection.execute(text(f"SELECT o.seq FROM {keys} k JOIN ops o ON o.log = k.log AND o.seq = k.seq")).scalars()
-            assert sorted(found) == sorted(row[1] for row in wanted)
-
-
-def test_a_batch_of_keys_replaces_that_of_an_earlier_transaction_committed_or_not(engine: Engine) -> None:
-    for key in (b"a", b"\0\xff"):
-        with writing(engine) as connection:
-            keys = keyed_temp(connection, "nsync_names", {"name": str, "raw": bytes}, [("a", key)])
-            assert [bytes(raw) for raw in connection.execute(text(f"SELECT raw FROM {keys}")).scalars()] == [key]
-        with pytest.raises(ZeroDivisionError), writing(engine) as connection:
-            keyed_temp(connection, "nsync_undone", {"key": int}, [(1,), (2,)])
-            raise ZeroDivisionError
-    with writing(engine) as connection:
-        keys = keyed_temp(connection, "nsync_undone", {"key": int}, [(3,)])
-        assert connection.execute(text(f"SELECT key FROM {keys}")).scalars().all() == [3]

@@ -154,19 +154,9 @@ class Rulings:
         scope = scope_of(key)
         return (*self._acknowledged(self.line(scope) if scope is not None else (), slot.dot), slot.order)
 
-    def acknowledged(self, key: Key, dot: Dot) -> bool:
-        """Whether the home of `key` has said or seen what stands at `dot`, or a floor covers it."""
-        scope = scope_of(key)
-        return scope is None or self._acknowledged(self.line(scope), dot) != NEVER
-
     def doi_position(self, doi: str, dot: Dot) -> Position:
         """Where in the log of the instance that decides about `doi` the place `dot` is said or first seen."""
         return self._acknowledged(self.charter.doi_line(doi), dot)
-
-    def deciders(self, key: Key) -> frozenset[AuthorId]:
-        """The authors whose logs settle statements about `key`; none where only one author can make any."""
-        scope = scope_of(key)
-        return frozenset(span.author for span in self.line(scope)) if scope is not None else frozenset()
 
     def name(self, author: bytes) -> str:
         """The name of `author`'s instance."""

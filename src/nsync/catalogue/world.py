@@ -319,11 +319,6 @@ class World:
         """Where in the log of the instance that decides about `doi` the place `dot` is said or first seen."""
         return self._on_line(self.charter.doi_line(doi), self.node_at(dot), dot) or (1 << 62, 0)
 
-    def acknowledged(self, key: Key, dot: Dot) -> bool:
-        """Whether the home of `key` has said or seen what stands at `dot`."""
-        scope = scope_of(key)
-        return scope is None or self._on_line(self.charter.line(scope), self.node_at(dot), dot) is not None
-
     def silences(self, key: Key, retract: Slot, asserted: Slot) -> bool:
         """Who silences whom (R3.4)."""
         one, other = self.charter.by_author(retract.dot.author), self.charter.by_author(asserted.dot.author)

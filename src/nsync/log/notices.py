@@ -196,16 +196,5 @@ def id_of_floor(floor: Floor) -> bytes:
     return _id(FLOOR, floors.encode_floor(floor))
 
 
-def kind_of(id: bytes) -> int:
-    return id[0]
-
-
 def _id(kind: int, said: bytes) -> bytes:
     return bytes([kind]) + hashlib.blake2b(said, digest_size=ID_BYTES - 1, person=b"nsync notice").digest()
-
-
-def wants(mine: Stand, theirs: Stand) -> tuple[bytes, ...]:
-    """Of what they have, what is not here and of use: votes only for the floor that is voted for here; floors go by their number."""
-    useful = {FORK, HEAD, *((VOTE, TWICE) if mine.decided == theirs.decided else ())}
-    have = set(mine.ids)
-    return tuple(id for id in theirs.ids if id not in have and kind_of(id) in useful)

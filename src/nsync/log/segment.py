@@ -156,13 +156,6 @@ def decode_frame(frame: bytes) -> Segment:
     return Segment(header, header_bytes, signature, ops)
 
 
-def stored_header(frame: bytes) -> Header:
-    """The header of a frame that was checked when it was stored; its ops are not looked at."""
-    parts = codec.split(frame, OPS_MAX)
-    assert parts is not None, "what is stored was checked"
-    return decode_header(parts[0])
-
-
 def check_signature(segment: Segment, key: bytes, verify: Verify) -> None:
     """Raises RejectedSegment unless the owner of `key` signed the header."""
     if not verify(key, "segment", segment.header_bytes, segment.signature):

@@ -1,4 +1,4 @@
-"""Many rows at once: a fast way in for each back-end, and a place for a batch of keys that statements can join with.
+"""Many rows at once: a fast way in for each back-end.
 
 Table and column names become SQL text: pass constants, never what a peer or user says. Values are bound. All of it happens in
 the caller's transaction.
@@ -6,7 +6,7 @@ the caller's transaction.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -20,8 +20,6 @@ PARAMETERS_MAX = 900
 
 FEW = 300
 """Rows for which statement after statement is faster on PostgreSQL than to fill a temporary table first (that costs 4 ms)."""
-
-_TYPES = {"sqlite": {int: "INTEGER", bytes: "BLOB", str: "TEXT"}, "postgresql": {int: "BIGINT", bytes: "BYTEA", str: "TEXT"}}
 
 
 def bulk_insert(connection: Connection, table: str, columns: Sequence[str], rows: Sequence[Row], *, skip_known: bool = False) -> int:
@@ -45,24 +43,6 @@ def bulk_insert(connection: Connection, table: str, columns: Sequence[str], rows
     _copy(connection, "pg_temp.nsync_new", columns, rows)
     known = connection.exec_driver_sql(f"INSERT INTO {table} ({names}) SELECT {names} FROM pg_temp.nsync_new ON CONFLICT DO NOTHING")
     return known.rowcount
-
-
-def keyed_temp(connection: Connection, name: str, columns: Mapping[str, type], rows: Sequence[Row]) -> str:
-    """Put `rows` into a temporary table and return its name as SQL text, to join with or to select from.
-
-    `columns` maps each name to int, bytes or str. The next call with `name` on this connection, in this transaction or a later
-    one, replaces the rows. It is for batches that several statements use. To read once, and where nothing may be written, IN lists
-    of 400 keys (`chunks`) do as well on SQLite (30 000 keys among 10⁶: 57 ms against 58 to 70; lists of 4000 or 30 000, and
-    json_each, are no faster), and on PostgreSQL `= ANY` is best (120 ms; temporary table 128; lists of 400 185).
-    """
-    is_sqlite = connection.dialect.name == "sqlite"
-    place = f"temp.{name}" if is_sqlite else f"pg_temp.{name}"
-    types = _TYPES[connection.dialect.name]
-    shape = ", ".join(f"{column} {types[kind]}" for column, kind in columns.items())
-    connection.exec_driver_sql(f"CREATE TEMPORARY TABLE IF NOT EXISTS {name} ({shape})")
-    connection.exec_driver_sql(f"DELETE FROM {place}" if is_sqlite else f"TRUNCATE {place}")
-    bulk_insert(connection, place, list(columns), rows)
-    return place
 
 
 def _insert_many(connection: Connection, table: str, columns: Sequence[str], rows: Sequence[Row], skip_known: bool) -> int:
