@@ -149,6 +149,11 @@ class Charter:
         found: Optional[Instance] = self.__dict__["_by_name"].get(name)
         return found
 
+    def name_of(self, author: bytes) -> str:
+        """The name of `author`'s instance; of a stranger the beginning of its id."""
+        instance = self.by_author(author)
+        return instance.name if instance is not None else author.hex()[:12]
+
     def life(self, author: bytes) -> Optional[Incarnation]:
         """The incarnation that `author` is, or None for a stranger."""
         found: Optional[Incarnation] = self.__dict__["_lives"].get(author)

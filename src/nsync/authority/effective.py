@@ -25,5 +25,4 @@ class Authority:
 
     def name(self, author: bytes) -> str:
         """The name of `author`'s instance."""
-        instance = self.charter.by_author(author)
-        return instance.name if instance is not None else author.hex()[:12]
+        return self.charter.name_of(author)

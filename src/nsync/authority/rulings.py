@@ -158,11 +158,6 @@ class Rulings:
         """Where in the log of the instance that decides about `doi` the place `dot` is said or first seen."""
         return self._acknowledged(self.charter.doi_line(doi), dot)
 
-    def name(self, author: bytes) -> str:
-        """The name of `author`'s instance."""
-        instance = self.charter.by_author(author)
-        return instance.name if instance is not None else author.hex()[:12]
-
     # ---- leaves
 
     def line(self, scope: str) -> tuple[Span, ...]:

@@ -42,10 +42,6 @@ class Judge(Protocol):
         """The same in the log of the instance that decides about a DOI."""
         ...
 
-    def name(self, author: bytes) -> str:
-        """The name of an author's instance."""
-        ...
-
 
 class Reader:
     """Readings of slots under one authority and one past."""
@@ -103,7 +99,7 @@ class Reader:
 
     def name(self, author: bytes) -> str:
         """The name of the instance that `author` speaks for."""
-        return self._judge.name(author)
+        return self._judge.charter.name_of(author)
 
     # ---- what a rule took away
 

@@ -332,11 +332,6 @@ class World:
         said = Said(key, retract, self.node_at(retract.dot))
         return self.charter.eras(scope)[era].home.name == one.name or self._granted(said, one, scope, era, (REMOVE,))
 
-    def name(self, author: bytes) -> str:
-        """The name of `author`'s instance."""
-        instance = self.charter.by_author(author)
-        return instance.name if instance is not None else author.hex()[:12]
-
 
 def _superseded(said: Said, counts: Collection[tuple[Key, Dot]], first: Collection[tuple[Did, Dot]]) -> bool:
     """Whether the author said something later about the key, which counts; a first claim never is."""

@@ -292,8 +292,7 @@ class SqlState:
     def derive(self) -> set[Fact]:
         """Bring the catalogue up to date with what is touched and new; returns the facts whose entries changed."""
         new, others = self.news.sort()
-        touched = others.union(map(key_of, self.touched))
-        *first, rest = parts({key for key in touched if anchor_of(key) not in new} if new else touched)
+        *first, rest = parts({key for key in others.union(map(key_of, self.touched)) if anchor_of(key) not in new})
         changed = {fact for part in first for fact in self._derive(part)} | self._derive(rest, new)
         self.touched, self.said = set(), 0
         for name in ("news", "_homes_of", "_soles"):
@@ -315,7 +314,7 @@ class SqlState:
         """Touch what guests say in a stretch of `branch` and `decider` decides about; everybody's, if it is None."""
         query = select(_GUEST.seq).where(_GUEST.branch == branch, _GUEST.seq > after, _GUEST.seq <= until)
         if decider is not None:
-            query = query.where(_GUEST.home == self.rulings.name(decider))
+            query = query.where(_GUEST.home == self.lines.charter.name_of(decider))
         self._touch([Mark(branch, seq) for seq in self.connection.execute(query).scalars()])
 
     def _touch(self, marks: Collection[Mark], scope: Optional[str] = None) -> None:
@@ -334,7 +333,7 @@ class SqlState:
             if dot in given.revocations and grantee is not None:
                 for branch in (b for life in grantee.incarnations for b in self.lines.of(life.author)):
                     query = select(_GUEST.seq).where(_GUEST.branch == branch.id, _GUEST.seq > seen.get(branch.id, 0))
-                    query = query.where(_GUEST.home == self.rulings.name(dot.author))
+                    query = query.where(_GUEST.home == self.lines.charter.name_of(dot.author))
                     self._touch([Mark(branch.id, seq) for seq in self.connection.execute(query).scalars()], given.grant.scope)
 
     def _touch_moved(self, before: Readings) -> None:
@@ -367,7 +366,7 @@ class SqlState:
         seen = self.lines.past(Mark(own[0].id, own[0].applied)) if own else {}
         for branch in self.lines.branches.values():
             query = select(_GUEST.seq).where(
-                _GUEST.home == self.rulings.name(home), _GUEST.branch == branch.id, _GUEST.seq > seen.get(branch.id, 0)
+                _GUEST.home == self.lines.charter.name_of(home), _GUEST.branch == branch.id, _GUEST.seq > seen.get(branch.id, 0)
             )
             marks = [Mark(branch.id, seq) for seq in self.connection.execute(query.limit(UNSEEN_MAX)).scalars()]
             if len(marks) == UNSEEN_MAX or any(self._waits_for_order(mark, op) for mark, op in self.statements.ops(marks)):
