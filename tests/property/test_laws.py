@@ -1,4 +1,4 @@
-"""The laws that the merge rests on: slots are a lattice, and reading them is reading the whole log (R3.3-R3.5).
+"""The laws that the merge rests on: to read the slots is to read the whole log, and pasts kept as steps are the plain vectors (R3.3-R3.5).
 
 The oracle reads the log the obvious way: every statement ever made, with the past of each as a plain version vector.
 Stamps of guests lie, so nothing may depend on them but the choice of a value among what nobody has seen the successor of.
@@ -7,20 +7,25 @@ Stamps of guests lie, so nothing may depend on them but the choice of a value am
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial, reduce
+from functools import partial
 from typing import Callable, NamedTuple, Optional
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import Connection, insert
 
 from nsync.authority.rulings import Given, Rulings
 from nsync.clock import Stamp
-from nsync.crdt import Dot, Pasts, Slot, Slots, maximal, newest, standing
+from nsync.crdt import Dot, Past, Slot, maximal, newest, standing
 from nsync.crdt.orset import Silences, anyone
-from nsync.crdt.past import contains, steps_of
+from nsync.crdt.past import contains
+from nsync.log.forks import Mark
 from nsync.namespace.keys import Did
+from nsync.store import schema
+from nsync.store.lines import SqlLines
 from tests.property.stories import GENESIS
+from tests.support.database import disposed, memory_engine
 
 AUTHORS = tuple(sorted(instance.author for instance in GENESIS.instances))
 HOME = next(instance.author for instance in GENESIS.instances if instance.name == "atlas")
@@ -36,8 +41,17 @@ class Op(NamedTuple):
     seen: dict[bytes, int]
 
 
-class Logs(Pasts):
-    """What rulings ask of logs in which nobody grants anything and no floor is voted for."""
+class Logs:
+    """What rulings ask of logs in which nobody grants anything and no floor is voted for. Of each op it has the whole past."""
+
+    def __init__(self) -> None:
+        self.seen: dict[Dot, dict[bytes, int]] = {}
+
+    def seen_from(self, author: bytes, dot: Dot) -> Optional[int]:
+        """The first position of `author`'s log whose past holds `dot`."""
+        return min(
+            (own.seq for own, seen in self.seen.items() if own.author == author and seen.get(dot.author, 0) >= dot.seq), default=None
+        )
 
     def head(self, author: bytes) -> int:
         return 0
@@ -55,6 +69,7 @@ class History:
     def __init__(self) -> None:
         self.ops: list[Op] = []
         self.pasts = Logs()
+        self.deps: dict[Dot, list[Dot]] = {}
         self._seen: dict[bytes, dict[bytes, int]] = {author: {} for author in AUTHORS}
         self._clock = dict.fromkeys(AUTHORS, 0)
         self._seqs = dict.fromkeys(AUTHORS, 0)
@@ -70,8 +85,8 @@ class History:
         self._clock[author] += 1
         stamp = self._clock[author] if lie is None or author == HOME else lie
         dot = Dot(author, self._seqs[author])
-        for step in steps_of(self.pasts, author, dot.seq, self._deps(author)):
-            self.pasts.add(step)
+        self.deps[dot] = self._deps(author)
+        self.pasts.seen[dot] = dict(self._seen[author])
         self.ops.append(Op(Slot(dot, Stamp(stamp, 0), value is None, value), key, dict(self._seen[author])))
 
     def _deps(self, author: bytes) -> list[Dot]:
@@ -117,7 +132,7 @@ def reading(most: list[Slot]) -> tuple[object, ...]:
     return bool(most), max(most, key=lambda slot: slot.order).value if most else None, {slot.dot: slot.value for slot in most}
 
 
-def slot_reading(slots: list[Slot], pasts: Pasts, silences: Silences) -> tuple[object, ...]:
+def slot_reading(slots: list[Slot], pasts: Past, silences: Silences) -> tuple[object, ...]:
     stand = standing(slots, pasts, silences)
     found = reading(maximal(stand, pasts))
     value = newest(stand, pasts)
@@ -125,11 +140,10 @@ def slot_reading(slots: list[Slot], pasts: Pasts, silences: Silences) -> tuple[o
     return found
 
 
-def joined(ops: list[Op]) -> Slots:
-    slots = Slots()
-    for op in ops:
-        slots.join(op.key, op.slot)
-    return slots
+def slots_of(ops: Sequence[Op], key: Did) -> list[Slot]:
+    """Of each author the statement about `key` with the greatest seq."""
+    last = {op.slot.dot.author: op.slot for op in sorted(ops, key=lambda op: op.slot.dot.seq) if op.key == key}
+    return [slot for _, slot in sorted(last.items())]
 
 
 def plain_set(logs: Logs, key: Did) -> Silences:
@@ -145,12 +159,10 @@ def shared_scope(logs: Logs, key: Did) -> Silences:
 @given(steps=STEPS)
 def test_reading_the_slots_is_reading_the_whole_log(law: Callable[[Logs, Did], Silences], steps: list[tuple[object, ...]]) -> None:
     made = history(steps)
-    slots = Slots()
     for count, op in enumerate(made.ops, 1):  # at every moment, not only at the end
-        slots.join(op.key, op.slot)
         said = [other for other in made.ops[:count] if other.key == op.key]
         silences = law(made.pasts, op.key)
-        assert slot_reading(slots.of(op.key), made.pasts, silences) == full_reading(said, silences)
+        assert slot_reading(slots_of(said, op.key), made.pasts, silences) == full_reading(said, silences)
 
 
 @settings(max_examples=300, deadline=None)
@@ -164,54 +176,35 @@ def test_what_an_instance_has_that_lacks_some_logs_reads_as_those_logs(steps: li
     part = [op for op in made.ops if op == top or past(top, op)]
     for key in KEYS:
         said = [op for op in part if op.key == key]
-        assert slot_reading(joined(part).of(key), made.pasts, anyone) == full_reading(said, anyone)
+        assert slot_reading(slots_of(part, key), made.pasts, anyone) == full_reading(said, anyone)
 
 
-@settings(max_examples=300, deadline=None)
+def stored(connection: Connection, made: History) -> SqlLines:
+    """The pasts of a history as a store keeps them, a segment for each op."""
+    for number, author in enumerate(AUTHORS, 1):
+        seq = sum(op.slot.dot.author == author for op in made.ops)
+        end = {"applied": seq, "applied_hash": bytes(16), "applied_stamp_ms": seq, "applied_stamp_logical": 0} if seq else {"applied": 0}
+        row = {"id": number, "author": author, "first": 1, "last": seq, "hash": bytes(16), "stamp_ms": seq, "stamp_logical": 0}
+        connection.execute(insert(schema.branch).values(**row, **end, open_segments=0))
+    lines = SqlLines(connection, GENESIS)
+    for op in made.ops:
+        dot = op.slot.dot
+        lines.grow(branch_of(dot.author), dot.seq, [Mark(branch_of(dep.author), dep.seq) for dep in made.deps[dot]])
+    return lines
+
+
+def branch_of(author: bytes) -> int:
+    return AUTHORS.index(author) + 1  # type: ignore[arg-type]
+
+
+@settings(max_examples=100, deadline=None)
 @given(STEPS)
 def test_pasts_by_steps_are_the_plain_vectors(steps: list[tuple[object, ...]]) -> None:
     made = history(steps)
-    for later in made.ops:
-        assert made.pasts.at(later.slot.dot) == {a: s for a, s in later.seen.items() if s}
-        for earlier in made.ops:
-            assert contains(made.pasts, later.slot.dot, earlier.slot.dot) == past(later, earlier)
-
-
-# ---- the lattice
-
-
-def merge(one: Slots, other: Slots) -> Slots:
-    """The join of two states."""
-    result = Slots()
-    for state in (one, other):
-        for key in sorted(state.keys()):  # type: ignore[type-var]
-            for slot in state.of(key):
-                result.join(key, slot)
-    return result
-
-
-def plain(state: Slots) -> dict[object, list[Slot]]:
-    return {key: state.of(key) for key in sorted(state.keys())}  # type: ignore[type-var]
-
-
-@settings(max_examples=300, deadline=None)
-@given(STEPS, st.data())
-def test_the_join_is_commutative_associative_and_idempotent(steps: list[tuple[object, ...]], data: st.DataObject) -> None:
-    ops = history(steps).ops
-    parts = [joined(data.draw(st.lists(st.sampled_from(ops), max_size=20)) if ops else []) for _ in range(3)]
-    a, b, c = parts
-    assert plain(merge(a, b)) == plain(merge(b, a))
-    assert plain(merge(merge(a, b), c)) == plain(merge(a, merge(b, c)))
-    assert plain(merge(a, a)) == plain(a) == plain(merge(a, Slots()))
-    assert plain(merge(merge(a, b), b)) == plain(merge(a, b))
-    assert plain(reduce(merge, parts, joined(ops))) == plain(joined(ops)), "the whole history is the greatest of its parts"
-
-
-@settings(max_examples=200, deadline=None)
-@given(STEPS)
-def test_join_tells_whether_the_state_changed(steps: list[tuple[object, ...]]) -> None:
-    slots = Slots()
-    for op in history(steps).ops:
-        before = plain(slots)
-        assert slots.join(op.key, op.slot) is (plain(slots) != before) is True
-        assert slots.join(op.key, op.slot) is False
+    with disposed(memory_engine()) as engine, engine.begin() as connection:
+        lines = stored(connection, made)
+        for later in made.ops:
+            author, seq = later.slot.dot
+            assert lines.past(Mark(branch_of(author), seq)) == {branch_of(other): seen for other, seen in later.seen.items() if seen}
+            for earlier in made.ops:
+                assert contains(lines, later.slot.dot, earlier.slot.dot) == past(later, earlier)

@@ -7,7 +7,7 @@ seen another is answered by `past`. Sets, maps and registers are readings of the
 from nsync.crdt.lwwmap import newest
 from nsync.crdt.mvregister import maximal
 from nsync.crdt.orset import standing
-from nsync.crdt.past import Dot, Past, Pasts
-from nsync.crdt.slots import Slot, Slots
+from nsync.crdt.past import Dot, Past
+from nsync.crdt.slots import Slot
 
-__all__ = ["Dot", "Past", "Pasts", "Slot", "Slots", "maximal", "newest", "standing"]
+__all__ = ["Dot", "Past", "Slot", "maximal", "newest", "standing"]
