@@ -88,10 +88,10 @@ class Stream(NamedTuple):
 class Federation:
     """Authors who go on from what they published before."""
 
-    def __init__(self, directory: Path, seed: int, sampled: int = 50) -> None:
+    def __init__(self, directory: Path, seed: int, sampled: int = 50, authors: Sequence[str] = AUTHORS) -> None:
         """One file in `sampled` can be updated later."""
         self.directory, self.seed, self.sampled = directory, seed, sampled
-        self.authors = [Author(name) for name in AUTHORS]
+        self.authors = [Author(name) for name in authors]
         self.rng = random.Random(seed)
         self.sample: list[tuple[Author, File]] = []
         self._last: list[Author] = []
