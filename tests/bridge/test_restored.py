@@ -132,3 +132,21 @@ def test_a_charter_never_goes_back_or_aside(federation: list[Instance]) -> None:
         cms.bridge.adopt(amended(final._replace(seq=final.seq + 1)), cms.now_ms)
     with pytest.raises(ConfigError, match="this database is of"):
         cms.bridge.adopt(charter_document(guests=False), cms.now_ms)
+
+
+def test_what_a_guest_made_in_an_earlier_incarnation_it_can_remove(federation: list[Instance]) -> None:
+    cms = federation[1]
+    cms.add_did("atlas.shared", "g1")
+    cms.work()
+    final = restored(federation)
+    settle(federation)
+    adopt(federation, amended(final))
+    settle(federation)
+    assert all(names_in(instance) == ["g1"] for instance in federation)
+    cms.delete_did("atlas.shared", "g1")
+    settle(federation)
+    assert all(names_in(instance) == [] for instance in federation)
+
+
+def names_in(instance: Instance) -> list[str]:
+    return [name for (name,) in instance.query("SELECT name FROM dids WHERE scope = 'atlas.shared'")]

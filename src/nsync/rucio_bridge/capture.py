@@ -170,7 +170,7 @@ class Capture:
                 said = True  # its row was never written here, so nobody removed it; or it waits for the home already
             else:
                 is_home = self.authority.decider(statement.key) in (None, self.me.author)
-                said = not any(is_home or slot.dot.author == self.me.author for slot in reader.standing(statement.key, about))
+                said = not any(is_home or reader.name(slot.dot.author) == self.me.name for slot in reader.standing(statement.key, about))
             if not said:
                 found.append(statement)
         return found
@@ -197,7 +197,7 @@ class Capture:
         reader = Reader(self.state.rulings)
         tops = {key: reader.maximal(slots) for key, slots in self.state.slots(closed).items()}
         reopened = [key for key, said in tops.items() if not any(slot.value for slot in said)]
-        return [Assert(key, True) for key in reopened if any(slot.dot.author == self.me.author for slot in tops[key])]
+        return [Assert(key, True) for key in reopened if any(reader.name(slot.dot.author) == self.me.name for slot in tops[key])]
 
     def _held_back(self, wanted: Collection[Key]) -> dict[Key, Slot]:
         """The last words of this instance about `wanted`, where they wait for the home."""
