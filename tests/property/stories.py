@@ -15,7 +15,7 @@ from nsync.authority.amendments import check_succession
 from nsync.authority.charter import AuthorId, Charter, Instance, Place, author_id
 from nsync.authority.documents import check
 from nsync.catalogue.writer import Writer
-from nsync.log.floor import Floor, Vote, sign_vote
+from nsync.log.floor import Floor, Vote, floors, sign_vote
 from nsync.log.segment import Dep, Segment
 from nsync.namespace import fields
 from nsync.namespace.fields import Identity
@@ -142,7 +142,7 @@ class Teller:
             self.personas[name].append(twin)
 
     def _floor(self, index: int, name: str, persona: int, voters: Sequence[str]) -> None:
-        """What one of them sees is voted for; with three of four it is the next floor."""
+        """What one of them sees is voted for; with three of four it is a floor, and later votes are for the next."""
         heads: dict[bytes, Dep] = {}
         for segment in self._who(name, persona).log:
             header = segment.header
@@ -152,7 +152,7 @@ class Teller:
         for voter in sorted(set(voters)):
             author = AuthorId(self.personas[voter][0].author)
             self.votes.append(sign_vote(GENESIS.federation, author, floor, self.personas[voter][0]._sign))
-        self.floors += len(set(voters)) >= 3
+        self.floors = len(floors(self.votes, self.charters[-1]))
 
     def _incarnate(self, index: int, name: str, persona: int) -> None:
         """The charter names where this machine's log ended, and a new incarnation goes on from there."""
