@@ -96,7 +96,7 @@ def _applied_heads(self: SqlLog) -> list[Head]:
 
 
 def _one_head_each(original: Original) -> Original:
-    return lambda self: sorted({head.author: head for head in original(self)}.values())
+    return lambda self: sorted({head.author: head for head in reversed(original(self))}.values())
 
 
 def _first_come(branches: Any, **_: Any) -> forks.Line:
