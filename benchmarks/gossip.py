@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -26,16 +26,19 @@ from benchmarks.streams import _KEYS, AUTHORITY, CHARTER, Federation, Stream, ba
 from benchmarks.subject import Store
 from nsync.auth.keys import verify
 from nsync.authority.charter import Charter, Instance, Place
+from nsync.authority.effective import Authority
 from nsync.log.stored import Head, Receipt, StoredSegment
 from nsync.store.database import writing
 from nsync.store.log import SqlLog, decode_batch
+from nsync.store.notary import Notary, Opened
+from nsync.store.repair import Repairs
 from nsync.testing import convergence
 from nsync.transport import session, wire
 from nsync.transport.client import PeerClient, open_session
 from nsync.transport.gossip import Gossip
 from nsync.transport.listener import Listener
 from nsync.transport.roster import Roster
-from nsync.transport.server import Server
+from nsync.transport.times import wall_ms
 
 SIZES = (3, 8, 20, 50)
 NAMES = (
@@ -62,7 +65,7 @@ _URLS = build_opener(ProxyHandler({}))
 
 def measure(directory: Path, entries: int) -> Iterator[Row]:
     yield from messages()
-    stream = Federation(directory, 21).publish_new(min(entries, FILES_MAX))
+    stream = Federation(directory, 21, authors=["atlas"]).publish_new(min(entries, FILES_MAX))
     yield from catching_up(directory, stream)
     yield from at_once(directory, stream)
     for size in SIZES:
@@ -128,9 +131,17 @@ class Node:
         self.charter, self.me = charter, me
         self._news = asyncio.Event()
         self._reader, self._writer = ThreadPoolExecutor(2), ThreadPoolExecutor(1)
-        self.gossip = Gossip(charter, me, _KEYS[name], self.log, self._reader, random.Random(1), self._news.set)
-        server = Server(charter, me, self.log, self._reader, self.gossip.received, verbs=self.gossip.verbs())
-        self._listener = Listener(server.app())
+        self.engine, self.authority = store.engine, Authority(charter)
+        notary = Notary(self, _KEYS[name].sign, verify, wall_ms, lambda taken, sender: None)
+        log, repairs = self.log, Repairs(self, wall_ms)
+        self.gossip = Gossip(charter, me, _KEYS[name], log, self._reader, random.Random(1), self._news.set, notices=notary, repairs=repairs)
+        self._listener = Listener(self.gossip.server().app())
+
+    @contextmanager
+    def opened(self, now_ms: int) -> Iterator[Opened]:
+        """A transaction of the notary's (store.notary.Ground)."""
+        with writing(self.engine) as connection:
+            yield Opened(SqlLog(connection, self.authority), True, lambda facts, by: None)
 
     async def serve(self) -> None:
         await self._listener.start(LOOPBACK, int(self.me.url.rsplit(":", 1)[1]))
@@ -245,7 +256,7 @@ async def _idle(serving: Node, node: Node) -> float:
         client = PeerClient(http, node.charter, node.me, serving.me, _KEYS["cms"])
         began = time.process_time()
         for _ in range(ROUNDS):
-            reply = await client.hello(session.digest(node.log.heads()))
+            reply = await client.hello(session.covering(node.log.heads(), await node.gossip.door.digest()))
             assert reply.heads is None
     return (time.process_time() - began) / ROUNDS * 1000
 

@@ -99,7 +99,8 @@ def _charter_text() -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # not there, or not UTF-8
-        raise ConfigError(f"[nsync] charter = {path}: {error}; put the federation's signed charter there") from error
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"[nsync] charter = {path}: {why}; put the federation's signed charter there") from error
 
 
 def _address(name: str, value: str) -> tuple[str, int]:

@@ -40,7 +40,6 @@ from nsync.transport.health import Health, Reasons
 from nsync.transport.keeper import Keeper
 from nsync.transport.listener import Listener
 from nsync.transport.peers import held_back
-from nsync.transport.server import Server
 from nsync.transport.times import happens, wall_ms
 
 LOG = logging.getLogger(__name__)
@@ -100,18 +99,7 @@ class Node:
 
     async def _serve(self, stop: asyncio.Event) -> None:
         me, gossip = self.settings.me, self.gossip
-        server = Server(
-            self.settings.charter,
-            me,
-            self.bridge,
-            self._reader,
-            gossip.received,
-            verbs=gossip.verbs(),
-            meters=gossip.meters,
-            notices=gossip.door,
-            on_called=gossip.called,
-        )
-        app = server.app()
+        app = gossip.server().app()
         Health(self._unwell).add_to(app)
         listener = Listener(app, behind_proxy=me.url.startswith("https:") and self.settings.tls is None)
         try:

@@ -38,37 +38,37 @@ class StoreLog:
 
     def __init__(self, path: Path, charter: Charter, me: AuthorId) -> None:
         self.path = path
-        self._engine = create_engine(f"sqlite:///{path}")
+        self.engine = create_engine(f"sqlite:///{path}")
         self._authority = Authority(charter)
         self._me = me
         self.located = 0
         self.asked = 0
         self.frames = 0
         self.received: list[Receipt] = []
-        create_tables(self._engine)
+        create_tables(self.engine)
 
     def heads(self) -> list[Head]:
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             return SqlLog(connection, self._authority).stored_heads()
 
     def unknown(self, theirs: Collection[Head]) -> list[Head]:
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             return SqlLog(connection, self._authority).unknown(theirs)
 
     def locator(self, author: bytes) -> list[Place]:
         self.located += 1
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             return SqlLog(connection, self._authority).locator(author)
 
     def segments_after(self, have: session.Have, bytes_max: int) -> list[StoredSegment]:
         self.asked += 1
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             return SqlLog(connection, self._authority).segments_after(have, bytes_max)
 
     def receive(self, frames: Sequence[bytes], sender: str) -> Receipt:
         self.frames += len(frames)
         decoded, rejected = decode_batch(frames, self._authority, verify)
-        with writing(self._engine) as connection:
+        with writing(self.engine) as connection:
             log = SqlLog(connection, self._authority)
             log.heard(self._me, [Head(s.header.author, s.header.last, s.hash) for s in decoded])
             receipt = log.store(decoded)
@@ -77,18 +77,18 @@ class StoreLog:
 
     def publish(self, sign: segments.Sign, count: int = 1) -> None:
         for _ in range(count):
-            with writing(self._engine) as connection:
+            with writing(self.engine) as connection:
                 SqlLog(connection, self._authority).publish([ACKNOWLEDGE], self._me, sign, NOW_MS)
 
     def read_only(self) -> Optional[str]:
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             return SqlLog(connection, self._authority).read_only(self._me)
 
     def is_known(self, author: bytes, history: History) -> bool:
         return self.unknown([Head(author, history.tip.seq, history.tip.hash)]) == []
 
     def close(self) -> None:
-        self._engine.dispose()
+        self.engine.dispose()
 
 
 class History:

@@ -19,11 +19,20 @@ from typing import Any
 
 import pytest
 
-from nsync.transport import budgets, wire
+from nsync.authority.charter import Place
+from nsync.authority.effective import Authority
+from nsync.log.lease import sign_head
+from nsync.log.notices import Stand, head_notice
+from nsync.store.repair import Repairs
+from nsync.transport import budgets, notices, repair, wire
 from nsync.transport.budgets import Budget
+from nsync.transport.notices import Word
+from nsync.transport.repair import Places
 from nsync.transport.roster import Roster
+from nsync.transport.times import wall_ms
 from tests.integration.test_forks_between_peers import History, StoreLog
 from tests.integration.test_transport import Node, head, members
+from tests.support.notary import Notaries
 
 SEED = 20_261_124
 ROUNDS = int(os.environ.get("NSYNC_MUTATIONS", "30000"))
@@ -197,13 +206,22 @@ async def send_altered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
     log = StoreLog(tmp_path / "z.db", charter, charter.instances[-1].author)
     *callers, callee = (Node(charter, me, key, log, 3600) for me, key in zip(charter.instances, keys))
     history = History(charter, callers[0].me.author, keys[0]).write(40)
+    ground = Notaries(Authority(charter), "z", keys[-1].sign, wall_ms())
+    ground.engine = log.engine
+    callee.notices, callee.repairs = ground.notary, Repairs(ground, wall_ms)
+    signed = sign_head(charter.federation, callers[0].me.author, Place(1, bytes(16)), wall_ms(), keys[0].sign)
     await callee.start(gossip=False, header_s_max=0.5, source_rate=GENEROUS)
     bodies = {
         "hello": [wire.encode_hello(bytes(16), Roster(charter).digest)],
         "tell": [wire.encode_tell(callee.log.heads())],
         "pull": [wire.encode_have({callers[0].me.author: []}), wire.encode_have({})],
         "push": [wire.encode_frames(history.frames[n : n + 3]) for n in range(0, 40, 3)],
+        "notices": [notices.encode(Word(Stand(0, ()), ())), notices.encode(Word(Stand(1, (bytes(16),)), (head_notice(signed),)))],
+        "blocks": [repair.encode_first(1, 0)],
+        "bitmaps": [repair.encode_places(Places(1, (0, 1, 2)))],
+        "ops": [repair.encode_places(Places(1, (0, 1, 4095)))],
     }
+    assert set(bodies) == {verb.name for verb in callee.server._verbs}, "over every route"
     senders = [Sender(callee.port, f"127.0.1.{n + 1}", Mutator(SEED + n, caller, callee, bodies)) for n, caller in enumerate(callers)]
     before = open_descriptors()
     try:

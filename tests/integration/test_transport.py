@@ -39,9 +39,9 @@ from nsync.transport.listener import Listener
 from nsync.transport.notices import NoticeLog
 from nsync.transport.peers import CLOCK_HEADER, PeerState
 from nsync.transport.ports import SegmentLog, Take
+from nsync.transport.repair import RepairLog
 from nsync.transport.requests import authorization
 from nsync.transport.roster import Roster
-from nsync.transport.server import Server
 from nsync.transport.times import monotonic_ms
 
 Test = Callable[..., Coroutine[None, None, None]]
@@ -163,6 +163,7 @@ class Node(Generic[Log]):
         self.log = log
         self.source_address: Optional[str] = None
         self.notices: Optional[NoticeLog] = None
+        self.repairs: Optional[RepairLog] = None
         self.applied = 0
         self.executor = ThreadPoolExecutor(1, thread_name_prefix=me.name)
         self.listener: Optional[Listener] = None
@@ -181,19 +182,9 @@ class Node(Generic[Log]):
             self.interval_s,
             self.source_address,
             notices=self.notices,
+            repairs=self.repairs,
         )
-        verbs = self.gossip.verbs()
-        self.server = Server(
-            self.charter,
-            self.me,
-            self.log,
-            self.executor,
-            self.gossip.received,
-            body_s_max=body_s_max,
-            verbs=verbs,
-            notices=self.gossip.door,
-            on_called=self.gossip.called,
-        )
+        self.server = self.gossip.server(body_s_max=body_s_max)
         self.listener = Listener(self.server.app(), **limits)
         await self.listener.start("127.0.0.1", self.port)
         self.running = asyncio.ensure_future(self.gossip.run()) if gossip else None

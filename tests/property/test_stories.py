@@ -242,7 +242,7 @@ def _counts_or_waits(log: SqlLog, one: Statement, dot: Dot) -> bool:
     return ruling is not None and ruling.standing != VOID
 
 
-@settings(max_examples=STORIES_TOLD * 50 // 2000, deadline=None)
+@settings(max_examples=max(1, STORIES_TOLD * 50 // 2000), deadline=None)
 @given(STORIES, st.randoms(use_true_random=False))
 def test_what_an_instance_may_say_is_what_counts_or_waits(steps: Sequence[tuple[Any, ...]], rng: random.Random) -> None:
     with disposed(memory_engine()) as engine:

@@ -28,14 +28,17 @@ import zstandard
 
 from nsync.auth.keys import SigningKey
 from nsync.authority.charter import Charter, FederationId, Instance
+from nsync.authority.effective import Authority
 from nsync.log.stored import Head
+from nsync.store.repair import Repairs
 from nsync.transport import wire
 from nsync.transport.gossip import Gossip
 from nsync.transport.listener import Listener
 from nsync.transport.requests import authorization
 from nsync.transport.roster import Roster
-from nsync.transport.server import Server
+from nsync.transport.times import wall_ms
 from tests.integration.test_forks_between_peers import History, StoreLog
+from tests.support.notary import Notaries
 
 NAMES = "sghxy"
 KEYS = {name: SigningKey(bytes([number]) * 32) for number, name in enumerate(NAMES, 1)}
@@ -77,10 +80,23 @@ async def serve(ports: list[int], directory: Path) -> None:
     me = charter.instances[0]
     log = StoreLog(directory / "s.db", charter, me.author)
     log.receive(history(charter, "s", SEGMENTS, OPS).frames, "s")
+    ground = Notaries(Authority(charter), "s", KEYS["s"].sign, wall_ms())
+    ground.engine = log.engine
     executor = ThreadPoolExecutor(2)
     calls = Charter("test", 1, charter.federation, (me, *charter.instances[3:]))  # the honest ones come by themselves, at their own times
-    gossip = Gossip(calls, me, KEYS["s"], log, executor, random.Random(1), lambda: None, interval_s=1.0)
-    listener = Listener(Server(charter, me, log, executor, gossip.received, verbs=gossip.verbs()).app())
+    gossip = Gossip(
+        calls,
+        me,
+        KEYS["s"],
+        log,
+        executor,
+        random.Random(1),
+        lambda: None,
+        interval_s=1.0,
+        notices=ground.notary,
+        repairs=Repairs(ground, wall_ms),
+    )
+    listener = Listener(gossip.server(charter).app())
     await listener.start("127.0.0.1", ports[0])
     running = asyncio.ensure_future(gossip.run())
     print("ready", flush=True)

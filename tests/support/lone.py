@@ -16,8 +16,9 @@ import logging
 import random
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -26,7 +27,7 @@ from typing import Any, Callable, NamedTuple, Optional, TypeVar
 from sqlalchemy import Connection, Engine
 
 from nsync.auth.keys import SigningKey, verify
-from nsync.authority.charter import AuthorId, Instance, Place
+from nsync.authority.charter import Instance, Place
 from nsync.authority.documents import load
 from nsync.authority.effective import Authority
 from nsync.clock import AHEAD_MS_MAX
@@ -37,11 +38,12 @@ from nsync.namespace.keys import Attribute, Did, Identity
 from nsync.namespace.ops import ACKNOWLEDGE, Assert, encode_op
 from nsync.store.database import create_tables, open_store, writing
 from nsync.store.log import Applied, SqlLog, decode_batch
+from nsync.store.notary import Notary, Opened
+from nsync.store.repair import Repairs
 from nsync.testing.peer import SHARED
 from nsync.testing.workload import Workload
 from nsync.transport.gossip import Gossip
 from nsync.transport.listener import Listener
-from nsync.transport.server import Server
 from nsync.transport.session import Have
 from nsync.transport.times import happens, wall_ms
 
@@ -49,6 +51,9 @@ LOOPBACK = "127.0.0.1"
 COMPARED = ("nsync_segment", "nsync_branch", "nsync_entry", "nsync_conflict")
 """Of the tables that must be the same at all instances those that tell what is stored, what is applied, and what is shown."""
 STORED = "SELECT b.author, s.first, s.last, s.hash FROM nsync_segment s JOIN nsync_branch b ON b.id = s.branch ORDER BY 1, 2"
+
+TEND_S = 1.0
+"""Between two looks at what is to be signed and voted for."""
 
 T = TypeVar("T")
 
@@ -71,12 +76,18 @@ class Config(NamedTuple):
 class Store:
     """The log in a file of SQLite (transport's SegmentLog), and the work of a node on it. Each method is one transaction."""
 
-    def __init__(self, path: str, authority: Authority, author: AuthorId, key: SigningKey) -> None:
+    def __init__(self, path: str, authority: Authority, me: Instance, key: SigningKey) -> None:
         self.engine: Engine = open_store(f"sqlite:///{path}")
         create_tables(self.engine)
         self.authority = authority
-        self.author = author
+        self.me, self.author = me, me.author
         self._key = key
+
+    @contextmanager
+    def opened(self, now_ms: int) -> Iterator[Opened]:
+        """A transaction of the notary's (store.notary.Ground)."""
+        with writing(self.engine) as connection:
+            yield Opened(SqlLog(connection, self.authority), True, lambda facts, by: None)
 
     def heads(self) -> list[Head]:
         return self._read(lambda log: log.stored_heads())
@@ -158,7 +169,8 @@ class Lone:
         self._workload = Workload(self._rng, [instance.name for instance in charter.instances])
         self._writer, self._reader = ThreadPoolExecutor(1, "write"), ThreadPoolExecutor(2, "read")
         self._news = asyncio.Event()
-        self.store = Store(config.database, Authority(charter), me.author, key)
+        self.store = Store(config.database, Authority(charter), me, key)
+        self.notary = Notary(self.store, key.sign, verify, wall_ms, lambda taken, sender: None)
         self.gossip = Gossip(
             charter,
             me,
@@ -169,15 +181,16 @@ class Lone:
             self._news.set,
             interval_s=config.interval_s,
             source_address=config.source_address,
+            notices=self.notary,
+            repairs=Repairs(self.store, wall_ms),
         )
-        server = Server(charter, me, self.store, self._reader, self.gossip.received, verbs=self.gossip.verbs(), meters=self.gossip.meters)
-        self.listener = Listener(server.app())
+        self.listener = Listener(self.gossip.server().app())
 
     async def run(self, commands: asyncio.StreamReader) -> None:
         """Until `commands` end."""
         await self.listener.start(LOOPBACK, self.config.port)
         _say({"listens": True})
-        work = [self.gossip.run(), self._keep_working(), self._obey(commands)]
+        work = [self.gossip.run(), self._keep_working(), self._keep_tending(), self._obey(commands)]
         tasks = [asyncio.ensure_future(one) for one in work]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -202,6 +215,12 @@ class Lone:
             self._news.clear()
             if not await self._work():
                 await happens(self._news, AHEAD_MS_MAX / 1000)
+
+    async def _keep_tending(self) -> None:
+        while True:
+            if (await self._do(self._writer, self.notary.tend)).fresh:
+                self.gossip.wake()
+            await asyncio.sleep(TEND_S)
 
     async def _work(self, ops: Sequence[bytes] = ()) -> list[Applied]:
         applied = await self._do(self._writer, partial(self.store.work, ops))

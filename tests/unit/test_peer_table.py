@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Optional
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Engine, create_engine
-from sqlalchemy.exc import OperationalError
 
 from nsync.log.stored import Head, PeerRecord
 from nsync.store import peers
 from nsync.store.database import create_tables, writing
-from nsync.transport.gossip import Gossip
-from nsync.transport.keeper import Keeper
 from nsync.transport.peers import BACKOFF_MS_MAX, CLOCK_AGE_MS_MAX, SAMPLES, Meter, PeerState, ahead_ms
-from tests.integration.test_transport import MemoryLog, members
 
 WALL_MS = 1_700_000_000_000
 HEADS = (Head(b"a" * 16, 7, b"h" * 16), Head(b"b" * 16, 9, b"i" * 16))
@@ -158,26 +151,3 @@ def test_no_pause_outlasts_a_clock_that_jumped(wall_ms: int, now_ms: int) -> Non
     state = Meter().recall(FULL, now_ms, wall_ms)
     assert state.pause_ms(now_ms) <= BACKOFF_MS_MAX
     assert state.last_contact_ms is not None and state.last_contact_ms <= now_ms
-
-
-# ---- kept by the node
-
-
-def test_what_could_not_be_kept_is_kept_at_the_next_look(tmp_path: Path) -> None:
-    """Not only once it changes again, or half a minute later."""
-    engine = create_engine(f"sqlite:///{tmp_path}/nsync.db", connect_args={"timeout": 0})
-    create_tables(engine)
-    charter, keys = members("ab")
-    gossip = Gossip(charter, charter.instances[0], keys[0], MemoryLog(), None, random.Random(1), lambda: None)
-
-    async def looks() -> None:
-        with ThreadPoolExecutor(1) as executor:
-            keeper = Keeper(gossip, peers.PeerTable(engine), executor, executor, 1.0)
-            with writing(engine), pytest.raises(OperationalError, match="locked"):
-                await keeper.look()
-            await keeper.look()
-
-    asyncio.run(looks())
-    with engine.connect() as connection:
-        assert [record.name for record in peers.load(connection)] == ["b"]
-    engine.dispose()

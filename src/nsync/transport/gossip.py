@@ -47,7 +47,7 @@ from nsync.transport.pulls import LEASE_MS, Pulls
 from nsync.transport.repair import RepairLog
 from nsync.transport.requests import Signer
 from nsync.transport.roster import Roster
-from nsync.transport.server import Verb
+from nsync.transport.server import Server, Verb
 from nsync.transport.times import happens, monotonic_ms, wall_ms
 
 logger = logging.getLogger("nsync.transport.gossip")
@@ -107,6 +107,7 @@ class Gossip:
         self._me = me
         self._authors = frozenset(Roster(charter).authors)
         self._signer = signer
+        self._here = (me, log, executor, self.received)
         self._log = LogDoor(log, executor, self.received)
         self._rng = rng
         self._on_received = on_received
@@ -201,6 +202,11 @@ class Gossip:
     def applied(self) -> None:
         """Something that waited was applied, so there is room for more."""
         self._applied.set()
+
+    def server(self, charter: Optional[Charter] = None, body_s_max: float = wire.BODY_S_MAX) -> Server:
+        """What answers the peers, with all that there is here. `charter`: where others may ask than are asked."""
+        asked = (charter or self._charter, *self._here)
+        return Server(*asked, body_s_max=body_s_max, verbs=self.verbs(), meters=self.meters, notices=self.door, on_called=self.called)
 
     def verbs(self) -> tuple[Verb, ...]:
         """What peers ask of the gossip, for the server."""
