@@ -20,7 +20,6 @@ from nsync.auth.keys import verify
 from nsync.authority import amendments
 from nsync.cli.output import as_json, fail, setup_logging
 from nsync.errors import ConfigError, NsyncError
-from nsync.store import migrations
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -157,6 +156,7 @@ def _in_force(settings: Settings) -> Settings:
 def _database() -> Iterator[Connection]:
     """Rucio's database, with the nsync tables. Raises ConfigError."""
     from nsync.rucio_bridge.engine import get_engine
+    from nsync.store import migrations
 
     with get_engine().connect() as connection:
         migrations.require_current(connection)
