@@ -43,11 +43,13 @@ def any_engine() -> Engine:
 def unsuited(engine: Engine) -> Optional[str]:
     """Why nsync does not work beside Rucio with this URL, with the way out; None when it does."""
     name, driver = engine.dialect.name, engine.dialect.driver
-    if driver == "nsync":
+    if driver == "nsync" or (name, driver) == ("postgresql", "psycopg"):
         return None
     if name == "sqlite":
         return (
             "[database] default begins with 'sqlite:', with which Rucio loses calls beside a second writer; write 'sqlite+nsync:' "
             "in its place, here and as sqlalchemy.url in alembic.ini, and restart Rucio (README, 'Beside your own Rucio', step 2)"
         )
-    return f"[database] default is of {name}; this nsync works on SQLite only (README, 'What is not there yet')"
+    if name == "postgresql":
+        return f"[database] default is read with {driver}; write 'postgresql+psycopg:' in its place, and install psycopg"
+    return f"[database] default is of {name}; nsync works on PostgreSQL and SQLite"
