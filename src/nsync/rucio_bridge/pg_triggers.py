@@ -15,6 +15,9 @@ from typing import NamedTuple
 from sqlalchemy import Connection, text
 
 _ORIGIN = "current_setting('nsync.origin', true) IS NOT DISTINCT FROM 'bridge'"
+_UUIDS = ("id", "rse_id")
+_JSON = ("meta",)
+"""Columns of a type that has no equality."""
 
 
 class Captured(NamedTuple):
@@ -46,14 +49,17 @@ def _trigger(name: str, event: str, table: str, body: str) -> Iterator[str]:
 
 
 def _into(one: Captured, event: str) -> str:
-    """The INSERT into the outbox."""
-    source, where = "changed r", one.shared.format(row="r")
-    if event == "UPDATE":
-        source += f" JOIN was o USING ({', '.join(one.names)})"
-        where = f"({' OR '.join(f'o.{c} IS DISTINCT FROM r.{c}' for c in one.columns)}) AND {where}"
-    values = ", ".join(f"replace(r.{name}::text, '-', '')" if name == "rse_id" else f"r.{name}" for name in one.names)
+    """The INSERT into the outbox. Of an update those rows count that were not there before with the same shared columns."""
+    values = ", ".join(f"replace(r.{name}::text, '-', '')" if name in _UUIDS else f"r.{name}" for name in one.names)
     into = f"INSERT INTO nsync_outbox (kind, {', '.join('abcd'[: len(one.names)])})"
-    return f"{into} SELECT DISTINCT '{one.kind}', {values} FROM {source} WHERE {where};"
+    return f"{into} SELECT DISTINCT '{one.kind}', {values} FROM {_source(one, event)} r WHERE {one.shared.format(row='r')};"
+
+
+def _source(one: Captured, event: str) -> str:
+    if event != "UPDATE":
+        return "changed"
+    columns = ", ".join((*one.names, *(f"{c}::text" if c in _JSON else c for c in one.columns)))
+    return f"(SELECT {columns} FROM changed EXCEPT SELECT {columns} FROM was)"
 
 
 def installed(connection: Connection, prefix: str) -> list[str]:

@@ -15,45 +15,53 @@ from contextlib import contextmanager
 from sqlalchemy import Connection, delete, func, insert, select, text
 
 from nsync.errors import ConfigError
+from nsync.namespace import fields
 from nsync.rucio_bridge import pg_triggers
 from nsync.rucio_bridge.pg_triggers import Captured
 from nsync.store import schema
 
 PREFIX = "nsync_capture_"
 
-DID, ATTACHMENT, REPLICA, RSE, SCOPE = "did", "attachment", "replica", "rse", "scope"
-"""Kinds of outbox rows: (scope, name) · (scope, name, child scope, child name) · (scope, name, RSE id) · (RSE id) · (scope)."""
+DID, ATTACHMENT, REPLICA, RSE, SCOPE, CONSTITUENT = "did", "attachment", "replica", "rse", "scope", "constituent"
+"""Kinds of outbox rows: (scope, name) · (scope, name, child scope, child name) · (scope, name, RSE id) · (RSE id) · (scope) ·
+(archive's scope, name, child scope, child name). What hangs on a DID alone (its metadata, its open data) is told as the DID."""
 
+_DID = ("scope", "name")
+_EDGE = ("scope", "name", "child_scope", "child_name")
+_IDENTITY = ("did_type", "is_open", "bytes", "adler32", "md5")
+_FLAGS = (fields.MONOTONIC, fields.HIDDEN, fields.OBSOLETE)
+_PROTOCOL = ("scheme", "hostname", "port", "prefix", "impl", "read_lan", "read_wan", "third_party_copy_read")
+
+_IN_SHARED_SCOPE = "EXISTS (SELECT 1 FROM nsync_shared_scope s WHERE s.scope = {row}.scope)"
 _SHARED = (
-    "(EXISTS (SELECT 1 FROM nsync_shared_scope s WHERE s.scope = {row}.scope)"
-    " OR EXISTS (SELECT 1 FROM nsync_entry e WHERE e.kind = 2 AND e.scope = {row}.scope AND e.name = {row}.name))"
+    f"({_IN_SHARED_SCOPE} OR EXISTS (SELECT 1 FROM nsync_entry e WHERE e.kind = 2 AND e.scope = {{row}}.scope AND e.name = {{row}}.name))"
 )
+_ALL = "1 = 1"
 
-_CAPTURED = (
-    Captured("scopes", SCOPE, ("scope",), (), "EXISTS (SELECT 1 FROM nsync_shared_scope s WHERE s.scope = {row}.scope)"),
-    Captured("dids", DID, ("scope", "name"), ("did_type", "is_open", "bytes", "adler32", "md5"), _SHARED),
-    Captured("contents", ATTACHMENT, ("scope", "name", "child_scope", "child_name"), (), _SHARED),
-    Captured("replicas", REPLICA, ("scope", "name", "rse_id"), ("state", "path"), _SHARED),
-    Captured("dids_opendata", DID, ("scope", "name"), ("state",), "1 = 1"),
-    Captured("dids_opendata_doi", DID, ("scope", "name"), ("doi",), "1 = 1"),
-    Captured(
-        "rse_protocols",
-        RSE,
-        ("rse_id",),
-        ("scheme", "hostname", "port", "prefix", "impl", "read_lan", "read_wan", "third_party_copy_read"),
-        "1 = 1",
-    ),
-    Captured("rse_attr_map", RSE, ("rse_id",), ("value",), "1 = 1"),
+CAPTURED = (
+    Captured("scopes", SCOPE, ("scope",), (), _IN_SHARED_SCOPE),
+    Captured("dids", DID, _DID, (*_IDENTITY, *_FLAGS, *fields.METADATA), _SHARED),
+    Captured("did_meta", DID, _DID, ("meta",), _SHARED),
+    Captured("contents", ATTACHMENT, _EDGE, (), _SHARED),
+    Captured("archive_contents", CONSTITUENT, _EDGE, (), _SHARED),
+    Captured("replicas", REPLICA, (*_DID, "rse_id"), ("state", "path", "bytes"), _SHARED),
+    Captured("dids_opendata", DID, _DID, ("state",), _ALL),
+    Captured("dids_opendata_doi", DID, _DID, ("doi",), _ALL),
+    Captured("dids_opendata_record", DID, _DID, ("record_id",), _ALL),
+    Captured("dids_opendata_meta", DID, _DID, ("meta",), _ALL),
+    Captured("rses", RSE, ("id",), ("rse", "deterministic", "deleted"), _ALL),
+    Captured("rse_protocols", RSE, ("rse_id",), _PROTOCOL, _ALL),
+    Captured("rse_attr_map", RSE, ("rse_id",), ("value",), _ALL),
 )
 
 
 def statements(dialect: str = "sqlite") -> list[str]:
     """The SQL that makes the triggers: what a database administrator may read before they allow it."""
     if dialect == "postgresql":
-        return list(pg_triggers.statements(PREFIX, _CAPTURED))
+        return list(pg_triggers.statements(PREFIX, CAPTURED))
     return [
         _trigger(table, kind, names, event, columns, shared)
-        for table, kind, names, columns, shared in _CAPTURED
+        for table, kind, names, columns, shared in CAPTURED
         for event in ("INSERT", "DELETE", *(["UPDATE"] if columns else []))
     ]
 
@@ -139,6 +147,8 @@ def _look_at(connection: Connection, scope: str) -> None:
         "INSERT INTO nsync_outbox (kind, a, b) SELECT 'did', scope, name FROM dids WHERE scope = :scope",
         "INSERT INTO nsync_outbox (kind, a, b, c, d) "
         "SELECT 'attachment', scope, name, child_scope, child_name FROM contents WHERE scope = :scope",
+        "INSERT INTO nsync_outbox (kind, a, b, c, d) "
+        "SELECT 'constituent', scope, name, child_scope, child_name FROM archive_contents WHERE scope = :scope",
         "INSERT INTO nsync_outbox (kind, a, b, c) "
         "SELECT 'replica', scope, name, replace(CAST(rse_id AS VARCHAR(36)), '-', '') FROM replicas WHERE scope = :scope",
     ):
