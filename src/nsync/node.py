@@ -230,7 +230,7 @@ class Node:
             self.gossip.applied()
         for applied in worked.applied:
             name = self.bridge.authority.name(applied.author)
-            LOG.info("applied %s %d-%d: %d entries changed", name, applied.first, applied.last, len(applied.changed))
+            LOG.info("applied %s %d-%d: %d entries changed", name, applied.first, applied.last, applied.changed)
             metrics.APPLIED_CHANGESETS.labels(name).inc()
             metrics.VOID_STATEMENTS.labels(name).inc(applied.void)
 

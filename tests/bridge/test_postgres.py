@@ -13,7 +13,6 @@ import pytest
 from rucio.db.sqla.constants import OpenDataDIDState
 from sqlalchemy import make_url, text
 
-from nsync.namespace.keys import Did
 from nsync.rucio_bridge import triggers
 from nsync.rucio_bridge.capture import Capture
 from nsync.rucio_bridge.materialise import Materialise
@@ -122,9 +121,8 @@ def test_a_transaction_that_commits_amid_a_drain_is_not_torn(atlas: PostgresInst
     with atlas.engine.connect() as late:
         late.execute(text("UPDATE dids SET is_open = false WHERE name IN ('d1', 'd2')"))
         monkeypatch.setattr(Capture, "_captured", meanwhile)
-        published = [{str(fact) for fact in applied.changed} for _ in range(2) for applied in atlas.bridge.work(atlas.now_ms).applied]
-    both = {str(Did("atlas", "d1")), str(Did("atlas", "d2"))}
-    assert published in ([both], [{str(Did("atlas", "d2"))}, both])
+        published = [applied.changed for _ in range(2) for applied in atlas.bridge.work(atlas.now_ms).applied]
+    assert published in ([2], [1, 2])
     assert outbox(atlas) == [] and set(atlas.query("SELECT name, is_open FROM dids")) == {("d1", False), ("d2", False)}
 
 

@@ -107,8 +107,8 @@ def _oldest_slot(original: Callable[..., Any]) -> Callable[..., Any]:
     return first
 
 
-def _echo_stays(self: Bridge, session: Any, log: SqlLog, facts: Any, batch: str, now_ms: int) -> bool:
-    return Materialise(session, log.state, self._rows(session), self.me.name).run(facts, batch, now_ms)
+def _echo_stays(self: Bridge, session: Any, log: SqlLog, batch: str, now_ms: int) -> bool:
+    return Materialise(session, log.state, self._rows(session), self.me.name).run(batch, now_ms)
 
 
 def _applies_first(original: Callable[..., Any]) -> Callable[..., Any]:

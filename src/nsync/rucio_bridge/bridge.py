@@ -25,7 +25,6 @@ from nsync.failpoints import failpoint
 from nsync.log.segment import Segment, Sign, changesets
 from nsync.log.stored import FULL, Head, Receipt, StoredSegment, refusals
 from nsync.metrics import REFUSED_SEGMENTS
-from nsync.namespace.keys import Fact
 from nsync.namespace.ops import ACKNOWLEDGE
 from nsync.rucio_bridge import charters, parked, triggers
 from nsync.rucio_bridge.capture import Capture, outbox_is_empty
@@ -122,7 +121,7 @@ class Bridge:
         """A transaction of the notary's (store.notary.Ground)."""
         with self._beside_rucio() as session:
             log = SqlLog(session.connection(), self.authority)
-            yield Opened(log, self._is_known_rucio(session), lambda facts, by: self._materialise(session, log, facts, by, now_ms))
+            yield Opened(log, self._is_known_rucio(session), lambda by: self._materialise(session, log, by, now_ms))
 
     def compact(self, ms_max: float) -> int:
         """Collect below the newest floor for about `ms_max`; returns how many ops went. See `is_compact`."""
@@ -156,7 +155,8 @@ class Bridge:
                     raise ConfigError(reason)
                 log = SqlLog(connection, Authority(held))
                 decided = len(log.lines.decided_floors)
-                self._materialise(session, log, log.adopt(charter), f"charter version {charter.version}", now_ms)
+                log.adopt(charter)
+                self._materialise(session, log, f"charter version {charter.version}", now_ms)
                 LOG.info("version %d of the charter is in force", charter.version)
                 if len(log.lines.decided_floors) < decided:
                     LOG.warning("floors after %d are voted for anew, as the charter says", len(log.lines.decided_floors))
@@ -233,9 +233,12 @@ class Bridge:
             log.state.shown.set_aside()
             log.rebuild()
             failpoint("rebuild-derived")
-            moved = log.state.shown.moved()
-            self._materialise(session, log, moved, "rebuilt catalogue", now_ms)
-        return len(moved)
+            changes = log.state.changes
+            changes.add_moved()
+            log.state.shown.forget_aside()
+            moved = len(changes)
+            self._materialise(session, log, "rebuilt catalogue", now_ms)
+        return moved
 
     # ---- the two effects
 
@@ -297,11 +300,13 @@ class Bridge:
     def _retry(self, name: str, now_ms: int) -> tuple[Sequence[Applied], bool]:
         """What was published, and whether the batch is parked no more."""
         with self._beside_rucio() as session:
-            facts = parked.of_batch(session, name)
-            if not facts or not self._is_known_rucio(session):
+            if not self._is_known_rucio(session):
                 return (), False
             published = self._publish(session, now_ms)
-            released = self._materialise(session, SqlLog(session.connection(), self.authority), facts, name, now_ms)
+            log = SqlLog(session.connection(), self.authority)
+            if not parked.list_batch(session, name, log.state.changes):
+                return published, True
+            released = self._materialise(session, log, name, now_ms)
             failpoint("retry-before-commit")
         return published, released
 
@@ -326,11 +331,13 @@ class Bridge:
         if drained is None:
             return []
         ops = changesets(drained.ops) if drained.ops else ()
-        published = [log.publish(some, self.me.author, self._sign, now_ms, catalogue) for some in ops]
+        published = []
+        for some in ops:
+            applied = log.publish(some, self.me.author, self._sign, now_ms, catalogue)
+            failpoint("publish-logged")
+            self._materialise(session, log, self._batch(applied), now_ms)
+            published.append(applied)
         capture.forget(drained.until)
-        failpoint("publish-logged")
-        for applied in published:
-            self._materialise(session, log, applied.changed, self._batch(applied), now_ms)
         return published
 
     def _may_sign(self, log: SqlLog) -> bool:
@@ -349,7 +356,7 @@ class Bridge:
         if not log.state.owes_acknowledgement(self.me.author) or not self._may_sign(log):
             return []
         acknowledged = log.publish([ACKNOWLEDGE], self.me.author, self._sign, now_ms)
-        self._materialise(session, log, acknowledged.changed, self._batch(acknowledged), now_ms)
+        self._materialise(session, log, self._batch(acknowledged), now_ms)
         return [acknowledged]
 
     def _apply_one(self, session: Session, now_ms: int) -> Optional[Applied]:
@@ -370,14 +377,14 @@ class Bridge:
         failpoint("apply-state-moved")
         if applied.void:
             LOG.warning("%s: %d statements are void: the charter does not let their author make them", self._batch(applied), applied.void)
-        self._materialise(session, log, applied.changed, self._batch(applied), now_ms)
+        self._materialise(session, log, self._batch(applied), now_ms)
         failpoint("apply-rows-written")
         return applied
 
-    def _materialise(self, session: Session, log: SqlLog, facts: frozenset[Fact] | set[Fact], batch: str, now_ms: int) -> bool:
-        """Write rows, of which the triggers are to see nothing: it would be an echo (R7.1)."""
+    def _materialise(self, session: Session, log: SqlLog, batch: str, now_ms: int) -> bool:
+        """Write the rows of what changed, of which the triggers are to see nothing: it would be an echo (R7.1)."""
         with triggers.unheard(session.connection()):
-            return Materialise(session, log.state, self._rows(session), self.me.name).run(facts, batch, now_ms)
+            return Materialise(session, log.state, self._rows(session), self.me.name).run(batch, now_ms)
 
     def _rows(self, session: Session) -> Rows:
         return Rows(session, self.me.name, self._rse_expression)

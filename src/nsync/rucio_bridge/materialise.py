@@ -28,7 +28,7 @@ from nsync.authority.effective import Authority
 from nsync.catalogue.entries import DidEntry, Entry, ReplicaEntry
 from nsync.catalogue.rules import close_key, open_data_key
 from nsync.failpoints import failpoint
-from nsync.namespace import keys
+from nsync.namespace import fields, keys
 from nsync.namespace.keys import Attachment, Attribute, Did, Fact, Identity, Replica, Rse, ends_of, key_bytes
 from nsync.rucio_bridge import parked
 from nsync.rucio_bridge.fit import Actual, Desired, Fit, is_home
@@ -59,9 +59,11 @@ class Materialise:
         self.ground = Ground(session, rows, state.authority, instance)
         self.removal = Removal(session, rows, state.authority, instance)
 
-    def run(self, changed: Collection[Fact], batch: str, now_ms: int) -> bool:
-        """Write the entries of `changed`, or park them; tells whether all of them are written."""
-        facts = set(changed)
+    def run(self, batch: str, now_ms: int) -> bool:
+        """Write what changed (`SqlState.changes`), or park it; tells whether all of it is written."""
+        changes = self.state.changes
+        facts = {fact for kind in range(fields.SCOPE, fields.ATTRIBUTE) for part in changes.parts(kind) for fact in part}
+        changes.clear()
         needed = {need for fact in facts for need in ends_of(fact)}
         places = {need for need in needed if isinstance(need, Rse)}  # an RSE that fits is not held up by a batch that does not
         facts |= places | parked.with_their_batches(self.session, (facts | needed) - places)

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from nsync.namespace.keys import Attribute, Fact, Key, key_bytes
 from nsync.store import schema
+from nsync.store.changes import PART_FACTS, Changes
 from nsync.store.database import chunks
 from nsync.store.keyed import columns, indexed, key_in
 
@@ -55,9 +56,13 @@ def batches(session: Session) -> list[str]:
     return list(session.execute(select(_PARKED.batch).distinct().order_by(_PARKED.batch)).scalars())
 
 
-def of_batch(session: Session, batch: str) -> set[Fact]:
-    """What waits in `batch`."""
-    return {_fact(row) for row in session.execute(select(_PARKED.key, _PARKED.whole).where(_PARKED.batch == batch))}
+def list_batch(session: Session, batch: str, changes: Changes) -> int:
+    """Put what waits in `batch` into `changes`; returns how much that is."""
+    query, after, count = select(_PARKED.key, _PARKED.whole).where(_PARKED.batch == batch).order_by(_PARKED.key), b"", 0
+    while rows := session.execute(query.where(_PARKED.key > after).limit(PART_FACTS)).all():
+        changes.add(map(_fact, rows))
+        after, count = rows[-1].key, count + len(rows)
+    return count
 
 
 def listing(session: Session) -> list[ParkedFact]:

@@ -13,7 +13,7 @@ from sqlalchemy import select
 from nsync.authority.charter import Charter, Move
 from nsync.log.forks import Mark
 from nsync.namespace import fields
-from nsync.namespace.keys import Fact, Scope, scope_of
+from nsync.namespace.keys import Scope, scope_of
 from nsync.store import schema
 from nsync.store.bulk import bulk_insert
 from nsync.store.compaction import compact_anew
@@ -28,8 +28,8 @@ STRETCH_OPS = 4096
 """Ops looked at together where a log is read through."""
 
 
-def adopt(state: SqlState, charter: Charter) -> set[Fact]:
-    """Judge by `charter`, an amendment of the present one; returns the facts whose entries that changed."""
+def adopt(state: SqlState, charter: Charter) -> None:
+    """Judge by `charter`, an amendment of the present one; the facts whose entries that changes go into `state.changes`."""
     before, old = state.readings(everybody=True), state.lines.charter
     state.judge_by(charter)
     adoption, moves = _Adoption(state), charter.moves[len(old.moves) :]
@@ -45,7 +45,7 @@ def adopt(state: SqlState, charter: Charter) -> set[Fact]:
         state.touch_guests_of(host.author)
     if moves or fresh or hosts:
         compact_anew(state.connection)
-    return state.settle(before)
+    state.settle(before)
 
 
 class _Adoption:

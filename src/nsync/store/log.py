@@ -38,7 +38,6 @@ from nsync.log.segment import (
     name_of,
 )
 from nsync.log.stored import Head, Receipt, StoredSegment
-from nsync.namespace.keys import Fact
 from nsync.store import live, recovery, schema, serving
 from nsync.store.adoption import adopt
 from nsync.store.bulk import bulk_insert
@@ -57,12 +56,12 @@ PART_STATEMENTS = 1 << 15
 
 
 class Applied(NamedTuple):
-    """A changeset that took effect: the facts whose catalogue entries changed, and how many statements count for nothing."""
+    """A changeset that took effect: how many catalogue entries changed (`SqlState.changes`), and statements that count for nothing."""
 
     author: AuthorId
     first: int
     last: int
-    changed: frozenset[Fact]
+    changed: int
     void: int
 
 
@@ -230,7 +229,7 @@ class SqlLog:
 
     def _apply(self, changeset: _Changeset, deps: Sequence[tuple[Header, list[Mark]]], catalogue: bool = True) -> Applied:
         branch, headers = changeset.branch, changeset.headers
-        changed: set[Fact] = set()
+        self.state.changes.clear()
         void, before = 0, self.state.readings()
         for header, marks in deps:
             self.state.see(branch, header, self.lines.grow(branch.id, header.first, marks))
@@ -241,11 +240,14 @@ class SqlLog:
                 failpoint("log-slots-joined")
                 self._advance(branch, header)
                 failpoint("log-head-advanced")
-                changed |= self.state.settle(before) if catalogue else self.state.defer()
+                if catalogue:
+                    self.state.settle(before)
+                else:
+                    self.state.defer()
                 void += self.state.void()
                 before = self.state.readings()
         failpoint("log-catalogue-shown")
-        return Applied(AuthorId(branch.author), headers[0].first, headers[-1].last, frozenset(changed), void)
+        return Applied(AuthorId(branch.author), headers[0].first, headers[-1].last, len(self.state.changes), void)
 
     def _advance(self, branch: BranchRow, header: Header) -> None:
         query = select(_SEGMENT.hash).where(_SEGMENT.branch == branch.id, _SEGMENT.first == header.first)
@@ -261,15 +263,16 @@ class SqlLog:
 
     # ---- floors and charters
 
-    def vote(self, votes: Collection[Vote]) -> frozenset[Fact]:
-        """Keep votes for floors, checked by `decode_vote`; returns the facts whose entries a new floor changed."""
+    def vote(self, votes: Collection[Vote]) -> int:
+        """Keep votes for floors, checked by `decode_vote`; returns how many entries a new floor changed (`SqlState.changes`)."""
         before = self.state.readings()
         for vote in votes:
             raw = encode_vote(vote)
             row = {"number": vote.floor.number, "author": vote.author, "hash": header_hash(raw), "raw": raw}
             bulk_insert(self.connection, schema.vote.name, list(row), [tuple(row.values())], skip_known=True)
         self.lines.count_votes()
-        return frozenset(self.state.settle(before))
+        self.state.settle(before)
+        return len(self.state.changes)
 
     def rebuild(self) -> int:
         """Derive the catalogue anew from all that counts, in bounded memory; returns how many ops were read."""
@@ -300,11 +303,11 @@ class SqlLog:
             after = min(part.seq, until)
         return found
 
-    def adopt(self, charter: Charter) -> frozenset[Fact]:
-        """Go over to an amended charter; returns the facts whose entries that changed."""
-        changed = adopt(self.state, charter)
+    def adopt(self, charter: Charter) -> int:
+        """Go over to an amended charter; returns how many entries that changed (`SqlState.changes`)."""
+        adopt(self.state, charter)
         self.authority = Authority(charter)
-        return frozenset(changed)
+        return len(self.state.changes)
 
     # ---- publishing
 

@@ -23,7 +23,6 @@ from nsync.log.lease import Lack, Watch
 from nsync.log.notices import FLOOR, Notice, Stand, Told, Votes
 from nsync.log.segment import Sign
 from nsync.log.stored import Head, refusals
-from nsync.namespace.keys import Fact
 from nsync.store import kept
 from nsync.store.log import SqlLog
 from nsync.store.notices import NOTHING, SqlNotices, Taken
@@ -42,8 +41,8 @@ class Opened(NamedTuple):
     log: SqlLog
     shows: bool
     """Whether readings may change here: not in a Rucio whose schema is unknown."""
-    show: Callable[[frozenset[Fact], str], object]
-    """Write the rows of facts whose entries changed; the text says by what."""
+    show: Callable[[str], object]
+    """Write the rows of what changed (`SqlState.changes`); the text says by what."""
 
 
 class Ground(Protocol):
@@ -158,7 +157,7 @@ class Notary:
             worth = [one for one in told if shows or not isinstance(one, Votes)]
             taken = SqlNotices(log).take(worth, self._ground.me.author, now_ms)
             if taken.changed:
-                show(taken.changed, "a floor")
+                show("a floor")
             failpoint("notices-before-commit")
         failpoint("notices-after-commit")
         return taken
@@ -182,7 +181,7 @@ class Notary:
                 return Tended(signed, None, ())
             taken = found.vote(self._ground.me, chosen, self._sign)
             if taken.changed:
-                show(taken.changed, f"floor {chosen.number}")
+                show(f"floor {chosen.number}")
         failpoint("notices-voted")
         return Tended(signed, chosen, (f"voted for floor {chosen.number}", *taken.said))
 

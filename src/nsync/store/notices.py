@@ -22,7 +22,6 @@ from nsync.log.segment import NO_HASH, Sign, header_hash
 from nsync.log.stored import Head
 from nsync.log.voting import Ballot
 from nsync.namespace import codec
-from nsync.namespace.keys import Fact
 from nsync.store import recovery, schema
 from nsync.store.log import SqlLog
 from nsync.store.voting import SqlHere
@@ -40,15 +39,15 @@ class Taken(NamedTuple):
     """How many said something new."""
     urgent: int
     """How many of these everybody should have soon: all but heads, which their authors tell everybody themselves."""
-    changed: frozenset[Fact]
-    """The facts whose entries a newly decided floor changed."""
+    changed: int
+    """How many entries a newly decided floor changed (`SqlState.changes`)."""
     said: tuple[str, ...]
     """What an operator should hear."""
     withheld: tuple[bytes, ...] = ()
     """Authors whose fork is proven, and not both histories are here."""
 
 
-NOTHING = Taken(0, 0, frozenset(), ())
+NOTHING = Taken(0, 0, 0, ())
 """Of what was refused, or is of no use."""
 
 
@@ -135,7 +134,7 @@ class SqlNotices:
             elif isinstance(one, SignedHead):
                 heads += self._take_head(one, me, now_ms, said)
         votes = self._worth_keeping([one.votes for one in told if isinstance(one, notices.Votes)])
-        changed = self._keep_votes(votes, said) if votes else frozenset()
+        changed = self._keep_votes(votes, said) if votes else 0
         urgent = forks + len(votes)
         return Taken(urgent + heads, urgent, changed, tuple(said), tuple(withheld))
 
@@ -198,7 +197,7 @@ class SqlNotices:
     def _counts(self, vote: Vote, ballot: Ballot) -> bool:
         return vote.floor.term >= ballot.least(self._charter) and vote.author in electors(vote.floor.term, self._charter)
 
-    def _keep_votes(self, votes: Sequence[Vote], said: list[str]) -> frozenset[Fact]:
+    def _keep_votes(self, votes: Sequence[Vote], said: list[str]) -> int:
         lines = self._log.lines
         before = len(lines.decided_floors)
         changed = self._log.vote(votes)

@@ -51,7 +51,8 @@ def _derive(state: SqlState, stretch: Sequence[_Run]) -> int:
         for mark, op in state.statements.ops([Mark(run.branch, seq) for seq in range(run.first, run.last + 1)]):
             count += 1
             state.note(mark, op, state.is_sole_word(op.says, me))
-    state.derive()
+    for _ in state.derive():
+        pass
     return count
 
 

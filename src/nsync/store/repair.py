@@ -27,7 +27,6 @@ from nsync.log.repair import BITMAP_BYTES, Damage, Found, Mended, Numbered
 from nsync.log.segment import GONE, Header, decode_header, gone, leaf_of
 from nsync.log.stored import refusals
 from nsync.namespace import codec
-from nsync.namespace.keys import Fact
 from nsync.namespace.ops import GRANT_KIND, STATEMENTS_KIND, stored_op, wire_op
 from nsync.store import kept, live, schema
 from nsync.store.compaction import Stretch, forget_blocks, is_compact
@@ -135,7 +134,7 @@ class Repairs:
             refused = mending.choose([numbered.op(number) for number in numbers], ops)
             changed = mending.put()
             if changed:
-                show(changed, f"repair below floor {floor}")
+                show(f"repair below floor {floor}")
             failpoint("repair-before-commit")
         failpoint("repair-after-commit")
         for text in refusals(refused, "an op", sender):
@@ -173,12 +172,12 @@ class Mending:
                 refused.append(str(error))
         return refused
 
-    def put(self) -> frozenset[Fact]:
-        """Write them, and bring everything up to date; returns the facts whose entries changed."""
+    def put(self) -> int:
+        """Write them, and bring everything up to date; returns how many entries changed (`SqlState.changes`)."""
         before = self._state.readings()
         rows = [{"b": place.mark.branch, "s": place.mark.seq, "now": place.raw} for place in self.found]
         if not rows:
-            return frozenset()
+            return 0
         at = (_OP.branch == bindparam("b"), _OP.seq == bindparam("s"))
         self._connection.execute(update(schema.op).where(*at).values(raw=bindparam("now")), rows)
         self._state.statements.forget_ops()
@@ -192,9 +191,12 @@ class Mending:
         self._lines.forget()
         for author in {place.author for place in self.found if stored_op(place.raw)[0] == GRANT_KIND}:
             self._state.touch_guests_of(author)
-        changed = self._state.settle(before) if catalogue else self._state.defer()
+        if catalogue:
+            self._state.settle(before)
+        else:
+            self._state.defer()
         self._collect()
-        return frozenset(changed)
+        return len(self._state.changes)
 
     def _unlist(self) -> None:
         """Forget what the index has of them: in a damaged database something may be left."""

@@ -51,17 +51,14 @@ class Shown:
     # ---- writing
 
     def set_aside(self) -> None:
-        """Remember what is shown, until `moved` tells what is different."""
+        """Remember what is shown in `nsync_was`, until `forget_aside`."""
         self.connection.exec_driver_sql("DROP TABLE IF EXISTS nsync_was")
-        self.connection.exec_driver_sql("CREATE TEMPORARY TABLE nsync_was AS SELECT key, whole, entry FROM nsync_entry")
+        self.connection.exec_driver_sql("CREATE TEMPORARY TABLE nsync_was AS SELECT kind, key, whole, entry FROM nsync_entry")
+        self.connection.exec_driver_sql("CREATE UNIQUE INDEX nsync_was_key ON nsync_was (key)")
 
-    def moved(self) -> set[Fact]:
-        """The facts whose entries are not what they were when they were set aside."""
-        gone = "SELECT o.key, o.whole FROM nsync_was o LEFT JOIN nsync_entry n ON n.key = o.key WHERE n.key IS NULL OR n.entry <> o.entry"
-        fresh = "SELECT n.key, n.whole FROM nsync_entry n LEFT JOIN nsync_was o ON o.key = n.key WHERE o.key IS NULL"
-        found = {keyed.key_in(row) for row in self.connection.exec_driver_sql(f"{gone} UNION ALL {fresh}")}
+    def forget_aside(self) -> None:
+        """What was set aside is not needed any more."""
         self.connection.exec_driver_sql("DROP TABLE nsync_was")
-        return found  # type: ignore[return-value]  # entries are those of facts
 
     def clear(self) -> None:
         """Show nothing."""

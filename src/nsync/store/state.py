@@ -7,7 +7,7 @@ count. `derive` brings the catalogue up to date with the touched keys. So the wo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Optional
 
@@ -31,6 +31,7 @@ from nsync.namespace.keys import Attachment, Did, Fact, Key, anchor_of, fact_of,
 from nsync.namespace.ops import GRANT_KIND, REVOKE_KIND, STATEMENTS_KIND, Retract, Statement, stored_op
 from nsync.store import kept, schema
 from nsync.store.bulk import bulk_insert
+from nsync.store.changes import Changes
 from nsync.store.collector import collector_paused
 from nsync.store.index import Listing, numbers
 from nsync.store.lines import BranchRow, SqlLines
@@ -76,6 +77,11 @@ class SqlState:
     def shown(self) -> Shown:
         """The catalogue."""
         return Shown(self.connection)
+
+    @cached_property
+    def changes(self) -> Changes:
+        """The facts whose entries changed."""
+        return Changes(self.connection)
 
     @cached_property
     def rulings(self) -> Rulings:
@@ -229,8 +235,8 @@ class SqlState:
 
     # ---- the catalogue after it
 
-    def settle(self, before: Readings) -> set[Fact]:
-        """Bring the catalogue up to date; returns the facts whose entries changed."""
+    def settle(self, before: Readings) -> None:
+        """Bring the catalogue up to date; the facts whose entries change go into `changes`."""
         known = kept.read(self.connection, CATALOGUE)
         if known is None:
             self.is_caught_up()
@@ -242,7 +248,8 @@ class SqlState:
             self._touch_revoked(mark)
         self._touch_moved(before)
         self._revoked.clear()
-        return self.derive()
+        for changed in self.derive():
+            self.changes.add(sorted(changed))
 
     def judge_by(self, charter: Charter) -> None:
         """Judge by another charter from here on (store.adoption)."""
@@ -277,27 +284,26 @@ class SqlState:
         """Keep by which rules the catalogue is derived, since what is derived adds up only to what was derived by the same."""
         kept.write(self.connection, CATALOGUE, _RULES)
 
-    def defer(self) -> set[Fact]:
+    def defer(self) -> None:
         """Leave the catalogue as it is: it is behind from here on, until `rebuild`."""
         kept.write(self.connection, CATALOGUE, b"behind")
         self.touched, self.said, self._revoked[:] = set(), 0, []
         self.__dict__.pop("news", None)
-        return set()
 
     @property
     def is_behind(self) -> bool:
         """Whether the catalogue has to be rebuilt before anything adds up to it."""
         return kept.read(self.connection, CATALOGUE) not in (None, _RULES)
 
-    def derive(self) -> set[Fact]:
-        """Bring the catalogue up to date with what is touched and new; returns the facts whose entries changed."""
+    def derive(self) -> Iterator[set[Fact]]:
+        """Bring the catalogue up to date with what is touched and new, as it is read: parts of the facts whose entries changed."""
         new, others = self.news.sort()
         *first, rest = parts({key for key in others.union(map(key_of, self.touched)) if anchor_of(key) not in new})
-        changed = {fact for part in first for fact in self._derive(part)} | self._derive(rest, new)
+        yield from map(self._derive, first)
+        yield self._derive(rest, new)
         self.touched, self.said = set(), 0
         for name in ("news", "_homes_of", "_soles"):
             self.__dict__.pop(name, None)
-        return changed
 
     @collector_paused()
     def _derive(self, touched: Collection[Key], new: Mapping[Did, About] = NOBODY) -> set[Fact]:

@@ -176,7 +176,7 @@ class Peer:
     def opened(self, now_ms: int) -> Iterator[Opened]:
         """A transaction of the notary's (store.notary.Ground)."""
         with writing(self.engine) as connection:
-            yield Opened(SqlLog(connection, self.authority), True, lambda facts, by: None)
+            yield Opened(SqlLog(connection, self.authority), True, lambda by: None)
 
     def is_compact(self) -> bool:
         """Whether nothing is left to collect below the newest floor."""

@@ -1,0 +1,101 @@
+"""Facts whose entries changed in this transaction, in a temporary table: so that a changeset of a million files needs no memory.
+
+They lie in lists, each fact in that of its kind unless another is named, and are read in parts, in the order in which they came. A
+fact may come twice: who reads them compares with what is there, and finds nothing to do the second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Optional
+
+from sqlalchemy import Connection, text
+
+from nsync.catalogue.entries import Entry, entry_from_wire
+from nsync.namespace import codec
+from nsync.namespace.keys import Fact, key_of
+from nsync.store import keyed
+from nsync.store.bulk import bulk_insert
+
+PART_FACTS = 1 << 14
+"""Facts, with their entries and rows, that are in memory together."""
+
+_TABLE = "nsync_changed"
+_MAKE = {
+    "sqlite": f"CREATE TEMPORARY TABLE IF NOT EXISTS {_TABLE} "
+    "(list INTEGER, n INTEGER, key BLOB, whole BLOB, PRIMARY KEY (list, n)) WITHOUT ROWID",
+    "postgresql": f"CREATE TEMPORARY TABLE IF NOT EXISTS {_TABLE} "
+    "(list integer, n bigint, key bytea, whole bytea, PRIMARY KEY (list, n)) ON COMMIT DELETE ROWS",
+}
+_PART = text(
+    f"SELECT c.n, c.key, c.whole, e.entry FROM {_TABLE} c LEFT JOIN nsync_entry e ON e.key = c.key "  # noqa: S608 - a constant
+    "WHERE c.list = :list AND c.n > :after ORDER BY c.n LIMIT :size"
+)
+
+Entries = dict[Fact, Optional[Entry]]
+
+
+class Changes:
+    """The lists of one transaction. Make one per transaction and changeset: a new one is empty."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._counts: dict[int, int] = {}
+        self._is_made = False
+
+    def __len__(self) -> int:
+        """How many came, in all lists."""
+        return sum(self._counts.values())
+
+    def count(self, list_: int) -> int:
+        """How many came into one list."""
+        return self._counts.get(list_, 0)
+
+    def add(self, facts: Iterable[Fact], list_: Optional[int] = None) -> None:
+        """Put `facts` at the ends of the lists of their kinds, or of `list_`."""
+        rows = []
+        for fact in facts:
+            at = fact[0] if list_ is None else list_
+            n = self._counts[at] = self._counts.get(at, 0) + 1
+            rows.append((at, n, *keyed.columns(fact)))
+        if rows:
+            self._make()
+            bulk_insert(self.connection, _TABLE, ("list", "n", "key", "whole"), sorted(rows, key=lambda row: row[:2]))
+
+    def add_moved(self) -> None:
+        """Put in what differs from what was set aside (store.shown)."""
+        self._make()
+        self.connection.exec_driver_sql(
+            f"INSERT INTO {_TABLE} (list, n, key, whole) "  # noqa: S608
+            "SELECT kind, row_number() OVER (PARTITION BY kind ORDER BY key), key, whole FROM ("
+            "SELECT o.kind, o.key, o.whole FROM nsync_was o LEFT JOIN nsync_entry e ON e.key = o.key "
+            "WHERE e.key IS NULL OR e.entry <> o.entry UNION ALL "
+            "SELECT e.kind, e.key, e.whole FROM nsync_entry e LEFT JOIN nsync_was o ON o.key = e.key WHERE o.key IS NULL) moved"
+        )
+        counted = self.connection.exec_driver_sql(f"SELECT list, count(*) FROM {_TABLE} GROUP BY list")  # noqa: S608
+        self._counts = {row[0]: row[1] for row in counted}
+
+    def parts(self, list_: int) -> Iterator[Entries]:
+        """What is in a list, each with its entry or None, a part at a time; also what is put in meanwhile."""
+        after = 0
+        while after < self.count(list_):
+            rows = self.connection.execute(_PART, {"list": list_, "after": after, "size": PART_FACTS}).all()
+            after = rows[-1].n
+            found: Entries = {}
+            for row in rows:
+                fact: Fact = key_of(codec.load(row.key if row.whole is None else row.whole))  # type: ignore[assignment]
+                found[fact] = None if row.entry is None else entry_from_wire(fact, codec.load(row.entry))
+            yield found
+
+    def clear(self) -> None:
+        """Empty all lists."""
+        if self._counts:
+            self.connection.exec_driver_sql(f"DELETE FROM {_TABLE}")  # noqa: S608
+            self._counts = {}
+
+    def _make(self) -> None:
+        """The table stays with its connection: what an earlier transaction left is not ours."""
+        if not self._is_made:
+            self.connection.exec_driver_sql(_MAKE[self.connection.dialect.name])
+            self.connection.exec_driver_sql(f"DELETE FROM {_TABLE}")  # noqa: S608
+            self._is_made = True
