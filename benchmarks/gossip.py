@@ -141,7 +141,7 @@ class Node:
     def opened(self, now_ms: int) -> Iterator[Opened]:
         """A transaction of the notary's (store.notary.Ground)."""
         with writing(self.engine) as connection:
-            yield Opened(SqlLog(connection, self.authority), True, lambda facts, by: None)
+            yield Opened(SqlLog(connection, self.authority), True, lambda by: None)
 
     async def serve(self) -> None:
         await self._listener.start(LOOPBACK, int(self.me.url.rsplit(":", 1)[1]))

@@ -53,5 +53,5 @@ with tempfile.TemporaryDirectory() as directory:
     receive(there, [first, *rest, *rest])
     with writing(there) as connection:
         while applied := SqlLog(connection, authority).apply_next(time.time_ns() // 1_000_000):
-            print(f"applied {applied.first}-{applied.last}: {len(applied.changed)} entries changed")
+            print(f"applied {applied.first}-{applied.last}: {applied.changed} entries changed")
         print(*SqlLog(connection, authority).state.entries([dataset, *files]).items(), sep="\n")

@@ -87,7 +87,7 @@ class Store:
     def opened(self, now_ms: int) -> Iterator[Opened]:
         """A transaction of the notary's (store.notary.Ground)."""
         with writing(self.engine) as connection:
-            yield Opened(SqlLog(connection, self.authority), True, lambda facts, by: None)
+            yield Opened(SqlLog(connection, self.authority), True, lambda by: None)
 
     def heads(self) -> list[Head]:
         return self._read(lambda log: log.stored_heads())

@@ -41,7 +41,7 @@ class Notaries:
     def opened(self, now_ms: int) -> Iterator[Opened]:
         self.begun += 1
         with writing(self.engine) as connection:
-            yield Opened(SqlLog(connection, self.authority), True, lambda facts, what: None)
+            yield Opened(SqlLog(connection, self.authority), True, lambda by: None)
 
     def _heard(self, taken: Taken, sender: str) -> None:
         self.said += taken.said

@@ -26,7 +26,7 @@ from nsync.log.segment import Segment, Sign, changesets
 from nsync.log.stored import FULL, Head, Receipt, StoredSegment, refusals
 from nsync.metrics import REFUSED_SEGMENTS
 from nsync.namespace.ops import ACKNOWLEDGE
-from nsync.rucio_bridge import charters, parked, triggers
+from nsync.rucio_bridge import audit, charters, parked, triggers
 from nsync.rucio_bridge.capture import Capture, outbox_is_empty
 from nsync.rucio_bridge.guard import unknown_schema
 from nsync.rucio_bridge.materialise import Materialise
@@ -52,17 +52,19 @@ STUCK_MS = 2000
 
 
 class Worked(NamedTuple):
-    """What was done: ops published, changesets that took effect, how long the write lock was held, batches that are parked no more."""
+    """What was done: ops published, changesets that took effect, how long the write lock was held, batches that are parked no more,
+    and whether a part of an audit was looked at."""
 
     published: int
     applied: tuple[Applied, ...]
     held_ms: float
     released: int = 0
+    audited: bool = False
 
     @property
     def idle(self) -> bool:
         """Whether there was nothing to do."""
-        return self.published == 0 and not self.applied
+        return self.published == 0 and not self.applied and not self.audited
 
 
 class _Verified(NamedTuple):
@@ -251,7 +253,8 @@ class Bridge:
         """
         newest = self._newest_waiting()
         with self._sessions() as session:
-            if outbox_is_empty(session) and (newest == 0 or (newest == self._stuck[0] and now_ms < self._stuck[1])):
+            stuck = newest == 0 or (newest == self._stuck[0] and now_ms < self._stuck[1])
+            if stuck and outbox_is_empty(session) and audit.waits(session.connection(), now_ms) is None:
                 return Worked(0, (), 0.0)
         return unless_changed(lambda: self._work(now_ms, publish_only, newest))
 
@@ -261,14 +264,23 @@ class Bridge:
                 return Worked(0, (), 0.0)
             began = time.monotonic()
             failpoint("work-locked")
+            audited = self._audit(session, now_ms)
             mine = self._publish(session, now_ms)
-            theirs = [] if publish_only else self._apply(session, now_ms, began)
+            alone = publish_only or audited not in (None, audit.PERIODIC)  # what users changed unseen is said before it is overwritten
+            theirs = [] if alone else self._apply(session, now_ms, began)
             mine += self._acknowledge(session, now_ms)
             failpoint("work-before-commit")
         failpoint("work-after-commit")
-        if not theirs and not publish_only:
+        if not theirs and not alone:
             self._stuck = (newest, now_ms + STUCK_MS)
-        return Worked(_count(mine), (*mine, *theirs), (time.monotonic() - began) * 1000)
+        return Worked(_count(mine), (*mine, *theirs), (time.monotonic() - began) * 1000, audited=audited is not None)
+
+    def _audit(self, session: Session, now_ms: int) -> Optional[str]:
+        """Let the next part of an audit be published, if one is to be made; returns why."""
+        connection, charter = session.connection(), self.authority.charter
+        if audit.waits(connection, now_ms) is None or not self._may_sign(SqlLog(connection, self.authority)):
+            return None
+        return audit.fill(connection, self.me.name, lambda scope: charter.may_write(self.me, scope), now_ms)
 
     def _apply(self, session: Session, now_ms: int, began: float) -> list[Applied]:
         """Apply changesets until there is none, or the lock was held long enough; one in any case, however long publishing took."""

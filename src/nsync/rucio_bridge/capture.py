@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
@@ -18,13 +18,14 @@ from sqlalchemy.orm import Session
 from nsync.authority.charter import Instance
 from nsync.authority.effective import Authority
 from nsync.catalogue.entries import DidEntry, Entry, ReplicaEntry, RseEntry
-from nsync.catalogue.rules import Reader, close_key, doi_key, open_data_key
+from nsync.catalogue.opendata import NAMES
+from nsync.catalogue.rules import Reader, close_key, open_data_key
 from nsync.crdt import Slot
 from nsync.errors import RejectedSegment
-from nsync.namespace import keys
+from nsync.namespace import fields, keys
 from nsync.namespace.keys import Attachment, Attribute, Constituent, Did, Fact, Key, Replica, Rse, Scope, ends_of
 from nsync.namespace.ops import STATEMENTS_MAX, Assert, Retract, Statement, encode_op
-from nsync.rucio_bridge import parked, triggers
+from nsync.rucio_bridge import metadata, parked, triggers
 from nsync.rucio_bridge.rows import Rows
 from nsync.store import schema
 from nsync.store.database import chunks
@@ -61,7 +62,7 @@ class Capture:
         rows, shown = self.rows.read(facts), self.state.entries(facts)
         statements = [s for fact in facts for s in _differences(fact, rows.get(fact), shown.get(fact), self.me.name)]
         statements = self._unsaid(
-            list({s.key: s for s in (*self._taken_back(facts, rows), *self._closed_again(rows), *statements)}.values())
+            list({s.key: s for s in (*self._taken_back(facts, rows, shown), *self._closed_again(rows), *statements)}.values())
         )
         statements += self._context(statements, rows)
         return Drained(list(_ops(statements)), until)
@@ -91,6 +92,8 @@ class Capture:
                 facts.add(Did(str(a), str(b)))
             elif kind == triggers.ATTACHMENT:
                 facts.add(Attachment(Did(str(a), str(b)), Did(str(c), str(d))))
+            elif kind == triggers.CONSTITUENT:
+                facts.add(Constituent(Did(str(a), str(b)), Did(str(c), str(d))))
             elif kind == triggers.REPLICA and c in rses:
                 facts.add(Replica(Did(str(a), str(b)), rses[c].fact))
             elif kind == triggers.RSE and a in rses:
@@ -135,10 +138,8 @@ class Capture:
             return fact.scope in scopes
         if isinstance(fact, Did):
             return fact in shared
-        if isinstance(fact, Attachment):
-            return fact.parent in shared and fact.child in shared
-        if isinstance(fact, Constituent):
-            return False  # archives are not captured yet
+        if isinstance(fact, (Attachment, Constituent)):
+            return all(end in shared for end in ends_of(fact))
         return fact in known_rses if isinstance(fact, Rse) else fact.did in shared and fact.rse.instance == self.me.name
 
     # ---- which statements
@@ -156,13 +157,15 @@ class Capture:
         unwritten = parked.among(self.session, facts)
         left = unwritten - self.state.entries(facts).keys()  # the namespace has it no more, and a row stays here: nobody shares it (R5.7)
         reader = Reader(self.state.rulings)
+        gone = {s.key for s in allowed if isinstance(s, Retract)}
+        taken = {key for key in gone if isinstance(key, Attribute) and key.fact not in gone}  # perhaps since it was never written here
         absent = parked.among(self.session, facts, had_row=(False,))
         found = []
         for statement in allowed:
             about = slots.get(statement.key, ())
             held = held_back.get(statement.key)
             mine = held or reader.mine(self.me.author, about)
-            if keys.fact_of(statement.key) in left:
+            if keys.fact_of(statement.key) in left or (statement.key in taken and keys.fact_of(statement.key) in unwritten):
                 said = True
             elif isinstance(statement, Assert):
                 said = mine is not None and not mine.retract and mine.value == statement.value
@@ -175,20 +178,26 @@ class Capture:
                 found.append(statement)
         return found
 
-    def _taken_back(self, facts: Collection[Fact], rows: Entries) -> list[Statement]:
+    def _taken_back(self, facts: Collection[Fact], rows: Entries, shown: Entries) -> list[Statement]:
         """What rows say about keys of which a statement of this instance waits for their home (R5.6). The catalogue does not show that
         statement yet, so a row that agrees with the catalogue may well disagree with it."""
-        keys_of_dids = [key(fact) for fact in facts if isinstance(fact, Did) for key in (close_key, open_data_key)]
-        waits = self._held_back([*facts, *keys_of_dids])
+        guests = [fact for fact in facts if not isinstance(fact, (Scope, Rse)) and not self._is_mine(fact)]
+        fields_of = {fact: _said(rows.get(fact)).keys() | _said(shown.get(fact)).keys() for fact in guests if isinstance(fact, Did)}
+        attributes = [Attribute(fact, field) for fact, said in fields_of.items() for field in (*said, keys.CLOSED, keys.OPENDATA)]
         found: list[Statement] = []
-        for key in waits:
+        for key in self._held_back([*guests, *attributes]):
             row = rows.get(keys.fact_of(key))
-            if isinstance(row, DidEntry) and isinstance(key, Attribute):
-                value = row.closed if key.field == keys.CLOSED else row.opendata
+            if isinstance(key, Attribute):
+                value = _said(row).get(key.field)
                 found += [Assert(key, value)] if value is not None else []
             elif row is not None:
-                found += [s for s in _differences(keys.fact_of(key), row, None, self.me.name) if s.key == key]
+                found += [s for s in _differences(key, row, None, self.me.name) if s.key == key]
         return found
+
+    def _is_mine(self, fact: Fact) -> bool:
+        """Whether nothing that this instance says about `fact` waits for anybody."""
+        home = self.authority.charter.home(str(fact[1]))
+        return home is not None and home.name == self.me.name
 
     def _closed_again(self, rows: Entries) -> list[Statement]:
         """Closes of open data that this instance had reopened in vain (6.5). The catalogue shows them closed all the time, and yet
@@ -233,6 +242,14 @@ class Capture:
         return self.state.sayable(self.me, found)
 
 
+def _said(entry: Optional[Entry]) -> dict[str, Any]:
+    """The fields of a DID, and what an entry says of each."""
+    if not isinstance(entry, DidEntry):
+        return {}
+    plain = {field: getattr(entry, field) for field in (keys.CLOSED, keys.OPENDATA, *NAMES)}
+    return {**{field: value for field, value in plain.items() if value is not None}, **metadata.said(entry)}
+
+
 def _is_public(entry: Optional[Entry]) -> bool:
     return isinstance(entry, DidEntry) and entry.opendata == keys.PUBLIC
 
@@ -240,13 +257,7 @@ def _is_public(entry: Optional[Entry]) -> bool:
 def _differences(fact: Fact, row: Optional[Entry], shown: Optional[Entry], me: str) -> list[Statement]:
     """What the row says otherwise than the catalogue."""
     if row is None:
-        if shown is None or not _disappears(fact, me):
-            return []
-        said_of_it = (close_key, open_data_key, doi_key) if isinstance(fact, Did) else ()
-        return [
-            Retract(fact),
-            *(Retract(key(fact)) for key in said_of_it if isinstance(fact, Did)),
-        ]  # a new one of that name inherits nothing
+        return _gone(fact, shown, me) if shown is not None and _disappears(fact, me) else []
     if isinstance(fact, Did) and isinstance(row, DidEntry):
         return _did_differences(fact, row, shown if isinstance(shown, DidEntry) else None)
     if isinstance(fact, Rse) and isinstance(row, RseEntry):
@@ -254,26 +265,58 @@ def _differences(fact: Fact, row: Optional[Entry], shown: Optional[Entry], me: s
         changed = ((keys.PROTOCOLS, row.protocols, was.protocols), (keys.ATTRIBUTES, row.attributes, was.attributes))
         return [Assert(Attribute(fact, field), value) for field, value, old in changed if value != old and fact.instance == me]
     if isinstance(fact, Replica) and isinstance(row, ReplicaEntry):
-        return [Assert(fact, row.path)] if row != shown and row.path else []
+        return _replica_differences(fact, row, shown if isinstance(shown, ReplicaEntry) else None)
     return [Assert(fact, True)] if shown is None else []
 
 
 def _disappears(fact: Fact, me: str) -> bool:
     """Scopes and RSEs never leave the namespace by themselves."""
-    return isinstance(fact, (Did, Attachment)) or (isinstance(fact, Replica) and fact.rse.instance == me)
+    return isinstance(fact, (Did, Attachment, Constituent)) or (isinstance(fact, Replica) and fact.rse.instance == me)
+
+
+def _gone(fact: Fact, shown: Entry, me: str) -> list[Statement]:
+    """It is no more, and nor is what was said of it: a new one of that name inherits nothing."""
+    found: list[Statement] = [Retract(fact)]
+    if isinstance(fact, Did):
+        said = dict.fromkeys((keys.CLOSED, keys.OPENDATA, *NAMES, *metadata.FLAGS, *_said(shown)))
+        found += [Retract(Attribute(fact, field)) for field in said]
+    if isinstance(shown, ReplicaEntry) and shown.state != fields.AVAILABLE:
+        found.append(Retract(Attribute(fact, fields.STATE)))
+    return found
+
+
+def _replica_differences(replica: Replica, row: ReplicaEntry, shown: Optional[ReplicaEntry]) -> list[Statement]:
+    """One that was never available is nobody's to know (R7.2)."""
+    if not row.path or (shown is None and row.state != fields.AVAILABLE):
+        return []
+    found: list[Statement] = []
+    if shown is None or row.path != shown.path:
+        found.append(Assert(replica, row.path))
+    if row.state != (shown.state if shown is not None else fields.AVAILABLE):
+        found.append(Assert(Attribute(replica, fields.STATE), row.state))
+    return found
 
 
 def _did_differences(did: Did, row: DidEntry, shown: Optional[DidEntry]) -> list[Statement]:
     found: list[Statement] = []
     if shown is None or not shown.identity.agrees(row.identity):
         found.append(Assert(did, row.identity))
-    if row.closed is not None and row.closed != bool(shown and shown.closed):
+    was = shown if shown is not None else DidEntry(row.identity, "", None, None, None)
+    if row.closed is not None and row.closed != bool(was.closed):
         found.append(Assert(close_key(did), row.closed))
-    if row.opendata is not None and row.opendata != (shown.opendata if shown else None):
+    if row.opendata is not None and row.opendata != was.opendata:
         found.append(Assert(open_data_key(did), row.opendata))
-    if row.doi is not None and row.doi != (shown.doi if shown else None):
-        found.append(Assert(doi_key(did), row.doi))
-    return found
+    said = {field: getattr(row, field) for field in NAMES if getattr(row, field) != getattr(was, field)}
+    said.update(metadata.differences(row, was))
+    return found + [_says(did, field, value) for field, value in said.items()]
+
+
+def _says(did: Did, field: str, value: Any) -> Statement:
+    """A flag that is down is said to be; of another field there is then nothing to say."""
+    key = Attribute(did, field)
+    if value is None and field not in (*metadata.FLAGS, "transient"):
+        return Retract(key)
+    return Assert(key, bool(value) if value is None else value)
 
 
 def _ops(statements: Sequence[Statement]) -> Iterable[bytes]:
@@ -301,12 +344,18 @@ def _acceptable(said: Sequence[Statement]) -> Iterable[bytes]:
 def _place(key: Key) -> tuple[int, Key]:
     """The phase in which a key is said, and what it is said along with: attachments and replicas with their child."""
     if isinstance(key, Attribute):
-        return (1 if isinstance(key.fact, Rse) else 4 if key.field == keys.CLOSED else 5), key.fact
-    if isinstance(key, Attachment):
+        if isinstance(key.fact, Replica):
+            return 2, key.fact.did
+        return _PHASES.get(key.field, 1 if isinstance(key.fact, Rse) else 2), key.fact
+    if isinstance(key, (Attachment, Constituent)):
         return 2, key.child
     if isinstance(key, Replica):
         return 2, key.did
     return (2 if isinstance(key, Did) else 0), key
+
+
+_PHASES = {keys.CLOSED: 4, keys.OPENDATA: 5, **dict.fromkeys((*NAMES, fields.OPENDATA_META), 5)}
+"""Of a DID's fields; its metadata are said along with it."""
 
 
 def outbox_is_empty(session: Session) -> bool:

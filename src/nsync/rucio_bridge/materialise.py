@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from rucio.common.exception import RucioException
 from rucio.common.types import InternalAccount, InternalScope
 from rucio.core.did import detach_dids, set_status
 from rucio.core.rse_counter import increase
 from rucio.db.sqla import models
-from rucio.db.sqla.constants import DIDAvailability, DIDReEvaluation, DIDType, OpenDataDIDState, ReplicaState
-from sqlalchemy import Table, delete, insert, select, tuple_, update
+from rucio.db.sqla.constants import DIDAvailability, DIDReEvaluation, DIDType, ReplicaState
+from sqlalchemy import Table, insert, select, tuple_, update
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
@@ -29,12 +28,12 @@ from nsync.catalogue.entries import DidEntry, Entry, ReplicaEntry
 from nsync.catalogue.rules import close_key, open_data_key
 from nsync.failpoints import failpoint
 from nsync.namespace import fields, keys
-from nsync.namespace.keys import Attachment, Attribute, Did, Fact, Identity, Replica, Rse, ends_of, key_bytes
-from nsync.rucio_bridge import parked
+from nsync.namespace.keys import Attachment, Attribute, Constituent, Did, Fact, Replica, Rse, ends_of, key_bytes
+from nsync.rucio_bridge import constituents, metadata, opendata, parked
 from nsync.rucio_bridge.fit import Actual, Desired, Fit, is_home
 from nsync.rucio_bridge.ground import Ground
 from nsync.rucio_bridge.removal import Removal
-from nsync.rucio_bridge.rows import CONTENTS, DIDS, DOIS, OPEN, REPLICAS, Rows, did_key, matches, of_did, utc_now
+from nsync.rucio_bridge.rows import CONTENTS, DIDS, REPLICAS, Rows, did_key, matches, of_did, utc_now
 from nsync.rucio_bridge.sizes import stale
 from nsync.store.database import chunks
 from nsync.store.state import SqlState
@@ -44,7 +43,7 @@ LOG = logging.getLogger(__name__)
 _LEFT = " left"
 """Ends the name of a batch of what left the namespace and stays here: it waits apart from the rest of its changeset."""
 
-_STATES = {keys.PUBLIC: OpenDataDIDState.PUBLIC, keys.SUSPENDED: OpenDataDIDState.SUSPENDED}
+Gone = TypeVar("Gone", bound=Fact)
 
 
 class Materialise:
@@ -107,23 +106,29 @@ class Materialise:
     def _write(self, desired: Desired, actual: Actual) -> None:
         """In foreign-key order: what others refer to comes first and goes last."""
         self.ground.lay(desired, actual)
-        self._release_dois(desired, actual)
+        opendata.release_names(self.session, desired, actual, self._is_home)
         detached = [fact for fact in desired if isinstance(fact, Attachment) and desired[fact] is None and fact in actual]
         self._detach(detached)
         self.removal.replicas([fact for fact in desired if isinstance(fact, Replica) and desired[fact] is None and fact in actual])
+        constituents.remove(self.session, _gone(Constituent, desired, actual))
         failpoint("rows-detached")
         self._add_dids(desired, actual)
+        metadata.write(self.session, desired, actual)
         failpoint("rows-dids")
         attached = [fact for fact in desired if isinstance(fact, Attachment) and desired[fact] is not None and fact not in actual]
         self._attach(attached)
+        packed = [fact for fact in desired if isinstance(fact, Constituent) and desired[fact] is not None and fact not in actual]
+        constituents.add(self.session, packed)
         failpoint("rows-contents")
         self._put_replicas(desired, actual)
         failpoint("rows-replicas")
         self._close({fact for fact in desired if isinstance(fact, Did)})
         failpoint("rows-closed")
-        self._open_data(desired, actual)
+        opendata.write(self.session, desired, actual)
         failpoint("rows-open-data")
-        self.removal.dids([fact for fact in desired if isinstance(fact, Did) and desired[fact] is None and fact in actual])
+        gone = _gone(Did, desired, actual)
+        metadata.let_go(self.session, self.state.about, gone)
+        self.removal.dids(gone)
         failpoint("rows-removed")
 
     # ---- DIDs, attachments, replicas: many rows, so one statement for all
@@ -135,7 +140,7 @@ class Materialise:
             if isinstance(fact, Did) and isinstance(entry, DidEntry) and fact not in actual:
                 if entry.origin not in accounts:
                     accounts[entry.origin] = self.ground.account(entry.origin)
-                rows.append(_did_row(fact, entry.identity, accounts[entry.origin]))
+                rows.append(_did_row(fact, entry, accounts[entry.origin]))
         self._insert(DIDS, rows)
 
     def _attach(self, edges: Collection[Attachment]) -> None:
@@ -178,7 +183,7 @@ class Materialise:
     def _put_replicas(self, desired: Desired, actual: Actual) -> None:
         """Foreign replicas: available, never tombstoned, counted (R7.4)."""
         wanted = [
-            (fact, entry.path)
+            (fact, entry)
             for fact, entry in desired.items()
             if isinstance(fact, Replica)
             and isinstance(entry, ReplicaEntry)
@@ -189,13 +194,15 @@ class Materialise:
         rows = []
         counts: dict[str, list[int]] = {}
         now = utc_now()
-        for fact, path in wanted:
+        for fact, entry in wanted:
             local = self.rows.rse_of(fact.rse)
             assert local is not None, "its RSE came first"
             scope, name = did_key(fact.did)
             if fact in actual:
                 self.session.execute(
-                    update(REPLICAS).where(of_did(REPLICAS, fact.did), REPLICAS.c.rse_id == local.id).values(path=path, updated_at=now)
+                    update(REPLICAS)
+                    .where(of_did(REPLICAS, fact.did), REPLICAS.c.rse_id == local.id)
+                    .values(path=entry.path, state=ReplicaState[entry.state], updated_at=now)
                 )
                 continue
             did = rows_of[fact.did]
@@ -206,9 +213,9 @@ class Materialise:
                 "bytes": did.bytes,
                 "adler32": did.adler32,
                 "md5": did.md5,
-                "path": path,
+                "path": entry.path,
             }
-            rows.append({**row, "state": ReplicaState.AVAILABLE, "lock_cnt": 0, "tombstone": None, "created_at": now, "updated_at": now})
+            rows.append({**row, "state": ReplicaState[entry.state], "lock_cnt": 0, "tombstone": None, "created_at": now, "updated_at": now})
             count = counts.setdefault(local.id, [0, 0])
             count[0] += 1
             count[1] += did.bytes or 0
@@ -248,46 +255,10 @@ class Materialise:
         self.session.expire_all()  # core reads through the identity map
         set_status(scope, name, open=is_open, session=self.session)
 
-    # ---- open data
-
-    def _release_dois(self, desired: Desired, actual: Actual) -> None:
-        """A foreign DID that bears a DOI no more gives it up first, so that its new bearer can take it."""
-        for fact, entry in desired.items():
-            row = actual.get(fact)
-            bears = isinstance(entry, DidEntry) and isinstance(row, DidEntry) and entry.doi == row.doi
-            if (
-                isinstance(fact, Did)
-                and isinstance(row, DidEntry)
-                and row.doi is not None
-                and not bears
-                and not is_home(self.authority, self.instance, fact)
-            ):
-                self.session.execute(delete(DOIS).where(of_did(DOIS, fact)))
-
-    def _open_data(self, desired: Desired, actual: Actual) -> None:
-        now = utc_now()
-        for fact, entry in desired.items():
-            if not isinstance(fact, Did) or not isinstance(entry, DidEntry) or (entry.opendata, entry.doi) == (None, None):
-                continue
-            row = actual.get(fact)
-            if isinstance(row, DidEntry) and (row.opendata, row.doi) == (entry.opendata, entry.doi):
-                continue
-            state = _STATES.get(entry.opendata or "")
-            self._upsert(OPEN, fact, {"state": state or OpenDataDIDState.DRAFT} if state or not self._has(OPEN, fact) else {}, now)
-            if entry.doi is not None:
-                self._upsert(DOIS, fact, {"doi": entry.doi}, now)
-
-    def _has(self, table: Table, did: Did) -> bool:
-        return self.session.execute(select(table.c.name).where(of_did(table, did))).first() is not None
-
-    def _upsert(self, table: Table, did: Did, values: Mapping[str, Any], now: datetime) -> None:
-        if not values:
-            return
-        if self.session.execute(update(table).where(of_did(table, did)).values(**values, updated_at=now)).rowcount == 0:  # type: ignore[attr-defined]
-            scope, name = did_key(did)
-            self._insert(table, [{"scope": scope, "name": name, **values, "created_at": now, "updated_at": now}])
-
     # ---- leaves
+
+    def _is_home(self, did: Did) -> bool:
+        return is_home(self.authority, self.instance, did)
 
     def _did_rows(self, dids: Collection[Did]) -> dict[Did, Any]:
         found: dict[Did, Any] = {}
@@ -305,14 +276,16 @@ _OF_FILES = ("bytes", "adler32", "md5", "guid", "events")
 """Columns that an attachment takes over from a file."""
 
 
-def _did_row(did: Did, identity: Identity, account: InternalAccount) -> dict[str, Any]:
+def _did_row(did: Did, entry: DidEntry, account: InternalAccount) -> dict[str, Any]:
     """A new row. Collections are born open, and closed once their content is there. `is_new` NULL keeps them from subscriptions:
     through the table, since the ORM would write the server's default, TRUE."""
     scope, name = did_key(did)
+    identity = entry.identity
     now = utc_now()
     return {
         "scope": scope,
         "name": name,
+        **metadata.columns_of(entry),
         "account": account,
         "did_type": DIDType(identity.type),
         "is_open": None if identity.type == keys.FILE else True,
@@ -321,15 +294,15 @@ def _did_row(did: Did, identity: Identity, account: InternalAccount) -> dict[str
         "md5": identity.md5.hex() if identity.md5 is not None else None,
         "availability": DIDAvailability.AVAILABLE,
         "is_new": None,
-        "monotonic": False,
-        "hidden": False,
-        "obsolete": False,
         "suppressed": False,
         "purge_replicas": True,
-        "transient": False,
         "created_at": now,
         "updated_at": now,
     }
+
+
+def _gone(kind: type[Gone], desired: Desired, actual: Actual) -> list[Gone]:
+    return [fact for fact in desired if isinstance(fact, kind) and desired[fact] is None and fact in actual]
 
 
 def _is_of(row: Any, entry: Any) -> bool:

@@ -6,24 +6,30 @@ So capture is "rows that differ from the catalogue" and materialise "catalogue e
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
-from datetime import datetime, timezone
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, TypeVar
 
 from rucio.common.exception import InvalidRSEExpression
 from rucio.common.types import InternalScope
 from rucio.core.rse_expression_parser import parse_expression
 from rucio.db.sqla import models
-from rucio.db.sqla.constants import DIDType, OpenDataDIDState, ReplicaState
+from rucio.db.sqla.constants import ReplicaState
 from rucio.rse.translation import RSEDeterministicTranslation
-from sqlalchemy import Column, ColumnElement, Table, and_, select, tuple_
+from sqlalchemy import ColumnElement, Row, Table, and_, select
 from sqlalchemy.orm import Session
 
-from nsync.catalogue.entries import AttachmentEntry, DidEntry, Entry, ReplicaEntry, RseEntry, ScopeEntry
-from nsync.namespace import keys
-from nsync.namespace.keys import Attachment, Did, Fact, Identity, Protocol, Replica, Rse, Scope
-from nsync.store.database import chunks
+from nsync.catalogue.entries import AttachmentEntry, ConstituentEntry, DidEntry, Entry, ReplicaEntry, RseEntry, ScopeEntry
+from nsync.namespace import fields, keys
+from nsync.namespace.keys import Attachment, Constituent, Did, Fact, Identity, Protocol, Replica, Rse, Scope
+from nsync.rucio_bridge import metadata
+from nsync.rucio_bridge.constituents import ARCHIVES
+from nsync.rucio_bridge.lookup import Names, external, internal, look_up, names_of
+from nsync.rucio_bridge.lookup import utc_now as utc_now
+from nsync.rucio_bridge.metadata import DID_META, NoJsonEntry, holds_json
+from nsync.rucio_bridge.opendata import DOCUMENTS, RECORDS, STATES
+from nsync.rucio_bridge.opendata import DOIS as DOIS
+from nsync.rucio_bridge.opendata import OPEN as OPEN
 
 LOG = logging.getLogger(__name__)
 
@@ -36,14 +42,32 @@ DIDS = models.DataIdentifier.__table__
 CONTENTS = models.DataIdentifierAssociation.__table__
 REPLICAS = models.RSEFileAssociation.__table__
 RSES = models.RSE.__table__
-OPEN = models.OpenDataDid.__table__
-DOIS = models.OpenDataDOI.__table__
 SCOPES = models.Scope.__table__
 
-Ends = tuple[Column[Any], Column[Any]]
-"""The two columns that name a DID."""
+Edge = TypeVar("Edge", Attachment, Constituent)
 
-_STATES = {OpenDataDIDState.PUBLIC: keys.PUBLIC, OpenDataDIDState.SUSPENDED: keys.SUSPENDED}
+
+def _hangs_on(table: Table, alias: str, on: str) -> str:
+    return f" LEFT JOIN {table.fullname} {alias} ON {alias}.scope = {on}.scope AND {alias}.name = {on}.name"
+
+
+_AT_DID = ("d.scope", "d.name")
+_STATE = "d.scope, d.name, d.did_type, d.is_open, d.bytes, d.adler32, d.md5, o.state, n.doi, r.record_id"
+_PLAIN = 13
+"""Columns before those of the metadata."""
+_DID_COLUMNS = ", ".join((_STATE, *(f"d.{name}" for name in (*metadata.FLAGS, *metadata.COLUMNS))))
+_JSON_COLUMNS = ", CAST(w.meta AS text), CAST(m.meta AS text)"
+_DID = f"{DIDS.fullname} d" + _hangs_on(OPEN, "o", "d") + _hangs_on(DOIS, "n", "o") + _hangs_on(RECORDS, "r", "o")
+_JSON = _hangs_on(DOCUMENTS, "w", "o") + _hangs_on(DID_META, "m", "d")
+
+_PARENT, _CHILD = ("c.scope", "c.name"), ("c.child_scope", "c.child_name")
+_EDGE = ", ".join((*_PARENT, *_CHILD))
+
+_RSE_ID = "replace(CAST(c.rse_id AS VARCHAR(36)), '-', '')"
+_REPLICA_COLUMNS = "c.scope, c.name, c.path, c.state"
+_REPLICA = (  # Rucio's core takes a replica of another size: other bytes, which are nobody's to share
+    f"{REPLICAS.fullname} c JOIN {DIDS.fullname} d ON d.scope = c.scope AND d.name = c.name AND d.bytes = c.bytes AND c.rse_id = :rse"
+)
 
 
 class LocalRse(NamedTuple):
@@ -113,47 +137,40 @@ class Rows:
         found: dict[Fact, Entry] = {}
         found.update(self._scopes([fact for fact in facts if isinstance(fact, Scope)]))
         found.update(self._dids([fact for fact in facts if isinstance(fact, Did)]))
-        found.update(self._attachments([fact for fact in facts if isinstance(fact, Attachment)]))
+        found.update(self._edges(CONTENTS, Attachment, AttachmentEntry(), [fact for fact in facts if isinstance(fact, Attachment)]))
+        found.update(self._edges(ARCHIVES, Constituent, ConstituentEntry(), [fact for fact in facts if isinstance(fact, Constituent)]))
         found.update(self._rse_entries([fact for fact in facts if isinstance(fact, Rse)]))
         found.update(self._replicas([fact for fact in facts if isinstance(fact, Replica)]))
         return found
 
     def _scopes(self, facts: Collection[Scope]) -> Iterable[tuple[Fact, Entry]]:
-        for chunk in chunks([InternalScope(fact.scope) for fact in facts]):
-            for scope in self.session.execute(select(SCOPES.c.scope).where(SCOPES.c.scope.in_(chunk))).scalars():
-                yield Scope(scope.external), ScopeEntry("")
+        for (scope,) in self._look_up("s.scope", f"{SCOPES.fullname} s", ("s.scope",), [(internal(fact.scope),) for fact in facts]):
+            yield Scope(external(scope)), ScopeEntry("")
 
     def read_dids(self, facts: Collection[Did]) -> dict[Did, DidEntry]:
         """The entries of those of `facts` that have rows."""
         return dict(self._dids(facts))
 
     def _dids(self, facts: Collection[Did]) -> Iterable[tuple[Did, DidEntry]]:
-        columns = (
-            DIDS.c.scope,
-            DIDS.c.name,
-            DIDS.c.did_type,
-            DIDS.c.is_open,
-            DIDS.c.bytes,
-            DIDS.c.adler32,
-            DIDS.c.md5,
-            OPEN.c.state,
-            DOIS.c.doi,
-        )
-        joined = DIDS.outerjoin(OPEN, (OPEN.c.scope == DIDS.c.scope) & (OPEN.c.name == DIDS.c.name)).outerjoin(
-            DOIS, (DOIS.c.scope == DIDS.c.scope) & (DOIS.c.name == DIDS.c.name)
-        )
-        for chunk in chunks([did_key(fact) for fact in facts]):
-            for row in self.session.execute(select(*columns).select_from(joined).where(tuple_(DIDS.c.scope, DIDS.c.name).in_(chunk))):
-                is_file = row.did_type == DIDType.FILE
-                closed = None if is_file else not row.is_open
-                yield Did(row.scope.external, row.name), DidEntry(_identity(row), "", closed, _STATES.get(row.state), row.doi)
+        has_json = holds_json(self.session)
+        columns, source = (_DID_COLUMNS + _JSON_COLUMNS, _DID + _JSON) if has_json else (_DID_COLUMNS, _DID)
+        make = DidEntry if has_json else NoJsonEntry
+        for row in self._look_up(columns, source, _AT_DID, list(map(names_of, facts))):
+            scope, name, did_type, is_open, size, adler32, md5, state, doi, record, monotonic, hidden, obsolete = row[:_PLAIN]
+            is_file = did_type == keys.FILE
+            identity = Identity(keys.FILE, size, _checksum(adler32, 4), _checksum(md5, 16)) if is_file else Identity(did_type)
+            meta = metadata.of_columns(row[_PLAIN : _PLAIN + len(metadata.COLUMNS)], is_file)
+            document = None
+            if has_json and (row[-1] or row[-2]):
+                meta, document = tuple(sorted((*meta, *metadata.of_json(row[-1])))), metadata.json_object(row[-2])
+            closed = None if is_file else not is_open
+            flags = bool(monotonic), bool(hidden), bool(obsolete)
+            yield Did(external(scope), name), make(identity, "", closed, STATES.get(state), doi, record, document, *flags, meta)
 
-    def _attachments(self, facts: Collection[Attachment]) -> Iterable[tuple[Fact, Entry]]:
-        c = CONTENTS.c
-        for chunk in chunks([(*did_key(fact.parent), *did_key(fact.child)) for fact in facts]):
-            columns = (c.scope, c.name, c.child_scope, c.child_name)
-            for row in self.session.execute(select(*columns).where(tuple_(*columns).in_(chunk))):
-                yield _attachment(row), AttachmentEntry()
+    def _edges(self, table: Table, kind: type[Edge], entry: Entry, facts: Collection[Edge]) -> Iterable[tuple[Fact, Entry]]:
+        wanted = [(internal(fact[1]), fact[2], internal(fact[3]), fact[4]) for fact in facts]
+        for row in self._look_up(_EDGE, f"{table.fullname} c", _EDGE.split(", "), wanted):
+            yield _edge(kind, row), entry
 
     def _rse_entries(self, facts: Collection[Rse]) -> Iterable[tuple[Fact, Entry]]:
         for fact in facts:
@@ -173,60 +190,56 @@ class Rows:
         by_place: dict[Rse, list[Replica]] = {}
         for fact in facts:
             by_place.setdefault(fact.rse, []).append(fact)
-        c = REPLICAS.c
         for place, wanted in by_place.items():
             local = self.rse_of(place)
             mine = place.instance == self.instance
             if local is None or (mine and local.id not in self.lent()):
                 continue
-            for chunk in chunks([did_key(fact.did) for fact in wanted]):
-                its_file = (DIDS.c.scope == c.scope) & (DIDS.c.name == c.name) & (DIDS.c.bytes == c.bytes)
-                query = (
-                    select(c.scope, c.name, c.path)
-                    .join(DIDS, its_file)  # Rucio's core takes a replica of another size: other bytes, which are nobody's to share
-                    .where(c.rse_id == local.id, tuple_(c.scope, c.name).in_(chunk))
-                )
-                if mine:  # of a foreign one the row counts, whatever local users declared it to be
-                    query = query.where(c.state == ReplicaState.AVAILABLE)
-                for row in self.session.execute(query):
-                    did = Did(row.scope.external, row.name)
-                    yield Replica(did, place), ReplicaEntry(_path(local, did, row.path))
+            for row in self._look_up(_REPLICA_COLUMNS, _REPLICA, _PARENT, [names_of(fact.did) for fact in wanted], rse=local.id):
+                state = ReplicaState(row.state).name
+                if mine and state not in fields.STATES:
+                    continue  # of a foreign one the row counts, whatever local users declared it to be
+                did = Did(external(row.scope), row.name)
+                yield Replica(did, place), ReplicaEntry(_path(local, did, row.path), state)
+
+    def _look_up(self, columns: str, source: str, on: Sequence[str], wanted: Collection[Names], **values: Any) -> Iterator[Row[Any]]:
+        return look_up(self.session, columns, source, on, wanted, **values)
 
     # ---- finding
 
     def below(self, dids: Collection[Did]) -> set[Did]:
-        """Everything in one of `dids`, at any depth."""
-        return self._reached(dids, (CONTENTS.c.scope, CONTENTS.c.name), (CONTENTS.c.child_scope, CONTENTS.c.child_name))
+        """Everything in one of `dids`, at any depth; what is in archives too."""
+        return self._reached(dids, _PARENT, _CHILD)
 
     def above(self, dids: Collection[Did]) -> set[Did]:
-        """Every collection that holds one of `dids`, at any depth."""
-        return self._reached(dids, (CONTENTS.c.child_scope, CONTENTS.c.child_name), (CONTENTS.c.scope, CONTENTS.c.name))
+        """Every collection and archive that holds one of `dids`, at any depth."""
+        return self._reached(dids, _CHILD, _PARENT)
 
-    def _reached(self, dids: Collection[Did], near: Ends, far: Ends) -> set[Did]:
+    def _reached(self, dids: Collection[Did], near: Sequence[str], far: Sequence[str]) -> set[Did]:
         """What is found from `dids` along attachments, level by level."""
         found: set[Did] = set()
         frontier = set(dids)
         while frontier:
+            wanted = list(map(names_of, frontier))
             level: set[Did] = set()
-            for chunk in chunks([did_key(did) for did in frontier]):
-                rows = self.session.execute(select(*far).where(tuple_(*near).in_(chunk)).distinct())
-                level |= {Did(scope.external, name) for scope, name in rows}
+            for table in (CONTENTS, ARCHIVES):
+                rows = self._look_up(", ".join(far), f"{table.fullname} c", near, wanted)
+                level.update(Did(external(scope), name) for scope, name in rows)
             frontier = level - found
             found |= level
         return found
 
     def hanging_on(self, dids: Collection[Did]) -> set[Fact]:
-        """The attachments that have one of `dids` at either end, and their replicas at RSEs that are lent."""
+        """The attachments and constituents that have one of `dids` at either end, and their replicas at RSEs that are lent."""
         found: set[Fact] = set()
-        c, r = CONTENTS.c, REPLICAS.c
+        wanted = list(map(names_of, dids))
+        for ends in (_PARENT, _CHILD):
+            found.update(_edge(Attachment, row) for row in self._look_up(_EDGE, f"{CONTENTS.fullname} c", ends, wanted))
+            found.update(_edge(Constituent, row) for row in self._look_up(_EDGE, f"{ARCHIVES.fullname} c", ends, wanted))
         rses = self.rses()
-        for chunk in chunks([did_key(did) for did in dids]):
-            for ends in ((c.scope, c.name), (c.child_scope, c.child_name)):
-                rows = self.session.execute(select(c.scope, c.name, c.child_scope, c.child_name).where(tuple_(*ends).in_(chunk)))
-                found |= {_attachment(row) for row in rows}
-            for row in self.session.execute(select(r.scope, r.name, r.rse_id).where(tuple_(r.scope, r.name).in_(chunk))):
-                if row.rse_id in self.lent():
-                    found.add(Replica(Did(row.scope.external, row.name), rses[row.rse_id].fact))
+        for scope, name, rse_id in self._look_up(f"c.scope, c.name, {_RSE_ID}", f"{REPLICAS.fullname} c", _PARENT, wanted):
+            if rse_id in self.lent():
+                found.add(Replica(Did(external(scope), name), rses[rse_id].fact))
         return found
 
 
@@ -235,7 +248,7 @@ def matches(entry: Optional[Entry], row: Optional[Entry]) -> bool:
     if entry is None or row is None:
         return entry is row
     if isinstance(entry, DidEntry) and isinstance(row, DidEntry):
-        return row.identity.agrees(entry.identity) and row[2:5] == entry[2:5]
+        return row.identity.agrees(entry.identity) and row[2:6] == entry[2:6] and not metadata.differences(entry, row)
     if isinstance(entry, RseEntry) and isinstance(row, RseEntry):
         return entry.protocols == row.protocols and shared_attributes(dict(entry.attributes)) == row.attributes
     return isinstance(entry, ScopeEntry) or entry == row
@@ -252,20 +265,9 @@ def of_did(table: Table, did: Did) -> ColumnElement[bool]:
     return and_(table.c.scope == scope, table.c.name == name)
 
 
-def utc_now() -> datetime:
-    """The time as Rucio's columns hold it: naive UTC."""
-    return datetime.now(timezone.utc).replace(tzinfo=None)
-
-
 def shared_attributes(attributes: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """Those of an RSE's attributes that travel."""
     return tuple(sorted((key, str(attributes[key])) for key in SHARED_ATTRIBUTES if key in attributes))
-
-
-def _identity(row: Any) -> Identity:
-    if row.did_type != DIDType.FILE:
-        return Identity(row.did_type.value)
-    return Identity(keys.FILE, row.bytes, _checksum(row.adler32, keys.ADLER32_BYTES), _checksum(row.md5, keys.MD5_BYTES))
 
 
 def _checksum(text: Optional[str], length: int) -> Optional[bytes]:
@@ -277,8 +279,8 @@ def _checksum(text: Optional[str], length: int) -> Optional[bytes]:
     return raw if text and len(raw) == length else None
 
 
-def _attachment(row: Any) -> Attachment:
-    return Attachment(Did(row.scope.external, row.name), Did(row.child_scope.external, row.child_name))
+def _edge(kind: type[Edge], row: Sequence[str]) -> Edge:
+    return kind(Did(external(row[0]), row[1]), Did(external(row[2]), row[3]))
 
 
 def _path(rse: LocalRse, did: Did, path: Optional[str]) -> str:

@@ -213,6 +213,16 @@ outbox = Table(
 shared_scope = Table("nsync_shared_scope", metadata, Column("scope", String(255), primary_key=True), sqlite_with_rowid=False)
 """The scopes that this instance shares; the triggers look here."""
 
+audit = Table(
+    "nsync_audit",
+    metadata,
+    Column("id", SERIAL, primary_key=True),
+    Column("reason", Text, nullable=False),
+    Column("scope", String(255)),
+    Column("place", Text),
+)
+"""Why everything that may be shared, or all of one scope, must be looked at; `place`: how far that has come (rucio_bridge.audit)."""
+
 parked = Table(
     "nsync_parked",
     metadata,

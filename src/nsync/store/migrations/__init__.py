@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from pathlib import Path
-from typing import Optional
+from typing import Callable, Optional
 
 from alembic import command
 from alembic.config import Config
@@ -21,6 +22,25 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
     """Bring the nsync tables of this database to `revision`, in one transaction where the back-end allows it."""
     with writing(engine) as connection:
         command.upgrade(_config(connection), revision)
+
+
+def upgrade_sql(connection: Connection) -> str:
+    """The SQL that `upgrade` would run, for somebody else to run it; empty when there is nothing to do."""
+    found = current(connection)
+    return "" if found == newest() else _sql(connection, command.upgrade, f"{found or 'base'}:head")
+
+
+def drop_sql(connection: Connection) -> str:
+    """The SQL that `drop` would run; empty when there are no tables."""
+    found = current(connection)
+    return "" if found is None else _sql(connection, command.downgrade, f"{found}:base")
+
+
+def drop(engine: Engine) -> None:
+    """Drop the nsync tables and their version table. Triggers go before."""
+    with writing(engine) as connection:
+        command.downgrade(_config(connection), "base")
+        connection.exec_driver_sql(f"DROP TABLE {VERSION_TABLE}")
 
 
 def downgrade(engine: Engine, revision: str) -> None:
@@ -53,6 +73,13 @@ def require_current(connection: Connection) -> None:
 def newest() -> Optional[str]:
     """The revision that this nsync works with."""
     return ScriptDirectory.from_config(_config(None)).get_current_head()
+
+
+def _sql(connection: Connection, run: Callable[..., None], revisions: str) -> str:
+    config = _config(connection)
+    config.output_buffer = StringIO()
+    run(config, revisions, sql=True)
+    return config.output_buffer.getvalue()
 
 
 def _config(connection: Optional[Connection]) -> Config:

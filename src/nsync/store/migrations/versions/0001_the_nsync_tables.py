@@ -132,6 +132,14 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_table(
+        "nsync_audit",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("scope", sa.String(length=255), nullable=True),
+        sa.Column("place", sa.Text(), nullable=True),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_table(
         "nsync_parked",
         sa.Column("key", sa.LargeBinary(), nullable=False),
         sa.Column("whole", sa.LargeBinary(), nullable=True),
@@ -233,6 +241,7 @@ def downgrade() -> None:
     op.drop_table("nsync_peer")
     op.drop_index("nsync_parked_batch", table_name="nsync_parked")
     op.drop_table("nsync_parked")
+    op.drop_table("nsync_audit")
     op.drop_table("nsync_outbox")
     op.drop_table("nsync_op")
     op.drop_table("nsync_kept")

@@ -1,0 +1,76 @@
+"""Rows of Rucio's tables by their keys: one statement for thousands of keys, each row found through an index.
+
+- PostgreSQL: the keys come as arrays, and for each of them a LATERAL subquery is run. `OFFSET 0` keeps it from being merged with the
+  rest, so that no plan can read a table from end to end, whatever the planner expects of the arrays.
+- SQLite: the keys come as one JSON text; CROSS JOIN keeps it the outer loop.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime, timezone
+from functools import lru_cache
+from typing import Any
+
+from rucio.common.types import InternalScope
+from sqlalchemy import Row, text
+from sqlalchemy.orm import Session
+
+from nsync.namespace.keys import Did
+from nsync.store.database import chunks
+
+KEYS_MAX = 10_000
+"""Keys in one statement: some MiB of names at most."""
+
+Names = tuple[str, ...]
+
+
+def look_up(session: Session, columns: str, source: str, on: Sequence[str], wanted: Collection[Names], **values: Any) -> Iterator[Row[Any]]:
+    """`columns` of the rows of `source` whose columns `on` are one of `wanted`; `values` are those that `source` is bound to."""
+    if not wanted:
+        return
+    is_postgresql = session.connection().dialect.name == "postgresql"
+    query = text((_postgresql if is_postgresql else _sqlite)(columns, source, tuple(on)))
+    for chunk in chunks(wanted, KEYS_MAX):
+        if is_postgresql:
+            keys: dict[str, Any] = {f"k{place}": list(part) for place, part in enumerate(zip(*chunk))}
+        else:
+            keys = {"wanted": json.dumps(chunk, ensure_ascii=False)}
+        yield from session.execute(query, {**keys, **values})
+
+
+@lru_cache
+def _postgresql(columns: str, source: str, on: Names) -> str:
+    arrays = ", ".join(f"CAST(:k{place} AS text[])" for place in range(len(on)))
+    names = ", ".join(f"k{place}" for place in range(len(on)))
+    same = " AND ".join(f"{column} = k.k{place}" for place, column in enumerate(on))
+    return f"SELECT r.* FROM unnest({arrays}) k({names}) CROSS JOIN LATERAL (SELECT {columns} FROM {source} WHERE {same} OFFSET 0) r"
+
+
+@lru_cache
+def _sqlite(columns: str, source: str, on: Names) -> str:
+    same = " AND ".join(f"{column} = json_extract(k.value, '$[{place}]')" for place, column in enumerate(on))
+    return f"SELECT {columns} FROM json_each(:wanted) k CROSS JOIN {source} WHERE {same}"
+
+
+def names_of(did: Did) -> Names:
+    """A DID as Rucio's columns hold it, as text."""
+    return internal(did.scope), did.name
+
+
+@lru_cache(maxsize=4096)
+def internal(scope: str) -> str:
+    """A scope as Rucio's columns hold it."""
+    return str(InternalScope(scope).internal)
+
+
+@lru_cache(maxsize=4096)
+def external(scope: str) -> str:
+    """The scope that a column holds."""
+    return str(InternalScope(scope, from_external=False).external)
+
+
+def utc_now() -> datetime:
+    """The time as Rucio's columns hold it: naive UTC."""
+    return datetime.now(timezone.utc).replace(tzinfo=None)
