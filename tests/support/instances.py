@@ -52,7 +52,7 @@ def engine_of(path: Path, durable: bool = True) -> Engine:
 
 
 def install(path: Path) -> None:
-    """nsync's tables and triggers in the Rucio database at `path`."""
+    """nsync's tables and triggers in the Rucio database at `path`, in which there is nothing to audit yet."""
     from nsync.rucio_bridge import triggers
     from nsync.store.database import writing
 
@@ -60,6 +60,7 @@ def install(path: Path) -> None:
     migrations.upgrade(engine)
     with writing(engine) as connection:
         triggers.install(connection)
+        connection.execute(schema.audit.delete())
     engine.dispose()
 
 

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from nsync.authority.effective import Authority
 from nsync.catalogue.entries import RseEntry
 from nsync.namespace.keys import Did, Rse, Scope
-from nsync.rucio_bridge.fit import Actual, Desired, account_of, rse_name
+from nsync.rucio_bridge.fit import Actual, account_of, rse_name
 from nsync.rucio_bridge.rows import ORIGIN, SHARED_ATTRIBUTES, Rows
 
 
@@ -33,10 +33,10 @@ class Ground:
         self.authority = authority
         self.instance = instance
 
-    def lay(self, desired: Desired, actual: Actual) -> None:
-        """Make what the entries of `desired` stand on, where it is not here yet."""
-        self._scopes(desired, actual)
-        self._rses(desired, actual)
+    def lay(self, wanted: Actual, actual: Actual) -> None:
+        """Make what the entries of `wanted` stand on, where it is not here yet."""
+        self._scopes(wanted, actual)
+        self._rses(wanted, actual)
 
     def account(self, instance: str) -> InternalAccount:
         """The account that owns here what `instance` shares; made when it is needed first."""
@@ -45,17 +45,15 @@ class Ground:
             add_account(account, AccountType.SERVICE, None, session=self.session)
         return account
 
-    def _scopes(self, desired: Desired, actual: Actual) -> None:
-        wanted = {
-            fact.scope for fact, entry in desired.items() if isinstance(fact, (Scope, Did)) and entry is not None and fact not in actual
-        }
-        for name in sorted(wanted):
+    def _scopes(self, wanted: Actual, actual: Actual) -> None:
+        scopes = {fact.scope for fact in wanted if isinstance(fact, (Scope, Did)) and fact not in actual}
+        for name in sorted(scopes):
             home = self.authority.charter.home(name)
             if home is not None and not check_scope(InternalScope(name), session=self.session):
                 add_scope(InternalScope(name), self.account(home.name), session=self.session)
 
-    def _rses(self, desired: Desired, actual: Actual) -> None:
-        for fact, entry in desired.items():
+    def _rses(self, wanted: Actual, actual: Actual) -> None:
+        for fact, entry in wanted.items():
             if not isinstance(fact, Rse) or not isinstance(entry, RseEntry) or fact.instance == self.instance or entry == actual.get(fact):
                 continue
             local = self.rows.rse_of(fact)

@@ -1,8 +1,11 @@
 """Materialise: catalogue entries into Rucio's rows, in the transaction that moves log and state (R7.3).
 
-Given the facts that changed, it compares their entries with the rows and writes the difference, in foreign-key order. So it is
-idempotent, a second run writes nothing, and whatever waits can simply be tried again. All facts of a call appear
-together or not at all: if one does not fit, all are parked.
+Given the facts that changed (`SqlState.changes`), it compares their entries with the rows and writes the difference, in foreign-key
+order and part by part, so that a changeset of a million files needs no more memory than one part. It is idempotent, a second
+run writes nothing, and whatever waits can simply be tried again.
+
+All facts of a call appear together or not at all: they are written within a savepoint, and the first that does not fit ends the
+writing. Then the other parts are only looked through for more reasons, what was written is undone, and all are parked (R7.6).
 
 Attachments that the shared view dropped are detached; what else leaves, and what is held, is for `removal` to say (R5.7).
 """
@@ -11,15 +14,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from typing import Any, TypeVar
+from typing import Any, Optional, TypeVar
 
 from rucio.common.exception import RucioException
-from rucio.common.types import InternalAccount, InternalScope
-from rucio.core.did import detach_dids, set_status
-from rucio.core.rse_counter import increase
-from rucio.db.sqla import models
-from rucio.db.sqla.constants import DIDAvailability, DIDReEvaluation, DIDType, ReplicaState
-from sqlalchemy import Table, insert, select, tuple_, update
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
@@ -27,15 +24,17 @@ from nsync.authority.effective import Authority
 from nsync.catalogue.entries import DidEntry, Entry, ReplicaEntry
 from nsync.catalogue.rules import close_key, open_data_key
 from nsync.failpoints import failpoint
-from nsync.namespace import fields, keys
+from nsync.namespace import fields
 from nsync.namespace.keys import Attachment, Attribute, Constituent, Did, Fact, Replica, Rse, ends_of, key_bytes
 from nsync.rucio_bridge import constituents, metadata, opendata, parked
-from nsync.rucio_bridge.fit import Actual, Desired, Fit, is_home
+from nsync.rucio_bridge.closing import Closing
+from nsync.rucio_bridge.fit import Fit, is_home
 from nsync.rucio_bridge.ground import Ground
+from nsync.rucio_bridge.inserts import Inserts
 from nsync.rucio_bridge.removal import Removal
-from nsync.rucio_bridge.rows import CONTENTS, DIDS, REPLICAS, Rows, did_key, matches, of_did, utc_now
-from nsync.rucio_bridge.sizes import stale
-from nsync.store.database import chunks
+from nsync.rucio_bridge.rows import Rows, matches
+from nsync.rucio_bridge.stage import Stage
+from nsync.store.changes import Entries
 from nsync.store.state import SqlState
 
 LOG = logging.getLogger(__name__)
@@ -43,266 +42,262 @@ LOG = logging.getLogger(__name__)
 _LEFT = " left"
 """Ends the name of a batch of what left the namespace and stays here: it waits apart from the rest of its changeset."""
 
-Gone = TypeVar("Gone", bound=Fact)
+REASONS_MAX = 1000
+"""How many facts of one call are told a reason of their own; the others wait with them."""
+
+FACTS = (fields.SCOPE, fields.RSE, fields.DID, fields.ATTACHMENT, fields.CONSTITUENT, fields.REPLICA)
+"""The lists of changes in the order in which they are written: what others refer to comes first."""
+COLLECTIONS, OPENED, GONE = 20, 21, 22
+"""Lists of work that waits until all parts were seen: states of collections, open data, DIDs to be deleted."""
+
+T = TypeVar("T", bound=Fact)
+Actual = Mapping[Fact, Entry]
+
+
+class _Refused(Exception):
+    """Something does not fit: what was written is undone."""
 
 
 class Materialise:
     """The writer of one transaction."""
 
-    def __init__(self, session: Session, state: SqlState, rows: Rows, instance: str) -> None:
+    def __init__(self, session: Session, state: SqlState, rows: Rows, instance: str, subscribable: bool = False) -> None:
         self.session = session
         self.state = state
         self.rows = rows
         self.instance = instance
         self.authority: Authority = state.authority
-        self.ground = Ground(session, rows, state.authority, instance)
-        self.removal = Removal(session, rows, state.authority, instance)
+        stage = Stage(session)
+        self.fit = Fit(session, rows, self.authority, instance)
+        self.ground = Ground(session, rows, self.authority, instance)
+        self.inserts = Inserts(session, stage, subscribable)
+        self.closing = Closing(session, stage)
+        self.removal = Removal(session, rows, stage, self.authority, instance)
+        self._reasons: dict[Fact, str] = {}
+        self._batch, self._now_ms = "", 0
+        self._keeps = False
+        self._has_parked = False
 
     def run(self, batch: str, now_ms: int) -> bool:
         """Write what changed (`SqlState.changes`), or park it; tells whether all of it is written."""
         changes = self.state.changes
-        facts = {fact for kind in range(fields.SCOPE, fields.ATTRIBUTE) for part in changes.parts(kind) for fact in part}
-        changes.clear()
-        needed = {need for fact in facts for need in ends_of(fact)}
-        places = {need for need in needed if isinstance(need, Rse)}  # an RSE that fits is not held up by a batch that does not
-        facts |= places | parked.with_their_batches(self.session, (facts | needed) - places)
-        entries, actual = self.state.entries(facts), self.rows.read(facts)
-        fit = Fit(self.session, self.rows, self.authority, self.instance)
-        private = fit.closed_off(facts)
-        desired: Desired = {
-            fact: entries.get(fact) for fact in facts if fact not in private and not matches(entries.get(fact), actual.get(fact))
-        }
-        reasons = {fact: reason for fact, reason in private.items() if fact in entries}
-        parked.release(self.session, facts - desired.keys() - reasons.keys())
-        regrown = {fact.parent for fact in facts if isinstance(fact, Attachment)}
-        reasons.update(fit.reasons(desired, actual))
-        reasons = reasons or self._try(desired, actual, regrown, batch)
-        if not reasons:
-            kept = self.removal.kept
-            parked.release(self.session, desired.keys() - kept.keys())
-            self._park(kept, kept, f"{batch.removesuffix(_LEFT)}{_LEFT}", now_ms)
-            return not kept
-        had_row = {fact for fact, entry in desired.items() if _is_of(actual.get(fact), entry)}
-        self._park(desired.keys() | reasons.keys(), reasons, batch, now_ms, had_row)
-        return False
-
-    def _try(self, desired: Desired, actual: Actual, regrown: set[Did], batch: str) -> dict[Fact, str]:
-        """Write, or undo what was written and say why Rucio refused it."""
+        self._batch, self._now_ms = batch, now_ms
+        self._has_parked = parked.any_(self.session)
+        if self._has_parked:
+            self._join_batches()
         try:
             with self.session.begin_nested():
-                self._write(desired, actual)
-                self._recount(regrown)
+                self._write()
+                if self._reasons:
+                    raise _Refused
+        except _Refused:
+            self._park_all()
         except (DBAPIError, OverflowError, RucioException) as error:
             if not _is_about_the_rows(error):
                 raise
             LOG.exception("changeset %s cannot be written here", batch)
-            return {min([*desired, *regrown], key=key_bytes): f"Rucio refused the rows: {str(error)[:500]}"}
-        return {}
+            self._reasons = {self._first(): f"Rucio refused the rows: {str(error)[:500]}"}
+            self._park_all()
+        changes.clear()
+        return not self._reasons and not self._keeps
 
-    def _park(self, facts: Collection[Fact], reasons: Mapping[Fact, str], batch: str, now_ms: int, had_row: Collection[Fact] = ()) -> None:
-        if facts and parked.park(self.session, batch, facts, reasons, now_ms, had_row):
-            LOG.warning("parked %d facts of changeset %s: %s", len(facts), batch, "; ".join(sorted(set(reasons.values()))[:3]))
+    def _join_batches(self) -> None:
+        """What waits in a batch with something that changed, or that it needs, is tried with it. An RSE that fits is not held up by a
+        batch that does not: that of a replica is looked at by itself."""
+        changes = self.state.changes
+        joined: set[str] = set()
+        for kind in FACTS:
+            for part in changes.parts(kind):
+                needed = {need for fact in part for need in ends_of(fact) if not isinstance(need, Rse)}
+                for name in parked.batches_with(self.session, part.keys() | needed) - joined:
+                    joined.add(name)
+                    parked.list_batch(self.session, name, changes)
 
-    def _write(self, desired: Desired, actual: Actual) -> None:
+    # ---- writing
+
+    def _write(self) -> None:
         """In foreign-key order: what others refer to comes first and goes last."""
-        self.ground.lay(desired, actual)
-        opendata.release_names(self.session, desired, actual, self._is_home)
-        detached = [fact for fact in desired if isinstance(fact, Attachment) and desired[fact] is None and fact in actual]
-        self._detach(detached)
-        self.removal.replicas([fact for fact in desired if isinstance(fact, Replica) and desired[fact] is None and fact in actual])
-        constituents.remove(self.session, _gone(Constituent, desired, actual))
-        failpoint("rows-detached")
-        self._add_dids(desired, actual)
-        metadata.write(self.session, desired, actual)
-        failpoint("rows-dids")
-        attached = [fact for fact in desired if isinstance(fact, Attachment) and desired[fact] is not None and fact not in actual]
-        self._attach(attached)
-        packed = [fact for fact in desired if isinstance(fact, Constituent) and desired[fact] is not None and fact not in actual]
-        constituents.add(self.session, packed)
-        failpoint("rows-contents")
-        self._put_replicas(desired, actual)
-        failpoint("rows-replicas")
-        self._close({fact for fact in desired if isinstance(fact, Did)})
+        for kind in FACTS:
+            for part in self.state.changes.parts(kind):
+                self._write_part(kind, part)
+            if kind in _PLACES:
+                failpoint(_PLACES[kind])
+        self._close()
         failpoint("rows-closed")
-        opendata.write(self.session, desired, actual)
+        self._open_data()
         failpoint("rows-open-data")
-        gone = _gone(Did, desired, actual)
-        metadata.let_go(self.session, self.state.about, gone)
-        self.removal.dids(gone)
+        for part in self._waiting(GONE):
+            dids = [did for did in part if isinstance(did, Did)]
+            metadata.let_go(self.session, self.state.about, dids)
+            self._keep(self.removal.dids(dids), dids)
         failpoint("rows-removed")
 
-    # ---- DIDs, attachments, replicas: many rows, so one statement for all
+    def _write_part(self, kind: int, part: Entries) -> None:
+        actual = self.rows.read(part.keys())
+        private = self.fit.closed_off(part.keys())
+        self._refuse({fact: reason for fact, reason in private.items() if part[fact] is not None})
+        different = {f: entry for f, entry in part.items() if f not in private and not matches(entry, actual.get(f))}
+        wanted = {fact: entry for fact, entry in different.items() if entry is not None}
+        gone = [fact for fact, entry in different.items() if entry is None]
+        self._refuse(self.fit.reasons(wanted, actual))
+        if kind == fields.ATTACHMENT:
+            self.closing.changed({fact.parent for fact in part if isinstance(fact, Attachment)})
+        if self._reasons:
+            return
+        if self._has_parked:
+            parked.release(self.session, part.keys() - set(gone))
+        _WRITERS[kind](self, wanted, gone, actual)
 
-    def _add_dids(self, desired: Desired, actual: Actual) -> None:
-        accounts: dict[str, InternalAccount] = {}
-        rows = []
-        for fact, entry in desired.items():
-            if isinstance(fact, Did) and isinstance(entry, DidEntry) and fact not in actual:
-                if entry.origin not in accounts:
-                    accounts[entry.origin] = self.ground.account(entry.origin)
-                rows.append(_did_row(fact, entry, accounts[entry.origin]))
-        self._insert(DIDS, rows)
+    def _ground(self, wanted: Actual, gone: Collection[Fact], actual: Actual) -> None:
+        self.ground.lay(wanted, actual)
+        self._release(gone)
 
-    def _attach(self, edges: Collection[Attachment]) -> None:
-        """As Rucio does: with the size and checksums of a file, and of no collection. The judge evaluates each parent's rules once."""
-        rows_of = self._did_rows({end for edge in edges for end in (edge.parent, edge.child)})
-        now = utc_now()
-        rows = []
-        for edge in edges:
-            parent, child = rows_of[edge.parent], rows_of[edge.child]._mapping
-            rows.append(
-                {
-                    "scope": InternalScope(edge.parent.scope),
-                    "name": edge.parent.name,
-                    "child_scope": InternalScope(edge.child.scope),
-                    "child_name": edge.child.name,
-                    "did_type": parent.did_type,
-                    "child_type": child["did_type"],
-                    **{column: child[column] if child["did_type"] == DIDType.FILE else None for column in _OF_FILES},
-                    "rule_evaluation": True,
-                    "created_at": now,
-                    "updated_at": now,
-                }
-            )
-        self._insert(CONTENTS, rows)
-        for parent in sorted({edge.parent for edge in edges}):
-            scope, name = did_key(parent)
-            models.UpdatedDID(scope=scope, name=name, rule_evaluation_action=DIDReEvaluation.ATTACH).save(session=self.session, flush=False)
-        self.session.flush()
+    def _dids(self, wanted: Actual, gone: Collection[Fact], actual: Actual) -> None:
+        entries = {did: entry for did, entry in wanted.items() if isinstance(did, Did) and isinstance(entry, DidEntry)}
+        self.ground.lay({did: entry for did, entry in entries.items() if did not in actual}, actual)
+        self.inserts.dids({did: entry for did, entry in entries.items() if did not in actual}, self.ground.account)
+        metadata.write(self.session, wanted, actual)
+        changes = self.state.changes
+        changes.add((did for did, entry in entries.items() if entry.closed is not None), COLLECTIONS)
+        changes.add(opendata.changed(wanted, gone, actual), OPENED)
+        changes.add(gone, GONE)
 
-    def _detach(self, edges: Collection[Attachment]) -> None:
-        by_parent: dict[Did, list[dict[str, Any]]] = {}
-        for edge in edges:
-            scope, name = did_key(edge.child)
-            by_parent.setdefault(edge.parent, []).append({"scope": scope, "name": name})
-        for parent, children in sorted(by_parent.items()):
-            scope, name = did_key(parent)
-            detach_dids(scope, name, children, session=self.session)
-        self.session.flush()
+    def _attachments(self, wanted: Actual, gone: Collection[Fact], actual: Actual) -> None:
+        self.removal.attachments(_of(Attachment, gone))
+        self._release(gone)
+        failpoint("rows-detached")
+        self._refuse_lacking(self.inserts.attach(_of(Attachment, wanted)))
 
-    def _put_replicas(self, desired: Desired, actual: Actual) -> None:
-        """Foreign replicas: available, never tombstoned, counted (R7.4)."""
-        wanted = [
-            (fact, entry)
-            for fact, entry in desired.items()
-            if isinstance(fact, Replica)
-            and isinstance(entry, ReplicaEntry)
-            and fact.rse.instance != self.instance
-            and entry != actual.get(fact)
-        ]
-        rows_of = self._did_rows({fact.did for fact, _ in wanted})
-        rows = []
-        counts: dict[str, list[int]] = {}
-        now = utc_now()
-        for fact, entry in wanted:
-            local = self.rows.rse_of(fact.rse)
-            assert local is not None, "its RSE came first"
-            scope, name = did_key(fact.did)
-            if fact in actual:
-                self.session.execute(
-                    update(REPLICAS)
-                    .where(of_did(REPLICAS, fact.did), REPLICAS.c.rse_id == local.id)
-                    .values(path=entry.path, state=ReplicaState[entry.state], updated_at=now)
-                )
-                continue
-            did = rows_of[fact.did]
-            row = {
-                "rse_id": local.id,
-                "scope": scope,
-                "name": name,
-                "bytes": did.bytes,
-                "adler32": did.adler32,
-                "md5": did.md5,
-                "path": entry.path,
-            }
-            rows.append({**row, "state": ReplicaState[entry.state], "lock_cnt": 0, "tombstone": None, "created_at": now, "updated_at": now})
-            count = counts.setdefault(local.id, [0, 0])
-            count[0] += 1
-            count[1] += did.bytes or 0
-        self._insert(REPLICAS, rows)
-        for rse_id, (files, size) in counts.items():
-            increase(rse_id, files, size, session=self.session)
+    def _constituents(self, wanted: Actual, gone: Collection[Fact], actual: Actual) -> None:
+        constituents.remove(self.session, _of(Constituent, gone))
+        self._release(gone)
+        added = _of(Constituent, wanted)
+        here = self.rows.read_dids({end for one in added for end in (one.archive, one.child)})
+        self._refuse_lacking(next((one for one in added if one.archive not in here or one.child not in here), None))
+        if not self._reasons:
+            constituents.add(self.session, added)
 
-    # ---- states of collections
+    def _replicas(self, wanted: Actual, gone: Collection[Fact], actual: Actual) -> None:
+        self._keep(self.removal.replicas(_of(Replica, gone)), gone)
+        foreign = {
+            replica: entry
+            for replica, entry in wanted.items()
+            if isinstance(replica, Replica) and isinstance(entry, ReplicaEntry) and replica.rse.instance != self.instance
+        }
+        if not self._has_places({replica.rse for replica in foreign}):
+            return
+        rse_ids = {rse: local.id for rse in {replica.rse for replica in foreign} if (local := self.rows.rse_of(rse)) is not None}
+        self.inserts.move({replica: entry for replica, entry in foreign.items() if replica in actual}, rse_ids)
+        new = {replica: entry for replica, entry in foreign.items() if replica not in actual}
+        self._refuse_lacking(self.inserts.replicas(new, rse_ids))
 
-    def _close(self, dids: set[Did]) -> None:
-        """Close and reopen. Datasets come before the containers whose sizes are made of theirs."""
-        entries = self.state.entries(dids)
-        rows, mine = self.rows.read(entries.keys()), self._closed_by_me(entries.keys())
-        for did, entry in sorted(entries.items(), key=lambda pair: (_is_container(pair[1]), key_bytes(pair[0]))):
-            row = rows.get(did)
-            if not isinstance(did, Did) or not isinstance(entry, DidEntry) or not isinstance(row, DidEntry) or entry.closed is None:
-                continue
-            closed = entry.closed or (bool(row.closed) and did in mine)
-            if closed != row.closed:
-                self._set_open(did, not closed)
+    def _has_places(self, rses: set[Rse]) -> bool:
+        """Whether these RSEs are here; those that are not yet are made now."""
+        missing = {rse for rse in rses if self.rows.rse_of(rse) is None}
+        entries = self.state.entries(missing)
+        self._refuse(self.fit.reasons(entries, {}))
+        self._refuse({rse: f"{rse} is not in this Rucio" for rse in missing - entries.keys()})
+        if self._reasons:
+            return False
+        self.ground.lay(entries, {})
+        self._release(missing)
+        return True
 
-    def _recount(self, regrown: set[Did]) -> None:
-        """Close again what got other content while closed, so that Rucio computes its size anew (catalogue rule 7)."""
-        for did in stale(self.rows, regrown):
-            self.session.execute(update(DIDS).where(of_did(DIDS, did)).values(is_open=True))
-            self._set_open(did, False)
+    def _close(self) -> None:
+        """Close and reopen, and count anew what is in closed collections."""
+        for part in self._waiting(COLLECTIONS):
+            entries = {did: entry for did, entry in part.items() if isinstance(did, Did) and isinstance(entry, DidEntry)}
+            rows = self.rows.read_dids(entries)
+            opening = {did for did, entry in entries.items() if not entry.closed and did in rows and rows[did].closed}
+            opening -= self._closed_by_me(opening)
+            self.closing.set_open(opening, True)
+            self.closing.set_open([did for did, entry in entries.items() if entry.closed and did in rows and not rows[did].closed], False)
+        if not self._reasons:
+            self.closing.recount()
 
-    def _closed_by_me(self, dids: Collection[Fact]) -> set[Fact]:
+    def _closed_by_me(self, dids: Collection[Did]) -> set[Fact]:
         """Those that this instance, a guest, closed or published, unacknowledged by their home (R5.6): their rows stay closed."""
         me = self.authority.charter.by_name(self.instance)
         assert me is not None, "the configuration names an instance of the charter"
-        wanted = [key(did) for did in dids if isinstance(did, Did) for key in (close_key, open_data_key)]
+        wanted = [key(did) for did in dids for key in (close_key, open_data_key)]
         return {key.fact for key in self.state.waiting(me.author, wanted) if isinstance(key, Attribute)}
 
-    def _set_open(self, did: Did, is_open: bool) -> None:
-        scope, name = did_key(did)
-        self.session.expire_all()  # core reads through the identity map
-        set_status(scope, name, open=is_open, session=self.session)
+    def _open_data(self) -> None:
+        """Names are given up by all before any is taken."""
+        for part in self._waiting(OPENED):
+            opendata.release_names(self.session, part, self.rows.read(part.keys()), self._is_home)
+        for part in self._waiting(OPENED):
+            shown = {fact: entry for fact, entry in part.items() if entry is not None}
+            self._refuse(self.fit.taken(shown))
+            if not self._reasons:
+                opendata.write(self.session, shown, self.rows.read(shown.keys()))
 
-    # ---- leaves
+    def _waiting(self, list_: int) -> Any:
+        return self.state.changes.parts(list_) if not self._reasons else ()
 
     def _is_home(self, did: Did) -> bool:
         return is_home(self.authority, self.instance, did)
 
-    def _did_rows(self, dids: Collection[Did]) -> dict[Did, Any]:
-        found: dict[Did, Any] = {}
-        for chunk in chunks([did_key(did) for did in dids]):
-            for row in self.session.execute(select(DIDS).where(tuple_(DIDS.c.scope, DIDS.c.name).in_(chunk))):
-                found[Did(row.scope.external, row.name)] = row
-        return found
+    # ---- what does not fit, and what stays
 
-    def _insert(self, table: Table, rows: list[dict[str, Any]]) -> None:
-        if rows:
-            self.session.execute(insert(table), rows)
+    def _refuse(self, reasons: Mapping[Fact, str]) -> None:
+        for fact, reason in reasons.items():
+            if len(self._reasons) >= REASONS_MAX:
+                return
+            self._reasons[fact] = reason
+
+    def _refuse_lacking(self, fact: Optional[Fact]) -> None:
+        """`fact` could not be written, since something that it needs is not here because it is parked: it waits with it (by key, R7.6)."""
+        if fact is not None:
+            here = self.rows.read(ends_of(fact))
+            lacking = next(need for need in ends_of(fact) if need not in here)
+            self._refuse({fact: f"waits for {lacking}, which is not in this Rucio"})
+
+    def _keep(self, kept: Mapping[Any, str], gone: Collection[Fact]) -> None:
+        """Tell what of `gone` stays here."""
+        self._release([fact for fact in gone if fact not in kept])
+        if kept:
+            self._keeps = True
+            self._park(kept, kept, f"{self._batch.removesuffix(_LEFT)}{_LEFT}")
+
+    def _release(self, facts: Collection[Fact]) -> None:
+        if self._has_parked:
+            parked.release(self.session, facts)
+
+    def _first(self) -> Fact:
+        """The fact that stands for all of them."""
+        return next(min(part, key=key_bytes) for kind in FACTS for part in self.state.changes.parts(kind) if part)
+
+    def _park_all(self) -> None:
+        """Park what differs from its row, with the reasons; what agrees waits no more."""
+        self.rows.forget_rses()
+        for kind in FACTS:
+            for part in self.state.changes.parts(kind):
+                actual, private = self.rows.read(part.keys()), self.fit.closed_off(part.keys())
+                shut = {fact for fact in private if part[fact] is not None}
+                waits = {fact for fact, entry in part.items() if fact not in private and not matches(entry, actual.get(fact))} | shut
+                waits |= part.keys() & self._reasons.keys()
+                self._release(part.keys() - waits)
+                self._park(waits, self._reasons, self._batch, {fact for fact in waits if _is_of(actual.get(fact), part[fact])})
+
+    def _park(self, facts: Collection[Fact], reasons: Mapping[Any, str], batch: str, had_row: Collection[Fact] = ()) -> None:
+        if facts and parked.park(self.session, batch, facts, reasons, self._now_ms, had_row):
+            LOG.warning("parked %d facts of changeset %s: %s", len(facts), batch, "; ".join(sorted(set(reasons.values()))[:3]))
 
 
-_OF_FILES = ("bytes", "adler32", "md5", "guid", "events")
-"""Columns that an attachment takes over from a file."""
+_WRITERS = {
+    fields.SCOPE: Materialise._ground,
+    fields.RSE: Materialise._ground,
+    fields.DID: Materialise._dids,
+    fields.ATTACHMENT: Materialise._attachments,
+    fields.CONSTITUENT: Materialise._constituents,
+    fields.REPLICA: Materialise._replicas,
+}
+_PLACES = {fields.DID: "rows-dids", fields.CONSTITUENT: "rows-contents", fields.REPLICA: "rows-replicas"}
 
 
-def _did_row(did: Did, entry: DidEntry, account: InternalAccount) -> dict[str, Any]:
-    """A new row. Collections are born open, and closed once their content is there. `is_new` NULL keeps them from subscriptions:
-    through the table, since the ORM would write the server's default, TRUE."""
-    scope, name = did_key(did)
-    identity = entry.identity
-    now = utc_now()
-    return {
-        "scope": scope,
-        "name": name,
-        **metadata.columns_of(entry),
-        "account": account,
-        "did_type": DIDType(identity.type),
-        "is_open": None if identity.type == keys.FILE else True,
-        "bytes": identity.size,
-        "adler32": identity.adler32.hex() if identity.adler32 is not None else None,
-        "md5": identity.md5.hex() if identity.md5 is not None else None,
-        "availability": DIDAvailability.AVAILABLE,
-        "is_new": None,
-        "suppressed": False,
-        "purge_replicas": True,
-        "created_at": now,
-        "updated_at": now,
-    }
-
-
-def _gone(kind: type[Gone], desired: Desired, actual: Actual) -> list[Gone]:
-    return [fact for fact in desired if isinstance(fact, kind) and desired[fact] is None and fact in actual]
+def _of(kind: type[T], facts: Collection[Fact]) -> list[T]:
+    return [fact for fact in facts if isinstance(fact, kind)]
 
 
 def _is_of(row: Any, entry: Any) -> bool:
@@ -310,10 +305,6 @@ def _is_of(row: Any, entry: Any) -> bool:
     if isinstance(row, DidEntry) and isinstance(entry, DidEntry):
         return row.identity.agrees(entry.identity)
     return row is not None and entry is not None
-
-
-def _is_container(entry: Entry) -> bool:
-    return isinstance(entry, DidEntry) and entry.identity.type == keys.CONTAINER
 
 
 def _is_about_the_rows(error: Exception) -> bool:

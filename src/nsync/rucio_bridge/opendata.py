@@ -43,6 +43,16 @@ class Name(NamedTuple):
 NAMES = (Name(fields.DOI, DOIS, "doi"), Name(fields.RECORD, RECORDS, "record_id"))
 
 
+def changed(wanted: Part, gone: Collection[Fact], actual: Mapping[Fact, Entry]) -> list[Fact]:
+    """Those whose open data have to be written, and those that give up a name when they go."""
+    written = [
+        fact
+        for fact, entry in wanted.items()
+        if isinstance(entry, DidEntry) and (_open(entry) != _NOTHING or fact in actual) and _differ(entry, _row_of(fact, actual))
+    ]
+    return written + [fact for fact in gone if any(getattr(actual[fact], name.field, None) is not None for name in NAMES)]
+
+
 def release_names(session: Session, desired: Part, actual: Mapping[Fact, Entry], is_home: Callable[[Did], bool]) -> None:
     """Take names from the foreign DIDs that bear them no more, so that others can; what a local DID bears, local users gave it."""
     for name in NAMES:
@@ -106,9 +116,13 @@ def bearers(session: Session, name: Name, values: Collection[Any]) -> dict[Any, 
 
 def _dids(desired: Part, actual: Mapping[Fact, Entry]) -> Iterator[tuple[Did, Optional[DidEntry], Optional[DidEntry]]]:
     for fact, entry in desired.items():
-        row = actual.get(fact)
         if isinstance(fact, Did) and (entry is None or isinstance(entry, DidEntry)):
-            yield fact, entry, row if isinstance(row, DidEntry) else None
+            yield fact, entry, _row_of(fact, actual)
+
+
+def _row_of(fact: Fact, actual: Mapping[Fact, Entry]) -> Optional[DidEntry]:
+    row = actual.get(fact)
+    return row if isinstance(row, DidEntry) else None
 
 
 def _open(entry: DidEntry) -> tuple[Any, ...]:

@@ -40,14 +40,16 @@ def among(session: Session, wanted: Collection[Key], had_row: tuple[bool, ...] =
     return found
 
 
-def with_their_batches(session: Session, wanted: Collection[Fact]) -> set[Fact]:
-    """Everything that waits in a batch with one of `wanted`."""
-    batches: set[str] = set()
+def any_(session: Session) -> bool:
+    """Whether anything waits."""
+    return session.execute(select(_PARKED.key).limit(1)).first() is not None
+
+
+def batches_with(session: Session, wanted: Collection[Fact]) -> set[str]:
+    """The names of the batches in which one of `wanted` waits."""
+    found: set[str] = set()
     for chunk in chunks(sorted(map(indexed, wanted))):
-        batches |= set(session.execute(select(_PARKED.batch).where(_PARKED.key.in_(chunk))).scalars())
-    found: set[Fact] = set()
-    for names in chunks(sorted(batches)):
-        found |= {_fact(row) for row in session.execute(select(_PARKED.key, _PARKED.whole).where(_PARKED.batch.in_(names)))}
+        found |= set(session.execute(select(_PARKED.batch).where(_PARKED.key.in_(chunk))).scalars())
     return found
 
 

@@ -1,76 +1,121 @@
 """What leaves Rucio because it left the shared namespace, and what stays in spite of that (R5.7).
 
-Rows of foreign replicas and of DIDs on which nothing local depends are deleted. This instance's own replicas and the DIDs of its own
-scopes are its own business. Whatever local rules, locks, replicas, attachments or users hold stays, DIDs suspended; `kept` names
-each with who holds it, for the operator and for capture, which never makes a statement of it again.
+Attachments are detached as Rucio detaches them. Rows of foreign replicas and of DIDs on which nothing local depends are deleted. This
+instance's own replicas and the DIDs of its own scopes are its own business. Whatever local rules, locks, replicas, attachments or
+users hold stays, DIDs suspended; each is told with who holds it, for the operator and for capture, which never makes a
+statement of it again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Optional
+from collections.abc import Collection, Iterator
 
+from rucio.common.types import InternalAccount
 from rucio.core.rse_counter import decrease
 from rucio.db.sqla import models
-from rucio.db.sqla.constants import OpenDataDIDState
-from sqlalchemy import Table, and_, delete, select, update
+from rucio.db.sqla.constants import DIDReEvaluation, OpenDataDIDState
+from sqlalchemy import Table, func, insert, literal, select, update
 from sqlalchemy.orm import Session
 
 from nsync.authority.effective import Authority
-from nsync.namespace.keys import Did, Fact, Replica
+from nsync.namespace.keys import Attachment, Did, Replica
 from nsync.rucio_bridge.fit import account_of, is_home
-from nsync.rucio_bridge.rows import CONTENTS, DIDS, OPEN, REPLICAS, Rows, did_key, of_did, utc_now
+from nsync.rucio_bridge.lookup import external, internal, look_up, names_of, utc_now
+from nsync.rucio_bridge.rows import CONTENTS, DIDS, OPEN, REPLICAS, Rows
+from nsync.rucio_bridge.stage import EDGES, NAMES, PLACES, REEVALUATED, Stage, as_in, delete_staged, probing, same
+
+HISTORY = models.DataIdentifierAssociationHistory.__table__
+
+_REPLICA = ("scope", "name", "rse_id")
+_EDGE = ("scope", "name", "child_scope", "child_name")
+_REMEMBERED = (*_EDGE, "bytes", "adler32", "md5", "guid", "events", "rule_evaluation", "created_at", "updated_at")
 
 
 class Removal:
     """The remover of one transaction."""
 
-    def __init__(self, session: Session, rows: Rows, authority: Authority, instance: str) -> None:
+    def __init__(self, session: Session, rows: Rows, stage: Stage, authority: Authority, instance: str) -> None:
         self.session = session
         self.rows = rows
+        self.stage = stage
         self.authority = authority
         self.instance = instance
-        self.kept: dict[Fact, str] = {}
-        """What left the shared namespace and stays here, with what holds it."""
+        self._guests = frozenset(
+            InternalAccount(account_of(one.name)).internal for one in authority.charter.instances if one.name != instance
+        )
 
-    def replicas(self, replicas: Collection[Replica]) -> None:
-        """Rows of foreign replicas that no local lock holds."""
+    def attachments(self, edges: Collection[Attachment]) -> None:
+        """They go to Rucio's history, and the judge evaluates each parent's rules."""
+        if not edges:
+            return
+        self.stage.put(EDGES, [(internal(e[1]), e[2], internal(e[3]), e[4]) for e in edges])
+        values = {name: CONTENTS.c[name] for name in _REMEMBERED}
+        types = {name: as_in(HISTORY.c[name], CONTENTS.c[name]) for name in ("did_type", "child_type")}
+        dated = {"did_created_at": DIDS.c.created_at, "deleted_at": literal(utc_now(), HISTORY.c.deleted_at.type)}
+        everything = {**values, **types, **dated}
+        gone = select(*everything.values()).select_from(EDGES).join(CONTENTS, same(CONTENTS, EDGES, *_EDGE))
+        gone = gone.join(DIDS, same(DIDS, EDGES, "scope", "name"))
+        with probing(self.session.connection()):
+            self.session.execute(insert(HISTORY).from_select(list(everything), gone))
+            delete_staged(self.session, CONTENTS, EDGES, _EDGE)
+        self.stage.gather(REEVALUATED, select(EDGES.c.scope, EDGES.c.name, literal(DIDReEvaluation.DETACH.value)).distinct())
+
+    def replicas(self, replicas: Collection[Replica]) -> dict[Replica, str]:
+        """Rows of foreign replicas that no local lock holds; returns those that one does, with what to tell of it."""
+        named = {}
         for fact in replicas:
             local = self.rows.rse_of(fact.rse)
-            if local is None or fact.rse.instance == self.instance:
-                continue
-            key = and_(of_did(REPLICAS, fact.did), REPLICAS.c.rse_id == local.id, REPLICAS.c.lock_cnt == 0)
-            size = self.session.execute(select(REPLICAS.c.bytes).where(key)).scalar()
-            if size is None:
-                self.kept[fact] = f"{fact} left the shared namespace and stays here, unshared, since local rules lock it"
-                continue
-            self.session.execute(delete(REPLICAS).where(key))
-            decrease(local.id, 1, size, session=self.session)
+            if local is not None and fact.rse.instance != self.instance:
+                named[internal(fact[1]), fact[2], local.id] = fact
+        if not named:
+            return {}
+        self.stage.put(PLACES, list(named), _REPLICA)
+        placed = select(PLACES.c.scope, PLACES.c.name, PLACES.c.rse_id).join(REPLICAS, same(REPLICAS, PLACES, *_REPLICA))
+        free = REPLICAS.c.lock_cnt == 0
+        sums = placed.with_only_columns(PLACES.c.rse_id, func.count(), func.coalesce(func.sum(REPLICAS.c.bytes), 0))
+        with probing(self.session.connection()):
+            locked = [named[tuple(row)] for row in self.session.execute(placed.where(~free))]
+            counted = self.session.execute(sums.where(free).group_by(PLACES.c.rse_id)).all()
+            delete_staged(self.session, REPLICAS, PLACES, _REPLICA, free)
+        for rse_id, files, size in counted:
+            decrease(rse_id, files, int(size), session=self.session)
+        return {fact: f"{fact} left the shared namespace and stays here, unshared, since local rules lock it" for fact in locked}
 
-    def dids(self, dids: Collection[Did]) -> None:
-        """DIDs on which nothing local depends; in its own scopes this instance loses only rows that came from a guest."""
-        for did in dids:
-            if is_home(self.authority, self.instance, did) and not self._is_guests(did):
-                continue
-            holder = self._holder(did)
-            if holder is None:
-                self.session.execute(delete(DIDS).where(of_did(DIDS, did)))
-                continue
-            self.session.execute(update(OPEN).where(of_did(OPEN, did)).values(state=OpenDataDIDState.SUSPENDED, updated_at=utc_now()))
-            self.kept[did] = f"{did} left the shared namespace and stays here, suspended and unshared, since local {holder} hold it"
+    def dids(self, dids: Collection[Did]) -> dict[Did, str]:
+        """DIDs on which nothing local depends; in its own scopes this instance loses only rows that came from a guest.
 
-    def _is_guests(self, did: Did) -> bool:
-        """Whether the row of `did` was written here for another instance."""
-        owner = self.session.execute(select(DIDS.c.account).where(of_did(DIDS, did))).scalar_one()
-        return owner.external in {account_of(one.name) for one in self.authority.charter.instances if one.name != self.instance}
+        Returns those that something holds, with what to tell of each; they are suspended."""
+        named = {names_of(did): did for did in set(dids) - self._own(dids)}
+        if not named:
+            return {}
+        self.stage.put(NAMES, list(named))
+        held: dict[Did, str] = {}
+        with probing(self.session.connection()):
+            for names, holder in self._holders():
+                held.setdefault(named[names], holder)
+            if held:
+                self.stage.put(NAMES, [names_of(did) for did in held])
+                suspended = {"state": OpenDataDIDState.SUSPENDED, "updated_at": utc_now()}
+                self.session.execute(update(OPEN).where(same(OPEN, NAMES, "scope", "name")).values(suspended))
+                self.stage.put(NAMES, [names for names, did in named.items() if did not in held])
+            delete_staged(self.session, DIDS, NAMES, ("scope", "name"))
+        return {
+            did: f"{did} left the shared namespace and stays here, suspended and unshared, since local {holder} hold it"
+            for did, holder in held.items()
+        }
 
-    def _holder(self, did: Did) -> Optional[str]:
-        scope, name = did_key(did)
-        for holder, table, (scope_column, name_column) in _HOLDERS:
-            row = select(table.c[name_column]).where(table.c[scope_column] == scope, table.c[name_column] == name).limit(1)
-            if self.session.execute(row).first() is not None:
-                return holder
-        return None
+    def _own(self, dids: Collection[Did]) -> set[Did]:
+        """Those whose rows this instance's own users made in its own scopes."""
+        own = [names_of(did) for did in dids if is_home(self.authority, self.instance, did)]
+        rows = look_up(self.session, "d.scope, d.name, d.account", f"{DIDS.fullname} d", ("d.scope", "d.name"), own)
+        return {Did(external(scope), name) for scope, name, account in rows if account not in self._guests}
+
+    def _holders(self) -> Iterator[tuple[tuple[str, str], str]]:
+        """Which of the staged DIDs are held, and by what."""
+        for holder, table, (scope, name) in _HOLDERS:
+            there = select(literal(1)).where(table.c[scope] == NAMES.c.scope, table.c[name] == NAMES.c.name).correlate(NAMES).exists()
+            for row in self.session.execute(select(NAMES.c.scope, NAMES.c.name).where(there)).all():
+                yield tuple(row), holder
 
 
 _HOLDERS: tuple[tuple[str, Table, tuple[str, str]], ...] = (

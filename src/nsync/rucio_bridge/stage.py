@@ -1,7 +1,7 @@
 """Rows on their way into Rucio's tables: they are staged in temporary tables and move on with one statement for all of them.
 
 So what Rucio copies from other rows is copied by the database, and constants are not sent a million times. A staged table is filled
-anew for each part of a changeset.
+anew for each part of a changeset; what is gathered stays until the transaction ends.
 """
 
 from __future__ import annotations
@@ -16,92 +16,119 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    Enum,
+    Integer,
     MetaData,
     String,
     Table,
-    Update,
     and_,
+    cast,
     delete,
     select,
     tuple_,
-    update,
 )
 from sqlalchemy.orm import Session
 from sqlalchemy.schema import CreateTable
 
+from nsync.rucio_bridge.metadata import COLUMNS, DIDS, FLAGS
 from nsync.store.bulk import bulk_insert
 
 _METADATA = MetaData()
 
 
-def staged(name: str, *columns: Column[Any]) -> Table:
-    """A table to stage rows in."""
+def _staged(name: str, *columns: Column[Any]) -> Table:
     return Table(f"nsync_stage_{name}", _METADATA, *columns, prefixes=["TEMPORARY"], postgresql_on_commit="DELETE ROWS")
 
 
-def text(name: str) -> Column[str]:
-    """A column of text; also of what Rucio holds as an enumeration or a GUID, which are cast."""
-    return Column(name, String)
+def _text(*names: str) -> list[Column[Any]]:
+    """Text; also of what Rucio holds as an enumeration or a GUID, which are cast."""
+    return [Column(name, String) for name in names]
 
 
-def number(name: str) -> Column[int]:
-    """A column of whole numbers."""
-    return Column(name, BigInteger)
+def _number(*names: str) -> list[Column[Any]]:
+    return [Column(name, BigInteger) for name in names]
 
 
-def flag(name: str) -> Column[bool]:
-    """A column of true and false."""
-    return Column(name, Boolean)
+def _metadata(name: str) -> Column[Any]:
+    kind = DIDS.c[name].type
+    return Column(name, Boolean if isinstance(kind, Boolean) else BigInteger if isinstance(kind, Integer) else String)
 
 
-DID_NAMES = staged("dids", text("scope"), text("name"))
-EDGES = staged("edges", text("scope"), text("name"), text("child_scope"), text("child_name"))
-PLACES = staged("places", text("scope"), text("name"), text("rse_id"), text("path"), text("state"))
-SIZES = staged("sizes", text("scope"), text("name"), number("length"), number("bytes"), number("events"))
+NEW_DIDS = _staged(
+    "new_dids",
+    *_text("scope", "name", "account", "did_type", "adler32", "md5"),
+    *_number("bytes"),
+    *map(_metadata, (*FLAGS, *COLUMNS)),
+)
+NAMES = _staged("names", *_text("scope", "name"))
+EDGES = _staged("edges", *_text("scope", "name", "child_scope", "child_name"))
+PLACES = _staged("places", *_text("scope", "name", "rse_id", "path", "state"))
+REEVALUATED = _staged("reevaluated", *_text("scope", "name", "action"))
+"""Gathered: collections whose content changed, with the letter of what their rules are to be evaluated for."""
+RESIZED = _staged("resized", *_text("scope", "name"))
+"""Gathered: collections whose sizes may have changed."""
+SIZES = _staged("sizes", *_text("scope", "name"), *_number("length", "bytes", "events"))
 
 
 class Stage:
-    """The staged tables of one transaction."""
+    """The staged tables of one transaction; each is made when it is used first."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self._used: set[str] = set()
+        self._made: set[str] = set()
 
-    def make(self) -> None:
-        """Make all of them; they stay with the connection."""
-        connection = self.session.connection()
-        for table in _METADATA.sorted_tables:
-            connection.execute(CreateTable(table, if_not_exists=True))
-            if connection.dialect.name == "sqlite":
-                connection.execute(delete(table))
-
-    def put(self, table: Table, rows: Sequence[tuple[Any, ...]]) -> Table:
-        """Fill `table` with `rows` and nothing else; returns it."""
-        connection = self.session.connection()
-        if table.name in self._used:
-            connection.exec_driver_sql(f"{'DELETE FROM' if connection.dialect.name == 'sqlite' else 'TRUNCATE'} {table.name}")
-        self._used.add(table.name)
-        bulk_insert(connection, table.name, [column.name for column in table.columns], rows)
+    def put(self, table: Table, rows: Sequence[tuple[Any, ...]], columns: Sequence[str] = ()) -> Table:
+        """Fill `table` with `rows`, of `columns` or all, and nothing else; returns it."""
+        if self._is_used(table):
+            self._empty(table)
+        bulk_insert(self.session.connection(), table.name, columns or [column.name for column in table.columns], rows)
         return table
 
+    def gather(self, table: Table, rows: Any) -> None:
+        """Add the rows of the SELECT `rows` to `table`, but those that are there."""
+        self._is_used(table)
+        names = [column.name for column in table.columns]
+        self.session.execute(table.insert().from_select(names, rows.except_(select(*table.columns))))
 
-def same(table: Table, stage: Table, *names: str) -> ColumnElement[bool]:
+    def gathered(self, table: Table) -> Table:
+        """`table`, also when nothing came into it."""
+        self._is_used(table)
+        return table
+
+    def _is_used(self, table: Table) -> bool:
+        """Whether this transaction made `table` ready before; it is now. Tables stay with their connection, and so may their rows."""
+        if table.name in self._made:
+            return True
+        self._made.add(table.name)
+        self.session.execute(CreateTable(table, if_not_exists=True))
+        self.session.execute(delete(table))
+        return False
+
+    def _empty(self, table: Table) -> None:
+        connection = self.session.connection()
+        connection.exec_driver_sql(f"{'DELETE FROM' if connection.dialect.name == 'sqlite' else 'TRUNCATE'} {table.name}")
+
+
+def same(table: Any, stage: Any, *names: str) -> ColumnElement[bool]:
     """The condition that a row of `table` is the one that is staged, by the columns `names`."""
-    return and_(*(table.c[name] == stage.c[name] for name in names))
+    return and_(*(table.c[name] == as_in(table.c[name], stage.c[name]) for name in names))
 
 
-def delete_staged(session: Session, table: Table, stage: Table, *names: str) -> int:
+def as_in(column: Any, value: Any) -> Any:
+    """`value`, text in a staged table or of another enumeration, as `column` holds it."""
+    if isinstance(column.type, Enum):
+        return cast(cast(value, String), column.type)
+    return cast(value, column.type) if type(column.type).__name__ == "GUID" else value
+
+
+def delete_staged(session: Session, table: Table, stage: Table, names: Sequence[str], *conditions: ColumnElement[bool]) -> int:
     """Delete the rows of `table` that are staged; returns how many those were."""
     if session.connection().dialect.name == "sqlite":
-        within: ColumnElement[bool] = tuple_(*(table.c[name] for name in names)).in_(select(*(stage.c[name] for name in names)))
+        keys = select(*(stage.c[name] for name in names))
+        within: ColumnElement[bool] = tuple_(*(table.c[name] for name in names)).in_(keys)
     else:
         within = same(table, stage, *names)
-    return int(session.execute(delete(table).where(within)).rowcount)  # type: ignore[attr-defined]
-
-
-def update_staged(table: Table, stage: Table, *names: str) -> Update:
-    """An update of the rows of `table` that are staged."""
-    return update(table).where(same(table, stage, *names))
+    return int(session.execute(delete(table).where(within, *conditions)).rowcount)  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -1,0 +1,178 @@
+"""New rows of DIDs, attachments and replicas: a part of a changeset at a time, staged, with one statement for all of them.
+
+What Rucio copies from a DID into its attachments and replicas (types, sizes, checksums) is copied by the database. So a row whose DID is
+not there is not written, and `lacking` names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Optional
+
+from rucio.common.types import InternalAccount
+from rucio.core.rse_counter import increase
+from rucio.db.sqla.constants import DIDAvailability, DIDReEvaluation, ReplicaState
+from sqlalchemy import DateTime, Select, Table, and_, case, false, func, insert, literal, null, or_, select, true, update
+from sqlalchemy.orm import Session, aliased
+
+from nsync.catalogue.entries import DidEntry, ReplicaEntry
+from nsync.namespace import keys
+from nsync.namespace.keys import Attachment, Did, Replica
+from nsync.rucio_bridge.lookup import external, internal, utc_now
+from nsync.rucio_bridge.metadata import COLUMNS, FLAGS, columns_of
+from nsync.rucio_bridge.rows import CONTENTS, DIDS, REPLICAS
+from nsync.rucio_bridge.stage import EDGES, NEW_DIDS, PLACES, REEVALUATED, Stage, as_in, probing, same
+
+_OF_FILES = ("bytes", "adler32", "md5", "guid", "events")
+"""Columns that an attachment takes over from a file."""
+_OF_REPLICAS = ("bytes", "adler32", "md5")
+
+
+class Inserts:
+    """The writer of one transaction."""
+
+    def __init__(self, session: Session, stage: Stage, subscribable: bool) -> None:
+        """`subscribable`: whether local subscriptions are to see foreign collections (Rucio's `is_new`)."""
+        self.session = session
+        self.stage = stage
+        self.subscribable = subscribable
+
+    # ---- DIDs
+
+    def dids(self, new: Mapping[Did, DidEntry], account: Callable[[str], InternalAccount]) -> None:
+        """Rows of DIDs that have none. Collections are born open, and closed once their content is there."""
+        if not new:
+            return
+        owners = {origin: str(account(origin).internal) for origin in {entry.origin for entry in new.values()}}
+        used = sorted({name for entry in new.values() for name, _ in entry.meta if name in COLUMNS})
+        rows = [_did_row(did, entry, owners[entry.origin], used) for did, entry in new.items()]
+        self.stage.put(NEW_DIDS, rows, (*_DID_COLUMNS, *used))
+        s, now = NEW_DIDS.c, _now()
+        is_file = s.did_type == keys.FILE
+        values: dict[str, Any] = {
+            **{name: s[name] for name in ("scope", "name", "account", "bytes", "adler32", "md5", *FLAGS)},
+            **{name: as_in(DIDS.c[name], s[name]) for name in used},
+            "transient": func.coalesce(s.transient, false()),
+            "did_type": as_in(DIDS.c.did_type, s.did_type),
+            "is_open": case((is_file, null()), else_=true()),
+            "availability": literal(DIDAvailability.AVAILABLE, DIDS.c.availability.type),
+            "is_new": case((is_file, null()), else_=true() if self.subscribable else null()),  # NULL keeps it from subscriptions
+            "suppressed": false(),
+            "purge_replicas": true(),
+            "created_at": now,
+            "updated_at": now,
+        }
+        self._insert(DIDS, values, select(NEW_DIDS))
+
+    # ---- attachments
+
+    def attach(self, edges: Collection[Attachment]) -> Optional[Attachment]:
+        """As Rucio does: with the size and checksums of a file, and of no collection. The judge evaluates each parent's rules once.
+
+        Returns one whose ends are not both here, if there is one.
+        """
+        if not edges:
+            return None
+        self.stage.put(EDGES, [(internal(e[1]), e[2], internal(e[3]), e[4]) for e in edges])
+        parent, child = aliased(DIDS, name="p"), aliased(DIDS, name="d")
+        s, now = EDGES.c, _now()
+        is_file = child.c.did_type == keys.FILE
+        values = {
+            **{name: s[name] for name in ("scope", "name", "child_scope", "child_name")},
+            "did_type": as_in(CONTENTS.c.did_type, parent.c.did_type),
+            "child_type": as_in(CONTENTS.c.child_type, child.c.did_type),
+            **{name: case((is_file, child.c[name]), else_=null()) for name in _OF_FILES},
+            "rule_evaluation": true(),
+            "created_at": now,
+            "updated_at": now,
+        }
+        ends = select(EDGES).join(parent, same(parent, EDGES, "scope", "name"))
+        ends = ends.join(child, and_(child.c.scope == s.child_scope, child.c.name == s.child_name))
+        if self._insert(CONTENTS, values, ends) < len(edges):
+            found = self._lacking(EDGES, (("scope", "name"), ("child_scope", "child_name")))
+            return Attachment(Did(external(found[0]), found[1]), Did(external(found[2]), found[3]))
+        self.stage.gather(REEVALUATED, select(s.scope, s.name, literal(DIDReEvaluation.ATTACH.value)).distinct())
+        return None
+
+    # ---- replicas
+
+    def replicas(self, new: Mapping[Replica, ReplicaEntry], rse_ids: Mapping[keys.Rse, str]) -> Optional[Replica]:
+        """Foreign replicas: available, never tombstoned, counted (R7.4). Returns one whose DID is not here, if there is one."""
+        if not new:
+            return None
+        self._stage_replicas(new, rse_ids)
+        s, now = PLACES.c, _now()
+        values = {
+            **{name: as_in(REPLICAS.c[name], s[name]) for name in ("rse_id", "scope", "name", "path", "state")},
+            **{name: DIDS.c[name] for name in _OF_REPLICAS},
+            "lock_cnt": literal(0),
+            "tombstone": null(),
+            "created_at": now,
+            "updated_at": now,
+        }
+        placed = select(PLACES).join(DIDS, same(DIDS, PLACES, "scope", "name"))
+        if self._insert(REPLICAS, values, placed) < len(new):
+            found = self._lacking(PLACES, (("scope", "name"),))
+            did = Did(external(found.scope), found.name)
+            return next(replica for replica in new if replica.did == did)
+        with probing(self.session.connection()):
+            sums = placed.with_only_columns(s.rse_id, func.count(), func.coalesce(func.sum(DIDS.c.bytes), 0)).group_by(s.rse_id)
+            for rse_id, files, size in self.session.execute(sums).all():
+                increase(rse_id, files, int(size), session=self.session)
+        return None
+
+    def move(self, changed: Mapping[Replica, ReplicaEntry], rse_ids: Mapping[keys.Rse, str]) -> None:
+        """Other paths and states of replicas that are here."""
+        if not changed:
+            return
+        self._stage_replicas(changed, rse_ids)
+        values = {"path": PLACES.c.path, "state": as_in(REPLICAS.c.state, PLACES.c.state), "updated_at": _now()}
+        with probing(self.session.connection()):
+            self.session.execute(update(REPLICAS).where(same(REPLICAS, PLACES, "scope", "name", "rse_id")).values(values))
+
+    def _stage_replicas(self, replicas: Mapping[Replica, ReplicaEntry], rse_ids: Mapping[keys.Rse, str]) -> None:
+        letters = {state.name: state.value for state in ReplicaState}
+        rows = [(internal(r[1]), r[2], rse_ids[r.rse], entry.path, letters[entry.state]) for r, entry in replicas.items()]
+        self.stage.put(PLACES, rows)
+
+    # ---- leaves
+
+    def _insert(self, table: Table, values: Mapping[str, Any], source: Select[Any]) -> int:
+        with probing(self.session.connection()):
+            done = self.session.execute(insert(table).from_select(list(values), source.with_only_columns(*values.values())))
+        return int(done.rowcount)  # type: ignore[attr-defined]
+
+    def _lacking(self, stage: Table, ends: Sequence[tuple[str, str]]) -> Any:
+        """One of what is staged whose DIDs are not all here."""
+        there = [
+            select(literal(1)).where(DIDS.c.scope == stage.c[scope], DIDS.c.name == stage.c[name]).correlate(stage).exists()
+            for scope, name in ends
+        ]
+        return self.session.execute(select(stage).where(or_(*(~one for one in there))).limit(1)).one()
+
+
+_DID_COLUMNS = ("scope", "name", "account", "did_type", "adler32", "md5", "bytes", *FLAGS)
+
+
+def _did_row(did: Did, entry: DidEntry, account: str, used: Sequence[str]) -> tuple[Any, ...]:
+    kind, size, adler32, md5 = entry.identity
+    row = (
+        internal(did[1]),
+        did[2],
+        account,
+        kind,
+        adler32.hex() if adler32 is not None else None,
+        md5.hex() if md5 is not None else None,
+        size,
+        entry.monotonic,
+        entry.hidden,
+        entry.obsolete,
+    )
+    if not used:
+        return row
+    values = columns_of(entry)
+    return (*row, *(values[name] for name in used))
+
+
+def _now() -> Any:
+    return literal(utc_now(), DateTime())
