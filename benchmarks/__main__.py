@@ -29,6 +29,8 @@ FAMILIES: dict[str, tuple[Sequence[str], Callable[[Path, int], Iterator[Row]]]] 
     "ingest": (ingest.NAMES, ingest.measure),
     "postgres": (postgres.NAMES, postgres.measure),
     "bridge.pg": (bridge.NAMES_PG, bridge.measure_pg),
+    "bridge.sqlite": (bridge.NAMES_SQLITE, bridge.measure_sqlite),
+    "bridge.client": (bridge.NAMES_CLIENT, bridge.measure_client),
 }
 
 

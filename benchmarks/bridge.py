@@ -1,63 +1,109 @@
-"""A dataset from publish at atlas to visible at cms, beside the rows alone.
+"""A dataset from publish at atlas to visible at cms, beside the rows alone (bridge_floors) and beside the stock client that copies it.
 
-The floor: exactly the rows of dids, contents and replicas that Materialise wrote, into the same tables with their indexes and foreign
-keys, in one transaction, committed: a database equal to that of cms but without nsync's triggers. The rows lie ready, in a temporary table for
-INSERT … SELECT, as the bytes of a binary COPY, or as bound tuples for executemany.
+On PostgreSQL seconds are those of the clock, since another process works too; on SQLite those of the CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from benchmarks import bridge_floors as floors
 from benchmarks import instances
-from benchmarks.instances import DATASET, SCOPE, TABLES, count, fill, settle_disk, sow, timed
+from benchmarks.instances import SCOPE, SEED, count, fill, settle_disk, sow, timed
 from benchmarks.rows import Row, Spent, median
 
 NAMES_PG = ("materialise_vs_floor_pg", "materialise_with_log_vs_floor_pg", "end_to_end_files_per_s_pg")
-NAMES_SQLITE = ("materialise_vs_executemany_sqlite", "materialise_vs_insert_select_sqlite")
+NAMES_SQLITE = ("materialise_vs_executemany_sqlite", "materialise_vs_insert_select_sqlite", "materialise_with_log_vs_executemany_sqlite")
+NAMES_CLIENT = ("materialise_vs_client_copy_pg",)
 ROUNDS = 3
+CLIENT_FILES_MAX = 5000
+WHOLE = "log, state, catalogue, rows and COMMIT"
+
+Opener = Callable[[str, Sequence[str], Any], AbstractContextManager[Any]]
+"""Of an instance: its name, what it shares, and the database to copy, None for a new one."""
 
 
 def measure_pg(directory: Path, entries: int) -> Iterator[Row]:
     n = instances.files_of(entries)
-    with crossing(n, lambda name, shared, like: instances.on_postgres(name, shared, like or "rucio")) as (published, ready):
-        ours: list[Turn] = []
-        floors: dict[str, list[Spent]] = {"INSERT … SELECT": [], "COPY": []}
-        for _ in range(ROUNDS):
-            with instances.on_postgres("cms", (), ready) as cms:
-                ours.append(apply(cms, n))
-                if len(ours) == 1:
-                    rows = exported(cms)
-            for way, write in (("INSERT … SELECT", insert_staged), ("COPY", copy_in)):
-                with instances.on_postgres("cms", (), ready) as floor:
-                    bare(floor)
-                    floors[way].append(write(floor, rows))
-                    assert count(floor) == n
-    way, floor = min(((way, median(spent)) for way, spent in floors.items()), key=lambda pair: pair[1].wall_s)
-    alone, whole = median([turn.alone for turn in ours]), median([turn.whole for turn in ours])
-    beside = f"{way} of the rows: {n / floor.wall_s:,.0f} a second"
-    for name, ours_s, of in zip(NAMES_PG, (alone, whole), ("Materialise alone", "log, state, catalogue, rows and COMMIT")):
-        what = f"of its rate; {n:,} files of three rows, {of}: {n / ours_s.wall_s:,.0f} files a second; in CPU seconds {floor.cpu_s / ours_s.cpu_s:.3g}"
-        yield Row(name, floor.wall_s / ours_s.wall_s, what, beside)
-    took = published.wall_s + whole.wall_s
-    what = f"files a second, from the outbox ({n / published.wall_s:,.0f} with fetch) through log and transfer to visible at another"
-    yield Row("end_to_end_files_per_s_pg", n / took, what)
+    found = against_floors(n, _postgres)
+    way, floor = min(((way, spent.wall_s) for way, spent in found.floors.items()), key=lambda pair: pair[1])
+    beside = f"{way} of the rows: {n / floor:,.0f} a second"
+    for name, spent, of in zip(NAMES_PG, (found.alone, found.whole), ("Materialise alone", WHOLE)):
+        in_cpu = found.floors[way].cpu_s / spent.cpu_s
+        what = f"of its rate; {n:,} files of three rows, {of}: {n / spent.wall_s:,.0f} files a second; in CPU seconds {in_cpu:.3g}"
+        yield Row(name, floor / spent.wall_s, what, beside)
+    what = f"files a second, from the outbox through two logs to visible at another; published and stored there: {n / found.published.wall_s:,.0f}"
+    yield Row(NAMES_PG[2], n / (found.published.wall_s + found.whole.wall_s), what)
+
+
+def measure_sqlite(directory: Path, entries: int) -> Iterator[Row]:
+    n = instances.files_of(entries)
+    found = against_floors(n, lambda name, shared, like: instances.on_sqlite(directory, name, shared, like))
+    for name, spent, of, way in zip(
+        NAMES_SQLITE,
+        (found.alone, found.alone, found.whole),
+        ("Materialise alone", "Materialise alone", WHOLE),
+        (floors.EXECUTEMANY, floors.INSERT_SELECT, floors.EXECUTEMANY),
+    ):
+        floor = found.floors[way]
+        what = f"of its rate in CPU seconds; {n:,} files of three rows, {of}: {n / spent.cpu_s:,.0f} files a CPU second"
+        yield Row(name, floor.cpu_s / spent.cpu_s, what, f"{way} of the rows: {n / floor.cpu_s:,.0f} a second")
+
+
+def measure_client(directory: Path, entries: int) -> Iterator[Row]:
+    from benchmarks.bridge_client import copied_per_s
+
+    n, m = instances.files_of(entries), min(instances.files_of(entries), CLIENT_FILES_MAX)
+    theirs = copied_per_s(directory, m)
+    with crossing(n, _postgres) as (published, ready), instances.on_postgres("cms", (), ready) as cms:
+        turn = apply(cms, n)
+    ours, whole = n / turn.whole.wall_s, n / (turn.whole.wall_s + published.wall_s)
+    what = f"times its rate: {ours:,.0f} of {n:,} files a second ({WHOLE}); from the outbox on {whole / theirs:.3g}"
+    yield Row(NAMES_CLIENT[0], ours / theirs, what, f"the stock client between two servers, 1000 of {m:,} files a call: {theirs:,.0f} a second")
+
+
+def _postgres(name: str, shared: Sequence[str], like: Any) -> AbstractContextManager[Any]:
+    return instances.on_postgres(name, shared, like or "rucio")
 
 
 # ---- the subject
 
 
-class Turn:
+class Turn(NamedTuple):
     """A changeset applied: the seconds in which rows were written, and those of the whole transaction."""
 
-    def __init__(self, alone: Spent, whole: Spent) -> None:
-        self.alone, self.whole = alone, whole
+    alone: Spent
+    whole: Spent
 
 
-Opener = Callable[[str, tuple[str, ...], Any], Any]
+class Found(NamedTuple):
+    """Medians: of what the bridge took, from the outbox to stored at the other and from there to visible, and of the floors."""
+
+    published: Spent
+    alone: Spent
+    whole: Spent
+    floors: dict[str, Spent]
+
+
+def against_floors(n: int, opened: Opener) -> Found:
+    """`n` files applied and written bare in turn, each time in a new copy of the same database."""
+    with crossing(n, opened) as (published, ready):
+        turns: list[Turn] = []
+        bare: dict[str, list[Spent]] = {}
+        for _ in range(ROUNDS):
+            with opened("cms", (), ready) as cms:
+                turns.append(apply(cms, n))
+                rows = floors.exported(cms)
+            for way in floors.WAYS[cms.engine.dialect.name]:
+                with opened("cms", (), ready) as floor:
+                    floors.bare(floor)
+                    bare.setdefault(way, []).append(floors.write(floor, rows, way))
+                    assert count(floor) == n
+    alone, whole = (median(spent) for spent in zip(*turns))
+    return Found(published, alone, whole, {way: median(spent) for way, spent in bare.items()})
 
 
 @contextmanager
@@ -69,7 +115,7 @@ def crossing(n: int, opened: Opener) -> Iterator[tuple[Spent, Any]]:
         atlas.work()
         cms.fetch(atlas)
         cms.work()
-        assert count(cms, "seed") == 1
+        assert count(cms, SEED) == 1
         fill(atlas, instances.files(n))
         settle_disk(atlas)
 
@@ -86,7 +132,7 @@ def apply(cms: Any, n: int) -> Turn:
     written = timing(cms)
     whole = timed(cms, cms.work)
     assert count(cms) == n and not cms.parked(), cms.parked()
-    return Turn(Spent(sum(s.cpu_s for s in written), sum(s.wall_s for s in written)), whole)
+    return Turn(Spent(*map(sum, zip(*written))), whole)
 
 
 def timing(instance: Any) -> list[Spent]:
@@ -101,66 +147,3 @@ def timing(instance: Any) -> list[Spent]:
 
     bridge._materialise = watched
     return spent
-
-
-# ---- the floors
-
-
-def exported(cms: Any) -> dict[str, bytes]:
-    """What was written of the dataset, table by table, as COPY gives it."""
-    found = {}
-    with closing(cms.engine.raw_connection()) as connection, connection.cursor() as cursor:
-        for table in TABLES:
-            with cursor.copy(f"COPY (SELECT * FROM {table} WHERE {_of_dataset(table)}) TO STDOUT (FORMAT BINARY)") as copy:
-                found[table] = b"".join(map(bytes, copy))
-    return found
-
-
-def _of_dataset(table: str) -> str:
-    return f"name = '{DATASET}'" if table == "contents" else "name NOT LIKE 'seed%'"
-
-
-def bare(instance: Any) -> None:
-    """Without nsync's triggers."""
-    from nsync.rucio_bridge import triggers
-    from nsync.store.database import writing
-
-    with writing(instance.engine) as connection:
-        triggers.remove(connection)
-
-
-def insert_staged(instance: Any, rows: dict[str, bytes]) -> Spent:
-    def insert(cursor: Any) -> None:
-        for table in TABLES:
-            cursor.execute(f"INSERT INTO {table} SELECT * FROM staged_{table}")
-
-    return _committed(instance, rows, insert, stage=True)
-
-
-def copy_in(instance: Any, rows: dict[str, bytes]) -> Spent:
-    def copy(cursor: Any) -> None:
-        for table in TABLES:
-            _copy(cursor, table, rows[table])
-
-    return _committed(instance, rows, copy, stage=False)
-
-
-def _committed(instance: Any, rows: dict[str, bytes], write: Callable[[Any], None], stage: bool) -> Spent:
-    with closing(instance.engine.raw_connection()) as connection, connection.cursor() as cursor:
-        for table in TABLES if stage else ():
-            cursor.execute(f"CREATE TEMPORARY TABLE staged_{table} (LIKE {table})")
-            _copy(cursor, f"staged_{table}", rows[table])
-            cursor.execute(f"ANALYZE staged_{table}")
-        connection.commit()
-        settle_disk(instance)
-
-        def work() -> None:
-            write(cursor)
-            connection.commit()
-
-        return timed(instance, work)
-
-
-def _copy(cursor: Any, table: str, rows: bytes) -> None:
-    with cursor.copy(f"COPY {table} FROM STDIN (FORMAT BINARY)") as copy:
-        copy.write(rows)
