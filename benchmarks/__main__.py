@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import codec, gossip, ingest, postgres, push, repair, rivals, rows, wire
+from benchmarks import bridge, codec, gossip, ingest, postgres, push, repair, rivals, rows, wire
 from benchmarks.rows import Row, not_run, say
 
 ENTRIES, QUICK_ENTRIES = 10_000_000, 100_000
@@ -28,6 +28,9 @@ FAMILIES: dict[str, tuple[Sequence[str], Callable[[Path, int], Iterator[Row]]]] 
     "rivals": (rivals.NAMES, rivals.measure),
     "ingest": (ingest.NAMES, ingest.measure),
     "postgres": (postgres.NAMES, postgres.measure),
+    "bridge.pg": (bridge.NAMES_PG, bridge.measure_pg),
+    "bridge.sqlite": (bridge.NAMES_SQLITE, bridge.measure_sqlite),
+    "bridge.client": (bridge.NAMES_CLIENT, bridge.measure_client),
 }
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def in_own_process(module: str, *arguments: object) -> Any:
-    """What `python -m module arguments` prints, as JSON."""
+def in_own_process(module: str, *arguments: object, environment: Optional[Mapping[str, str]] = None) -> Any:
+    """What `python -m module arguments` prints, as JSON; `environment` in place of this process's."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    return json.loads(subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout)
+    return json.loads(subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment).stdout)
 
 
 def resident_bytes() -> int:
