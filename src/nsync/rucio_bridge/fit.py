@@ -6,8 +6,8 @@ What does not fit is parked, never dropped and never forced: local rows win over
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
-from functools import cache, cached_property
+from collections.abc import Callable, Collection, Mapping
+from functools import cache, cached_property, lru_cache
 from typing import Any, Optional
 
 from jsonschema.validators import validator_for
@@ -18,9 +18,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from nsync.authority.effective import Authority
-from nsync.catalogue.entries import DidEntry, Entry, ReplicaEntry, RseEntry
+from nsync.catalogue.entries import DidEntry, Entry, RseEntry
 from nsync.namespace import fields
-from nsync.namespace.keys import Did, Fact, Replica, Rse, Scope
+from nsync.namespace.keys import Did, Fact, Rse
 from nsync.rucio_bridge import metadata
 from nsync.rucio_bridge.opendata import NAMES, bearers
 from nsync.rucio_bridge.rows import SCOPES, Rows
@@ -69,27 +69,16 @@ class Fit:
         self.instance = instance
         self._asked: dict[str, Optional[str]] = {}
 
-    def reasons(self, wanted: Mapping[Fact, Entry], actual: Actual) -> dict[Fact, str]:
-        """Why entries that differ from their rows cannot be written here; nothing for those that can."""
-        found = {fact: self._reason(fact, entry, actual.get(fact)) for fact, entry in wanted.items()}
+    def reasons(self, kind: int, wanted: Mapping[Fact, Entry], actual: Actual) -> dict[Fact, str]:
+        """Why entries of facts of one kind, that differ from their rows, cannot be written here; nothing for those that can."""
+        ask: Optional[Callable[[Any, Any], Optional[str]]] = {
+            fields.SCOPE: lambda fact, entry: _misfit("scope", fact[1]),
+            fields.DID: lambda fact, entry: self._did_reason(fact, entry, actual.get(fact)),
+            fields.RSE: self._rse_reason,
+            fields.REPLICA: lambda fact, entry: _path_reason(entry.path),
+        }.get(kind)
+        found = {fact: ask(fact, entry) for fact, entry in wanted.items()} if ask is not None else {}
         return {fact: reason for fact, reason in found.items() if reason is not None}
-
-    def _reason(self, fact: Fact, entry: Entry, row: Optional[Entry]) -> Optional[str]:
-        if isinstance(fact, (Scope, Did)):
-            reason = self._name_reason(fact)
-            if reason is not None:
-                return reason
-        if isinstance(fact, Did) and isinstance(entry, DidEntry):
-            return self._did_reason(fact, entry, row)
-        if isinstance(fact, Replica) and isinstance(entry, ReplicaEntry):
-            return _path_reason(entry.path)
-        if isinstance(fact, Rse) and isinstance(entry, RseEntry) and fact.instance != self.instance:
-            return self._rse_reason(fact, entry)
-        return None
-
-    def _name_reason(self, fact: Fact) -> Optional[str]:
-        reason = _misfit("scope", str(fact[1]))
-        return reason or (_misfit("name", str(fact[2])) if isinstance(fact, Did) else None)
 
     def closed_off(self, facts: Collection[Fact]) -> dict[Fact, str]:
         """Those of `facts` that touch a private scope of this Rucio which has the name of a foreign one, and why.
@@ -127,6 +116,9 @@ class Fit:
         return set(self.session.execute(select(schema.shared_scope.c.scope)).scalars())
 
     def _did_reason(self, did: Did, entry: DidEntry, row: Optional[Entry]) -> Optional[str]:
+        reason = _scope_misfit(did[1]) or _misfit("name", did[2])
+        if reason is not None:
+            return reason
         if isinstance(row, DidEntry) and not row.identity.agrees(entry.identity):
             return (
                 f"{did} exists here as {row.identity}, and is {entry.identity} in the shared namespace (first at {entry.origin}); "
@@ -150,6 +142,8 @@ class Fit:
         return found
 
     def _rse_reason(self, fact: Rse, entry: RseEntry) -> Optional[str]:
+        if fact.instance == self.instance:
+            return None
         name = rse_name(fact)
         if not _allowed("rse").is_valid(name):
             return f"RSE name {name!r} is not allowed by this Rucio's schema; {fact.instance} must rename its RSE {fact.rse!r}"
@@ -180,31 +174,40 @@ _SCOPES = {
 
 
 def _misfit(what: str, value: str) -> Optional[str]:
-    width = get_schema_value(f"{what.upper()}_LENGTH")
+    width, pattern = _limits(what)
     if len(value) > width:
         return f"{what} {value[:60]!r}… has {len(value)} characters; this Rucio's schema holds {width}"
-    if "." in value and any(part in (".", "..") for part in value.split("/")):
+    if _LEADS_OUT.search(value):
         return f"{what} {value!r} names a path outside of its directory; its home must rename it"
-    if not _is_allowed(what, value):
+    if not (pattern.search(value) if pattern is not None else _allowed(what).is_valid(value)):
         return f"{what} {value!r} is not allowed by this Rucio's schema (policy package); its home must rename it"
     return None
 
 
-def _is_allowed(what: str, value: str) -> bool:
-    pattern = _pattern(what)
-    return pattern.search(value) is not None if pattern is not None else bool(_allowed(what).is_valid(value))
-
-
 @cache
-def _pattern(what: str) -> Optional[re.Pattern[str]]:
-    """The expression of this Rucio's schema, where the schema says nothing else: a validator takes ten times as long for a name."""
-    rules = get_schema_value(what.upper())
-    if isinstance(rules, dict) and rules.get("type") == "string" and rules.keys() == {"description", "type", "pattern"}:
-        return re.compile(rules["pattern"])
-    return None
+def _limits(what: str) -> tuple[int, Optional[re.Pattern[str]]]:
+    """How wide a column is, and the expression of this Rucio's schema where it says nothing else: a validator takes ten times as long."""
+    width, rules = int(get_schema_value(f"{what.upper()}_LENGTH")), get_schema_value(what.upper())
+    is_plain = (
+        isinstance(rules, dict) and rules.get("type") == "string" and rules.keys() <= _PLAIN and rules.get("maxLength", width) == width
+    )
+    return width, re.compile(rules["pattern"]) if is_plain and "pattern" in rules else None
+
+
+_PLAIN = {"description", "type", "pattern", "maxLength"}
+
+
+@lru_cache(maxsize=4096)
+def _scope_misfit(scope: str) -> Optional[str]:
+    return _misfit("scope", scope)
 
 
 def _path_reason(path: str) -> Optional[str]:
-    if path.startswith("/") or any(part in ("", ".", "..") for part in path.split("/")):
+    if _NOT_BELOW.search(path):
         return f"path {path!r} does not lie below its RSE's prefix; its instance must mend the replica"
     return None
+
+
+_LEADS_OUT = re.compile(r"(?:^|/)\.{1,2}(?:/|\Z)")
+_NOT_BELOW = re.compile(r"(?:^|/)\.{0,2}(?:/|\Z)")
+"""Begins with a slash, or has a part that is empty, "." or ".."."""

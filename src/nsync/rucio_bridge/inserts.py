@@ -21,11 +21,14 @@ from nsync.namespace.keys import Attachment, Did, Replica
 from nsync.rucio_bridge.lookup import external, internal, utc_now
 from nsync.rucio_bridge.metadata import COLUMNS, FLAGS, columns_of
 from nsync.rucio_bridge.rows import CONTENTS, DIDS, REPLICAS
-from nsync.rucio_bridge.stage import EDGES, NEW_DIDS, PLACES, REEVALUATED, Stage, as_in, probing, same
+from nsync.rucio_bridge.stage import EDGES, NEW_DIDS, PLACES, REEVALUATED, Stage, as_in, known, leave_known, probing, same
 
 _OF_FILES = ("bytes", "adler32", "md5", "guid", "events")
 """Columns that an attachment takes over from a file."""
 _OF_REPLICAS = ("bytes", "adler32", "md5")
+_EDGE = ("scope", "name", "child_scope", "child_name")
+_REPLICA = ("scope", "name", "rse_id")
+_LETTERS = {state.name: state.value for state in ReplicaState}
 
 
 class Inserts:
@@ -56,7 +59,7 @@ class Inserts:
             "did_type": as_in(DIDS.c.did_type, s.did_type),
             "is_open": case((is_file, null()), else_=true()),
             "availability": literal(DIDAvailability.AVAILABLE, DIDS.c.availability.type),
-            "is_new": case((is_file, null()), else_=true() if self.subscribable else null()),  # NULL keeps it from subscriptions
+            "is_new": case((is_file, null()), else_=true()) if self.subscribable else null(),  # NULL keeps it from subscriptions
             "suppressed": false(),
             "purge_replicas": true(),
             "created_at": now,
@@ -67,18 +70,19 @@ class Inserts:
     # ---- attachments
 
     def attach(self, edges: Collection[Attachment]) -> Optional[Attachment]:
-        """As Rucio does: with the size and checksums of a file, and of no collection. The judge evaluates each parent's rules once.
+        """Those that are not here yet, as Rucio does: with the size and checksums of a file, and of no collection. The judge evaluates
+        each parent's rules once.
 
         Returns one whose ends are not both here, if there is one.
         """
         if not edges:
             return None
-        self.stage.put(EDGES, [(internal(e[1]), e[2], internal(e[3]), e[4]) for e in edges])
+        new = self._new(EDGES, CONTENTS, _EDGE, [(internal(e[1]), e[2], internal(e[3]), e[4]) for e in edges])
         parent, child = aliased(DIDS, name="p"), aliased(DIDS, name="d")
         s, now = EDGES.c, _now()
         is_file = child.c.did_type == keys.FILE
         values = {
-            **{name: s[name] for name in ("scope", "name", "child_scope", "child_name")},
+            **{name: s[name] for name in _EDGE},
             "did_type": as_in(CONTENTS.c.did_type, parent.c.did_type),
             "child_type": as_in(CONTENTS.c.child_type, child.c.did_type),
             **{name: case((is_file, child.c[name]), else_=null()) for name in _OF_FILES},
@@ -88,19 +92,26 @@ class Inserts:
         }
         ends = select(EDGES).join(parent, same(parent, EDGES, "scope", "name"))
         ends = ends.join(child, and_(child.c.scope == s.child_scope, child.c.name == s.child_name))
-        if self._insert(CONTENTS, values, ends) < len(edges):
+        if new and self._insert(CONTENTS, values, ends) < new:
             found = self._lacking(EDGES, (("scope", "name"), ("child_scope", "child_name")))
             return Attachment(Did(external(found[0]), found[1]), Did(external(found[2]), found[3]))
-        self.stage.gather(REEVALUATED, select(s.scope, s.name, literal(DIDReEvaluation.ATTACH.value)).distinct())
+        if new:
+            self.stage.gather(REEVALUATED, select(s.scope, s.name, literal(DIDReEvaluation.ATTACH.value)).distinct())
         return None
 
     # ---- replicas
 
-    def replicas(self, new: Mapping[Replica, ReplicaEntry], rse_ids: Mapping[keys.Rse, str]) -> Optional[Replica]:
-        """Foreign replicas: available, never tombstoned, counted (R7.4). Returns one whose DID is not here, if there is one."""
+    def replicas(self, wanted: Mapping[Replica, ReplicaEntry], rse_ids: Mapping[tuple[str, str], str]) -> Optional[Replica]:
+        """Foreign replicas with their paths and states: never tombstoned, counted (R7.4). `rse_ids`: by instance and name.
+
+        Returns one whose DID is not here, if there is one.
+        """
+        if not wanted:
+            return None
+        rows = [(internal(r[1]), r[2], rse_ids[r[3:]], entry.path, _LETTERS[entry.state]) for r, entry in wanted.items()]
+        new = self._new(PLACES, REPLICAS, _REPLICA, rows, self._move)
         if not new:
             return None
-        self._stage_replicas(new, rse_ids)
         s, now = PLACES.c, _now()
         values = {
             **{name: as_in(REPLICAS.c[name], s[name]) for name in ("rse_id", "scope", "name", "path", "state")},
@@ -111,35 +122,41 @@ class Inserts:
             "updated_at": now,
         }
         placed = select(PLACES).join(DIDS, same(DIDS, PLACES, "scope", "name"))
-        if self._insert(REPLICAS, values, placed) < len(new):
+        if self._insert(REPLICAS, values, placed) < new:
             found = self._lacking(PLACES, (("scope", "name"),))
             did = Did(external(found.scope), found.name)
-            return next(replica for replica in new if replica.did == did)
+            return next(replica for replica in wanted if replica.did == did)
         with probing(self.session.connection()):
             sums = placed.with_only_columns(s.rse_id, func.count(), func.coalesce(func.sum(DIDS.c.bytes), 0)).group_by(s.rse_id)
             for rse_id, files, size in self.session.execute(sums).all():
                 increase(rse_id, files, int(size), session=self.session)
         return None
 
-    def move(self, changed: Mapping[Replica, ReplicaEntry], rse_ids: Mapping[keys.Rse, str]) -> None:
-        """Other paths and states of replicas that are here."""
-        if not changed:
-            return
-        self._stage_replicas(changed, rse_ids)
-        values = {"path": PLACES.c.path, "state": as_in(REPLICAS.c.state, PLACES.c.state), "updated_at": _now()}
-        with probing(self.session.connection()):
-            self.session.execute(update(REPLICAS).where(same(REPLICAS, PLACES, "scope", "name", "rse_id")).values(values))
-
-    def _stage_replicas(self, replicas: Mapping[Replica, ReplicaEntry], rse_ids: Mapping[keys.Rse, str]) -> None:
-        letters = {state.name: state.value for state in ReplicaState}
-        rows = [(internal(r[1]), r[2], rse_ids[r.rse], entry.path, letters[entry.state]) for r, entry in replicas.items()]
-        self.stage.put(PLACES, rows)
+    def _move(self) -> None:
+        """Other paths and states of staged replicas that are here."""
+        state = as_in(REPLICAS.c.state, PLACES.c.state)
+        differs = or_(REPLICAS.c.path.is_distinct_from(PLACES.c.path), REPLICAS.c.state != state)
+        values = {"path": PLACES.c.path, "state": state, "updated_at": _now()}
+        self.session.execute(update(REPLICAS).where(same(REPLICAS, PLACES, *_REPLICA), differs).values(values))
 
     # ---- leaves
 
+    def _new(
+        self, stage: Table, table: Table, key: Sequence[str], rows: Sequence[tuple[Any, ...]], others: Callable[[], None] = lambda: None
+    ) -> int:
+        """Stage `rows`, and leave there what `table` has not yet; returns how many those are. `others` is called before, with all."""
+        self.stage.put(stage, rows)
+        with probing(self.session.connection()):
+            there = known(self.session, table, stage, *key)
+            if there:
+                others()
+                leave_known(self.session, table, stage, *key)
+        return len(rows) - there
+
     def _insert(self, table: Table, values: Mapping[str, Any], source: Select[Any]) -> int:
         with probing(self.session.connection()):
-            done = self.session.execute(insert(table).from_select(list(values), source.with_only_columns(*values.values())))
+            statement = insert(table).from_select(list(values), source.with_only_columns(*values.values()))
+            done = self.session.execute(statement, execution_options={"preserve_rowcount": True})
         return int(done.rowcount)  # type: ignore[attr-defined]
 
     def _lacking(self, stage: Table, ends: Sequence[tuple[str, str]]) -> Any:

@@ -35,6 +35,7 @@ from nsync.rucio_bridge.removal import Removal
 from nsync.rucio_bridge.rows import Rows, matches
 from nsync.rucio_bridge.stage import Stage
 from nsync.store.changes import Entries
+from nsync.store.collector import collector_paused
 from nsync.store.state import SqlState
 
 LOG = logging.getLogger(__name__)
@@ -132,16 +133,20 @@ class Materialise:
             self._keep(self.removal.dids(dids), dids)
         failpoint("rows-removed")
 
+    @collector_paused()
     def _write_part(self, kind: int, part: Entries) -> None:
-        actual = self.rows.read(part.keys())
         private = self.fit.closed_off(part.keys())
         self._refuse({fact: reason for fact, reason in private.items() if part[fact] is not None})
-        different = {f: entry for f, entry in part.items() if f not in private and not matches(entry, actual.get(f))}
+        different = {fact: entry for fact, entry in part.items() if fact not in private} if private else part
+        actual: Actual = {}
+        if kind not in _COMPARED_IN_SQL:
+            actual = self.rows.read(different.keys())
+            different = {fact: entry for fact, entry in different.items() if not matches(entry, actual.get(fact))}
         wanted = {fact: entry for fact, entry in different.items() if entry is not None}
         gone = [fact for fact, entry in different.items() if entry is None]
-        self._refuse(self.fit.reasons(wanted, actual))
+        self._refuse(self.fit.reasons(kind, wanted, actual))
         if kind == fields.ATTACHMENT:
-            self.closing.changed({fact.parent for fact in part if isinstance(fact, Attachment)})
+            self.closing.changed({fact.parent for fact in _of(Attachment, part)})
         if self._reasons:
             return
         if self._has_parked:
@@ -179,23 +184,17 @@ class Materialise:
 
     def _replicas(self, wanted: Actual, gone: Collection[Fact], actual: Actual) -> None:
         self._keep(self.removal.replicas(_of(Replica, gone)), gone)
-        foreign = {
-            replica: entry
-            for replica, entry in wanted.items()
-            if isinstance(replica, Replica) and isinstance(entry, ReplicaEntry) and replica.rse.instance != self.instance
-        }
-        if not self._has_places({replica.rse for replica in foreign}):
-            return
-        rse_ids = {rse: local.id for rse in {replica.rse for replica in foreign} if (local := self.rows.rse_of(rse)) is not None}
-        self.inserts.move({replica: entry for replica, entry in foreign.items() if replica in actual}, rse_ids)
-        new = {replica: entry for replica, entry in foreign.items() if replica not in actual}
-        self._refuse_lacking(self.inserts.replicas(new, rse_ids))
+        foreign: dict[Replica, ReplicaEntry] = {r: entry for r, entry in wanted.items() if r[3] != self.instance}  # type: ignore[misc]
+        rses = {Rse(*place) for place in {replica[3:] for replica in foreign}}
+        if self._has_places(rses):
+            rse_ids = {(rse.instance, rse.rse): local.id for rse in rses if (local := self.rows.rse_of(rse)) is not None}
+            self._refuse_lacking(self.inserts.replicas(foreign, rse_ids))
 
     def _has_places(self, rses: set[Rse]) -> bool:
         """Whether these RSEs are here; those that are not yet are made now."""
         missing = {rse for rse in rses if self.rows.rse_of(rse) is None}
         entries = self.state.entries(missing)
-        self._refuse(self.fit.reasons(entries, {}))
+        self._refuse(self.fit.reasons(fields.RSE, entries, {}))
         self._refuse({rse: f"{rse} is not in this Rucio" for rse in missing - entries.keys()})
         if self._reasons:
             return False
@@ -293,6 +292,8 @@ _WRITERS = {
     fields.CONSTITUENT: Materialise._constituents,
     fields.REPLICA: Materialise._replicas,
 }
+_COMPARED_IN_SQL = (fields.ATTACHMENT, fields.REPLICA)
+"""Kinds whose rows need not be read to see what is different, since nothing of them could be in the way."""
 _PLACES = {fields.DID: "rows-dids", fields.CONSTITUENT: "rows-contents", fields.REPLICA: "rows-replicas"}
 
 

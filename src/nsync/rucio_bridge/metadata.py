@@ -177,6 +177,8 @@ def write(session: Session, desired: Part, actual: Mapping[Fact, Entry]) -> None
             continue
         row = actual.get(did)
         was = row if isinstance(row, DidEntry) else None
+        if was is None and not entry.meta:
+            continue
         moved = differences(entry, was if was is not None else DidEntry(entry.identity, "", None, None, None))
         if was is not None and any(not is_json(field) for field in moved):
             changed.append({"at_scope": internal(did.scope), "at_name": did.name, **columns_of(entry), "now": utc_now()})

@@ -22,7 +22,7 @@ from nsync.namespace.keys import Attachment, Did, Replica
 from nsync.rucio_bridge.fit import account_of, is_home
 from nsync.rucio_bridge.lookup import external, internal, look_up, names_of, utc_now
 from nsync.rucio_bridge.rows import CONTENTS, DIDS, OPEN, REPLICAS, Rows
-from nsync.rucio_bridge.stage import EDGES, NAMES, PLACES, REEVALUATED, Stage, as_in, delete_staged, probing, same
+from nsync.rucio_bridge.stage import EDGES, NAMES, PLACES, REEVALUATED, Stage, as_in, delete_staged, known, probing, same
 
 HISTORY = models.DataIdentifierAssociationHistory.__table__
 
@@ -45,7 +45,7 @@ class Removal:
         )
 
     def attachments(self, edges: Collection[Attachment]) -> None:
-        """They go to Rucio's history, and the judge evaluates each parent's rules."""
+        """Those that are here go to Rucio's history, and the judge evaluates each parent's rules."""
         if not edges:
             return
         self.stage.put(EDGES, [(internal(e[1]), e[2], internal(e[3]), e[4]) for e in edges])
@@ -55,10 +55,13 @@ class Removal:
         everything = {**values, **types, **dated}
         gone = select(*everything.values()).select_from(EDGES).join(CONTENTS, same(CONTENTS, EDGES, *_EDGE))
         gone = gone.join(DIDS, same(DIDS, EDGES, "scope", "name"))
+        detached = literal(DIDReEvaluation.DETACH.value)
         with probing(self.session.connection()):
+            if not known(self.session, CONTENTS, EDGES, *_EDGE):
+                return
             self.session.execute(insert(HISTORY).from_select(list(everything), gone))
+            self.stage.gather(REEVALUATED, gone.with_only_columns(EDGES.c.scope, EDGES.c.name, detached).distinct())
             delete_staged(self.session, CONTENTS, EDGES, _EDGE)
-        self.stage.gather(REEVALUATED, select(EDGES.c.scope, EDGES.c.name, literal(DIDReEvaluation.DETACH.value)).distinct())
 
     def replicas(self, replicas: Collection[Replica]) -> dict[Replica, str]:
         """Rows of foreign replicas that no local lock holds; returns those that one does, with what to tell of it."""

@@ -24,6 +24,8 @@ from sqlalchemy import (
     and_,
     cast,
     delete,
+    func,
+    literal,
     select,
     tuple_,
 )
@@ -119,6 +121,18 @@ def as_in(column: Any, value: Any) -> Any:
     if isinstance(column.type, Enum):
         return cast(cast(value, String), column.type)
     return cast(value, column.type) if type(column.type).__name__ == "GUID" else value
+
+
+def known(session: Session, table: Table, stage: Table, *names: str) -> int:
+    """How many of the staged rows `table` has."""
+    query = select(func.count()).select_from(stage).join(table, same(table, stage, *names))
+    return int(session.execute(query).scalar_one())
+
+
+def leave_known(session: Session, table: Table, stage: Table, *names: str) -> None:
+    """Take from the stage what `table` has."""
+    there = select(literal(1)).where(same(table, stage, *names)).correlate(stage).exists()
+    session.execute(delete(stage).where(there))
 
 
 def delete_staged(session: Session, table: Table, stage: Table, names: Sequence[str], *conditions: ColumnElement[bool]) -> int:

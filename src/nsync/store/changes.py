@@ -6,16 +6,17 @@ fact may come twice: who reads them compares with what is there, and finds nothi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Optional
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Optional
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 
-from nsync.catalogue.entries import Entry, entry_from_wire
-from nsync.namespace import codec
+from nsync.catalogue.entries import AttachmentEntry, Entry, entry_from_wire
+from nsync.namespace import codec, fields
 from nsync.namespace.keys import Fact, key_of
 from nsync.store import keyed
 from nsync.store.bulk import bulk_insert
+from nsync.store.collector import collector_paused
 
 PART_FACTS = 1 << 14
 """Facts, with their entries and rows, that are in memory together."""
@@ -81,11 +82,7 @@ class Changes:
         while after < self.count(list_):
             rows = self.connection.execute(_PART, {"list": list_, "after": after, "size": PART_FACTS}).all()
             after = rows[-1].n
-            found: Entries = {}
-            for row in rows:
-                fact: Fact = key_of(codec.load(row.key if row.whole is None else row.whole))  # type: ignore[assignment]
-                found[fact] = None if row.entry is None else entry_from_wire(fact, codec.load(row.entry))
-            yield found
+            yield _entries(rows)
 
     def clear(self) -> None:
         """Empty all lists."""
@@ -99,3 +96,15 @@ class Changes:
             self.connection.exec_driver_sql(_MAKE[self.connection.dialect.name])
             self.connection.exec_driver_sql(f"DELETE FROM {_TABLE}")  # noqa: S608
             self._is_made = True
+
+
+@collector_paused()
+def _entries(rows: Sequence[Row[Any]]) -> Entries:
+    found: Entries = {}
+    for _, key, whole, entry in rows:
+        fact: Fact = key_of(codec.load(key if whole is None else whole))  # type: ignore[assignment]
+        found[fact] = None if entry is None else _ATTACHED if fact[0] == fields.ATTACHMENT else entry_from_wire(fact, codec.load(entry))
+    return found
+
+
+_ATTACHED = AttachmentEntry()

@@ -14,6 +14,7 @@ from nsync.crdt import Slot
 from nsync.log.forks import Mark
 from nsync.namespace import fields
 from nsync.namespace.keys import Did, Key, key_of
+from nsync.store.collector import collector_paused
 from nsync.store.index import Listed
 from nsync.store.lines import SqlLines
 from nsync.store.statements import Op, Statements
@@ -37,6 +38,7 @@ class News:
         self._ops.setdefault(did, []).append((mark, op))
         return True
 
+    @collector_paused()
     def sort(self) -> tuple[dict[Did, About], set[Key]]:
         """The files that are new, with all that counts about them; and the keys that the other ops speak of."""
         found: dict[Any, About] = {}
