@@ -48,6 +48,8 @@ class Settings:
     """Where to serve Prometheus metrics, if at all."""
     tls: Optional[ssl.SSLContext]
     """What peers are answered with; None where a proxy ends TLS, or all are on this host."""
+    is_new: bool = False
+    """Whether foreign collections are new to Rucio's transmogrifier, so that local subscriptions match them."""
 
 
 def read() -> Settings:
@@ -91,6 +93,7 @@ def read() -> Settings:
         floor_interval_s=_seconds("floor_interval", "86400", zero=True),
         metrics=_address("metrics", metrics) if metrics else None,
         tls=tls.own_context(me, _path("tls_cert"), _path("tls_key")),
+        is_new=_flag("is_new"),
     )
 
 

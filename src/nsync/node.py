@@ -64,7 +64,9 @@ class Node:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.bridge = Bridge(get_engine(), Authority(settings.charter), settings.me, settings.key.sign, verify, settings.rse_expression)
+        self.bridge = Bridge(
+            get_engine(), Authority(settings.charter), settings.me, settings.key.sign, verify, settings.rse_expression, settings.is_new
+        )
         self._writer = ThreadPoolExecutor(1, "nsync-write")
         self._reader = ThreadPoolExecutor(2, "nsync-peers")
         self._looker = ThreadPoolExecutor(1, "nsync-look")
@@ -284,6 +286,12 @@ class Node:
 
     async def _write(self, job: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writer, job)
+
+
+def bridge_of(settings: Settings) -> Bridge:
+    """The bridge of Rucio's own database, as it is configured."""
+    authority = Authority(settings.charter)
+    return Bridge(get_engine(), authority, settings.me, settings.key.sign, verify, settings.rse_expression, settings.is_new)
 
 
 def check_installed(bridge: Bridge) -> None:

@@ -5,12 +5,12 @@ What needs Rucio is imported when a command runs: Rucio reads its configuration 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Optional
 
 import click
 
 from nsync.auth.keys import verify
-from nsync.authority.effective import Authority
 from nsync.cli.output import as_json, fail
 from nsync.rucio_bridge import audit as audits
 from nsync.rucio_bridge import charters, triggers
@@ -154,16 +154,16 @@ def rebuild(json_: bool) -> None:
     meanwhile: some 10 000 files a second. Exit codes: 0 done, 1 failed.
     """
     from nsync import config
-    from nsync.rucio_bridge.bridge import Bridge
+    from nsync.node import bridge_of
     from nsync.rucio_bridge.engine import get_engine
 
-    settings, engine = config.read(), get_engine()
-    with engine.connect() as connection:
+    settings = config.read()
+    with get_engine().connect() as connection:
         charter = charters.in_force(connection, verify) or settings.charter
     me = charter.by_name(settings.me.name)
     if me is None:
         fail(f"the charter in force names no instance {settings.me.name!r}")
-    moved = Bridge(engine, Authority(charter), me, settings.key.sign, verify, settings.rse_expression).rebuild(wall_ms())
+    moved = bridge_of(replace(settings, charter=charter, me=me)).rebuild(wall_ms())
     if json_:
         as_json({"changed": moved})
     else:

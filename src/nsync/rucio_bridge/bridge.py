@@ -80,13 +80,17 @@ class _Verified(NamedTuple):
 class Bridge:
     """One instance's database. Every method is synchronous and one transaction; call them off the event loop."""
 
-    def __init__(self, engine: Engine, authority: Authority, me: Instance, sign: Sign, verify: Verify, rse_expression: str) -> None:
+    def __init__(
+        self, engine: Engine, authority: Authority, me: Instance, sign: Sign, verify: Verify, rse_expression: str, is_new: bool = False
+    ) -> None:
+        """`is_new`: whether foreign collections are new to Rucio's transmogrifier, so that local subscriptions match them."""
         self.engine = engine
         self.authority = authority
         self.me = me
         self._sign = sign
         self._verify = verify
         self._rse_expression = rse_expression
+        self._is_new = is_new
         self._sessions = sessionmaker(bind=engine)
         self._warned: Optional[str] = None
         self.held_back: Optional[str] = None
@@ -396,7 +400,7 @@ class Bridge:
     def _materialise(self, session: Session, log: SqlLog, batch: str, now_ms: int) -> bool:
         """Write the rows of what changed, of which the triggers are to see nothing: it would be an echo (R7.1)."""
         with triggers.unheard(session.connection()):
-            return Materialise(session, log.state, self._rows(session), self.me.name).run(batch, now_ms)
+            return Materialise(session, log.state, self._rows(session), self.me.name, self._is_new).run(batch, now_ms)
 
     def _rows(self, session: Session) -> Rows:
         return Rows(session, self.me.name, self._rse_expression)

@@ -17,6 +17,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Optional, TypeVar
 
 from rucio.common.exception import RucioException
+from rucio.core.message import add_message
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
@@ -62,7 +63,7 @@ class _Refused(Exception):
 class Materialise:
     """The writer of one transaction."""
 
-    def __init__(self, session: Session, state: SqlState, rows: Rows, instance: str, subscribable: bool = False) -> None:
+    def __init__(self, session: Session, state: SqlState, rows: Rows, instance: str, is_new: bool = False) -> None:
         self.session = session
         self.state = state
         self.rows = rows
@@ -71,7 +72,7 @@ class Materialise:
         stage = Stage(session)
         self.fit = Fit(session, rows, self.authority, instance)
         self.ground = Ground(session, rows, self.authority, instance)
-        self.inserts = Inserts(session, stage, subscribable)
+        self.inserts = Inserts(session, stage, is_new)
         self.closing = Closing(session, stage)
         self.removal = Removal(session, rows, stage, self.authority, instance)
         self._reasons: dict[Fact, str] = {}
@@ -91,6 +92,7 @@ class Materialise:
                 self._write()
                 if self._reasons:
                     raise _Refused
+                self._announce()
         except _Refused:
             self._park_all()
         except (DBAPIError, OverflowError, RucioException) as error:
@@ -230,6 +232,12 @@ class Materialise:
             self._refuse(self.fit.taken(shown))
             if not self._reasons:
                 opendata.write(self.session, shown, self.rows.read(shown.keys()))
+
+    def _announce(self) -> None:
+        """One message for hermes (Rucio's own say one for each DID), so that who listens there hears of what others shared."""
+        added, removed = +self.inserts.written, +self.removal.removed
+        if added or removed:
+            add_message("NSYNC_CHANGESET", {"changeset": self._batch, "added": added, "removed": removed}, session=self.session)
 
     def _waiting(self, list_: int) -> Any:
         return self.state.changes.parts(list_) if not self._reasons else ()
