@@ -11,16 +11,16 @@ import logging
 import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple, Optional
+from contextlib import contextmanager, suppress
+from typing import Callable, NamedTuple, Optional
 
-from sqlalchemy import Engine, exists, func, select
+from sqlalchemy import Connection, Engine, exists, func, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from nsync.authority.charter import Charter, Instance, Place, Verify
 from nsync.authority.effective import Authority
-from nsync.errors import ConfigError
+from nsync.errors import CharterMoved, ConfigError
 from nsync.failpoints import failpoint
 from nsync.log.segment import Segment, Sign, changesets
 from nsync.log.stored import FULL, Head, Receipt, StoredSegment, refusals
@@ -67,6 +67,13 @@ class Worked(NamedTuple):
         return self.published == 0 and not self.applied and not self.audited
 
 
+Look = Callable[[Session, list[Applied], bool], None]
+
+
+class _Undone(Exception):
+    """Rolls back what was a rehearsal."""
+
+
 class _Verified(NamedTuple):
     """A batch of frames whose signatures were checked."""
 
@@ -81,9 +88,19 @@ class Bridge:
     """One instance's database. Every method is synchronous and one transaction; call them off the event loop."""
 
     def __init__(
-        self, engine: Engine, authority: Authority, me: Instance, sign: Sign, verify: Verify, rse_expression: str, is_new: bool = False
+        self,
+        engine: Engine,
+        authority: Authority,
+        me: Instance,
+        sign: Sign,
+        verify: Verify,
+        rse_expression: str,
+        *,
+        is_new: bool = False,
+        bulk: int = audit.ROWS_MAX,
     ) -> None:
-        """`is_new`: whether foreign collections are new to Rucio's transmogrifier, so that local subscriptions match them."""
+        """`is_new`: whether foreign collections are new to Rucio's transmogrifier, so that local subscriptions match them. `bulk`: how
+        many rows a full audit looks at in one transaction."""
         self.engine = engine
         self.authority = authority
         self.me = me
@@ -91,12 +108,15 @@ class Bridge:
         self._verify = verify
         self._rse_expression = rse_expression
         self._is_new = is_new
+        self._bulk = bulk
         self._sessions = sessionmaker(bind=engine)
         self._warned: Optional[str] = None
         self.held_back: Optional[str] = None
         """Why nothing is signed here for now; the node says so (R3.7)."""
         self._read_only: Optional[str] = None
         """Why nothing is signed here, as it was told last."""
+        self._charter = (b"", b"")
+        """The file of the charter that this node reads the database by, and its hash; empty before `adopt`."""
         self._retried = ""
         """The parked batch that was tried last."""
         self._passed_over: dict[bytes, int] = {}
@@ -113,14 +133,26 @@ class Bridge:
         """A session in a transaction that may write; leaving with an error rolls it back."""
         with self._sessions.begin() as session:
             begin_writing(session.connection())
+            self._require_charter(session.connection())
             yield session
 
     @contextmanager
-    def _beside_rucio(self) -> Iterator[Session]:
-        """The same, for what reads Rucio's rows and writes them: no transaction of Rucio is seen in part, and none is overwritten."""
+    def _beside_rucio(self, adopts: bool = False) -> Iterator[Session]:
+        """The same, for what reads Rucio's rows and writes them: no transaction of Rucio is seen in part, and none is overwritten.
+
+        `adopts`: it goes over to another charter."""
         with self.engine.connect() as connection, one_moment(connection), self._sessions(bind=connection) as session, session.begin():
             begin_writing(session.connection())
+            if not adopts:
+                self._require_charter(session.connection())
             yield session
+
+    def _require_charter(self, connection: Connection) -> None:
+        """Raises CharterMoved where another node has gone over to another charter: what this one would write is read by the old one."""
+        if self._charter[0]:
+            self._charter = charters.hash_in_force(connection, self._verify, self._charter)
+            if self._charter[1] != self.authority.charter.hash:
+                raise CharterMoved("another node on this database has gone over to another charter; this one begins anew with it")
 
     @contextmanager
     def opened(self, now_ms: int) -> Iterator[Opened]:
@@ -147,12 +179,13 @@ class Bridge:
     def adopt(self, text: str, now_ms: int) -> None:
         """Go over to the charter of the file `text` and keep it (R5.1). Raises ConfigError unless it goes on from the one in force."""
         charter = unless_changed(lambda: self._adopt(text, now_ms))
+        self._charter = (text.encode(), charter.hash)
         me = charter.by_name(self.me.name)
         assert me is not None, "an instance stays listed"
         self.authority, self.me = Authority(charter), me
 
     def _adopt(self, text: str, now_ms: int) -> Charter:
-        with self._beside_rucio() as session:
+        with self._beside_rucio(adopts=True) as session:
             connection = session.connection()
             held, charter = charters.in_force(connection, self._verify), charters.following(connection, text, self._verify)
             if held is not None and held.hash != charter.hash:
@@ -257,6 +290,7 @@ class Bridge:
         """
         newest = self._newest_waiting()
         with self._sessions() as session:
+            self._require_charter(session.connection())
             stuck = newest == 0 or (newest == self._stuck[0] and now_ms < self._stuck[1])
             if stuck and outbox_is_empty(session) and audit.waits(session.connection(), now_ms) is None:
                 return Worked(0, (), 0.0)
@@ -284,7 +318,7 @@ class Bridge:
         connection, charter = session.connection(), self.authority.charter
         if audit.waits(connection, now_ms) is None or not self._may_sign(SqlLog(connection, self.authority)):
             return None
-        return audit.fill(connection, self.me.name, lambda scope: charter.may_write(self.me, scope), now_ms)
+        return audit.fill(connection, self.me.name, lambda scope: charter.may_write(self.me, scope), now_ms, self._bulk)
 
     def _apply(self, session: Session, now_ms: int, began: float) -> list[Applied]:
         """Apply changesets until there is none, or the lock was held long enough; one in any case, however long publishing took."""
@@ -294,6 +328,28 @@ class Bridge:
             if (time.monotonic() - began) * 1000 >= HOLD_MS_MAX:
                 break
         return applied
+
+    def rehearse(self, shared_scopes: Sequence[str], now_ms: int, ms_max: float, look: Look) -> None:
+        """Do what there is to do for about `ms_max`, let `look` see it and whether it is all, and undo it. Raises ConfigError."""
+        with suppress(_Undone), self._beside_rucio() as session:
+            if not self._is_known_rucio(session):
+                raise ConfigError(f"nothing can be tried: {self._warned}")
+            triggers.share(session.connection(), set(shared_scopes))
+            done: list[Applied] = []
+            began, is_all = time.monotonic(), False
+            while not is_all and (time.monotonic() - began) * 1000 < ms_max:
+                before, audited = len(done), self._audit(session, now_ms)
+                done += [*self._publish(session, now_ms), *self._acknowledge(session, now_ms)]
+                applied = self._apply_one(session, now_ms)
+                done += [applied] if applied is not None else []
+                is_all = audited is None and len(done) == before
+            look(session, done, is_all)
+            raise _Undone
+
+    def count_parked(self) -> int:
+        """How many facts are."""
+        with self._sessions() as session:
+            return session.execute(select(func.count()).select_from(schema.parked)).scalar_one()
 
     def retry_parked(self, now_ms: int, ms_max: float = math.inf) -> Worked:
         """Try again what is parked, batch by batch, each after publishing what was captured.
