@@ -19,7 +19,7 @@ from nsync.namespace.keys import Attachment, Constituent, Did, Fact, Replica, Rs
 from nsync.rucio_bridge.constituents import ARCHIVES
 from nsync.rucio_bridge.lookup import external, internal
 from nsync.rucio_bridge.opendata import OPEN
-from nsync.rucio_bridge.rows import CONTENTS, DIDS, ORIGIN, REPLICAS, LocalRse, Rows
+from nsync.rucio_bridge.rows import CONTENTS, DIDS, ORIGIN, REPLICAS, Rows
 from nsync.store import schema
 
 ROWS_MAX = 10_000
@@ -34,12 +34,9 @@ _TOLD = ", ".join(f"'{ReplicaState[name].value}'" for name in fields.STATES)
 _EDGE = ("name", "child_scope", "child_name")
 
 
-def place_of(fact: Fact, rse: Callable[[Rse], Optional[LocalRse]]) -> Place:
+def place_of(fact: Fact, rse_ids: Mapping[Rse, str]) -> Place:
     """Where the row of `fact` is counted."""
-    if isinstance(fact, Replica):
-        local = rse(fact.rse)
-        return fact[0], local.id if local is not None else ""
-    return fact[0], str(fact[1])
+    return fact[0], rse_ids.get(fact.rse, "") if isinstance(fact, Replica) else str(fact[1])
 
 
 class _Source(NamedTuple):
@@ -77,15 +74,15 @@ class Extras:
             yield {rse.fact for rse in self.rows.rses().values() if ORIGIN in rse.attributes and not rse.deleted}
 
     def _scopes(self) -> Sequence[str]:
-        """Those of which the catalogue shows a DID, and those that are shared; found by a look into the index for each."""
+        """Those that the catalogue shows, or of which it shows a DID, and those that are shared; by a look into the index for each."""
         if self.scope is not None:
             return [self.scope]
-        found, after = set(self.shared), ""
-        columns = schema.entry.c
-        query = select(columns.scope).where(columns.kind == fields.DID).order_by(columns.scope).limit(1)
-        while (scope := self.session.execute(query.where(columns.scope > after)).scalar()) is not None:
-            found.add(scope)
-            after = scope
+        found, columns = set(self.shared), schema.entry.c
+        for kind in (fields.SCOPE, fields.DID):
+            query, after = select(columns.scope).where(columns.kind == kind).order_by(columns.scope).limit(1), ""
+            while (scope := self.session.execute(query.where(columns.scope > after)).scalar()) is not None:
+                found.add(scope)
+                after = scope
         return sorted(found)
 
     # ---- DIDs
