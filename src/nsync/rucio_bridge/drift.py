@@ -47,7 +47,7 @@ OUTBOX_MAX = 100_000
 """Names in the outbox that are looked at; of more, everything that this instance may say counts as unpublished."""
 
 MISSING, EXTRA, OTHER = "missing row", "row too much", "other value"
-DRIFT, UNHEARD, UNPUBLISHED, OUTRULED, PARKED = "drift", "unheard", "unpublished", "outruled", "parked"
+STANDINGS = DRIFT, UNHEARD, UNPUBLISHED, OUTRULED, PARKED = "drift", "unheard", "unpublished", "outruled", "parked"
 
 Pair = tuple[Optional[Entry], Optional[Entry]]
 """What the catalogue has, and what the row says."""
