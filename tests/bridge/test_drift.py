@@ -4,125 +4,18 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 import pytest
-from rucio.db.sqla.constants import DIDType
-from sqlalchemy import make_url, text
+from sqlalchemy import text
 
 from nsync.rucio_bridge import parked, triggers
 from nsync.rucio_bridge.drift import DRIFT, OUTRULED, PARKED, UNHEARD, UNPUBLISHED, Difference, Drift, compare
 from nsync.rucio_bridge.mending import Mended
 from nsync.rucio_bridge.rows import Rows, matches
 from nsync.store.log import SqlLog
+from tests.support.grown import AT_CMS, content, opened, packed, replica
 from tests.support.instances import EXPRESSION, Instance, settle
-from tests.support.postgres import Server
-from tests.support.rucio_postgres import PostgresInstance, build
-
-NOW = "CURRENT_TIMESTAMP, CURRENT_TIMESTAMP"
-AT_CMS = "FROM rses WHERE rse = 'ATLAS_DISK'"
-
-
-def into(table: str, columns: str, values: str) -> str:
-    """A row that somebody puts in; `values` may end with where they come from."""
-    chosen, _, source = values.partition(" FROM ")
-    source = f" FROM {source}" if source else ""
-    return f"INSERT INTO {table} ({columns}, created_at, updated_at) SELECT {chosen}, {NOW}{source}"
-
-
-def content(values: str) -> str:
-    return into("contents", "scope, name, child_scope, child_name, did_type, child_type", values)
-
-
-def packed(values: str) -> str:
-    return into("archive_contents", "child_scope, child_name, scope, name, bytes, length", values)
-
-
-def replica(values: str) -> str:
-    return into("replicas", "rse_id, scope, name, bytes, state, lock_cnt, path", f"id, {values}")
-
-
-def opened(did: str, column: str, value: str) -> str:
-    table = "dids_opendata" if column == "state" else f"dids_opendata_{column.removesuffix('_id')}"
-    return into(table, f"scope, name, {column}", f"{did}, {value}")
-
-
-SHARED = {"atlas": ["atlas"], "cms": ["cms", "atlas.shared"]}
-
-
-# ---- two instances that know each other, on either back-end
-
-
-def _grow(atlas: Instance, cms: Instance) -> None:
-    """What atlas shares, and a dataset of cms with private ones beside it."""
-    for one in (atlas, cms):
-        one.add_scope(one.name)
-        one.add_scope(f"{one.name}.private")
-    for tag in ("1", "2"):
-        atlas.publish_dataset("atlas", f"d{tag}", doi=f"10.5072/ATLAS.D{tag}")
-    atlas.add_did("atlas", "open")
-    atlas.add_files("atlas", ["zip", "inside", "alone"])
-    atlas.attach("atlas", "open", [("atlas", "zip"), ("atlas", "alone")])
-    atlas.add_did("atlas", "box", DIDType.CONTAINER)
-    atlas.attach("atlas", "box", [("atlas", "d1"), ("atlas", "open")])
-    with atlas.engine.begin() as connection:
-        run = connection.exec_driver_sql
-        run(packed("'atlas', 'inside', 'atlas', 'zip', 10, 1"))
-        run(opened("'atlas', 'd1'", "record_id", "7"))
-        run("UPDATE dids SET project = 'mc', run_number = 5, hidden = TRUE WHERE name = 'd1.f0' OR name = 'open'")
-        if connection.dialect.name == "postgresql":
-            run(into("did_meta", "scope, name, meta", "'atlas', 'open', '{\"a\": 1}'"))
-            run(opened("'atlas', 'd1'", "meta", '\'{"t": "x"}\''))
-    cms.publish_dataset("cms", "c1")
-    cms.add_files("cms.private", ["secret"])
-    cms.add_did("cms.private", "mine")
-    cms.attach("cms.private", "mine", [("cms.private", "secret")])
-    settle([atlas, cms])
-    for one in (atlas, cms):
-        assert one.parked() == {}
-
-
-@pytest.fixture(scope="module")
-def grown(template_database: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    directory = tmp_path_factory.mktemp("drift")
-    made = [Instance(template_database, directory, name, shared, durable=False) for name, shared in SHARED.items()]
-    _grow(made[0], made[1])
-    for one in made:
-        one.checkpoint()
-        one.close()
-    return {one.name: one.path for one in made}
-
-
-@pytest.fixture(scope="module")
-def grown_on_postgres(postgres_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The name of cms' database, to copy."""
-    with postgres_server.database() as url:
-        build(url, tmp_path_factory.mktemp("postgres"))
-        empty = str(make_url(url).database)
-        with postgres_server.database(template=empty) as one, postgres_server.database(template=empty) as other:
-            atlas, cms = PostgresInstance(one, "atlas", SHARED["atlas"]), PostgresInstance(other, "cms", SHARED["cms"])
-            _grow(atlas, cms)
-            atlas.close()
-            cms.close()
-            yield str(make_url(other).database)
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def cms(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Instance]:
-    """cms, which has what atlas shares."""
-    if request.param == "sqlite":
-        made = Instance(request.getfixturevalue("grown")["cms"], tmp_path, "cms", SHARED["cms"], durable=False)
-        yield made
-        made.close()
-        return
-    server, template = request.getfixturevalue("postgres_server"), request.getfixturevalue("grown_on_postgres")
-    with server.database(template=template) as url:
-        on_postgres = PostgresInstance(url, "cms", SHARED["cms"])
-        yield on_postgres
-        on_postgres.close()
-
 
 # ---- asking
 
