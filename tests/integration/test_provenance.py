@@ -118,4 +118,4 @@ def test_a_did_tells_who_said_what_why_it_shows_so_and_how_far_it_has_come(sites
     unknown = nsync(cms, "log", "atlas:nothing")
     assert unknown.returncode == 1 and "nothing that is applied here speaks of atlas:nothing; its home is atlas" in unknown.stderr
     assert nsync(cms, "log", "nothing").returncode == 2
-    assert "of closed, doi, opendata, project somebody did" in nsync(cms, "explain", "atlas:d1", "campaign").stderr
+    assert "somebody did of closed, doi, opendata, project" in nsync(cms, "explain", "atlas:d1", "campaign").stderr

@@ -128,7 +128,7 @@ def explain(did: str, field: Optional[str], limit: int, json_: bool) -> None:
         found = provenance.explained(about.state, about.did, field, limit)
         if not found:
             said = sorted({str(key[1]) for key in spoken.keys if key[2:] == tuple(about.did)})
-            fail(f"nobody spoke of the field {field!r} of {did}; of {', '.join(said) or 'no field'} somebody did")
+            fail(f"nobody spoke of the field {field!r} of {did}" + (f"; somebody did of {', '.join(said)}" if said else ""))
         reasons = _parked(about, spoken)
     if json_:
         as_json(

@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Optional
 
-from sqlalchemy import func, select
+from sqlalchemy import Row, func, select
 from sqlalchemy.orm import Session
 
 from nsync.authority.charter import Instance
@@ -29,7 +29,7 @@ from nsync.authority.rulings import owner_of
 from nsync.catalogue.entries import DidEntry, Entry, ReplicaEntry, RseEntry, entry_from_wire
 from nsync.catalogue.rules import Reader
 from nsync.namespace import codec, fields
-from nsync.namespace.keys import Attribute, Did, Fact, Replica, Rse, Scope, ends_of, scope_of
+from nsync.namespace.keys import Attribute, Did, Fact, Replica, Rse, Scope, ends_of, key_of, scope_of
 from nsync.namespace.ops import Assert, Retract, Statement
 from nsync.rucio_bridge import metadata, parked
 from nsync.rucio_bridge.capture import Capture, says
@@ -38,7 +38,7 @@ from nsync.rucio_bridge.fit import Fit
 from nsync.rucio_bridge.lookup import look_up, names_of
 from nsync.rucio_bridge.rows import REPLICAS, Rows, matches, shared_attributes
 from nsync.store import schema
-from nsync.store.keyed import key_in
+from nsync.store.collector import collector_paused
 from nsync.store.state import SqlState
 
 PART_FACTS = 5000
@@ -129,11 +129,8 @@ class Drift:
     def run(self, scope: Optional[str] = None) -> Iterator[Difference]:
         """All differences, or those of one scope, in parts."""
         present: Counter[Place] = Counter()
-        for entries in self._shown(scope):
-            self.compared += len(entries)
-            rows = self.rows.read(entries.keys())
-            present.update(place_of(fact, self._rse_ids) for fact in rows)
-            yield from self._judged({f: (e, rows.get(f)) for f, e in entries.items() if not matches(e, rows.get(f))})
+        for page in self._pages(scope):
+            yield from self._judged(self._compared(page, present))
         for facts in Extras(self.session, self.rows, self._is_own, scope).parts(present):
             yield from self.beside(facts)
 
@@ -153,18 +150,25 @@ class Drift:
 
     # ---- reading the catalogue
 
-    def _shown(self, scope: Optional[str]) -> Iterator[Mapping[Fact, Entry]]:
+    def _pages(self, scope: Optional[str]) -> Iterator[Sequence[Row[Any]]]:
         """The entries in the order of their keys, which is that of their kinds."""
-        low = [b""] if scope is None else [_prefix(kind, scope) for kind in _NAMES]
         columns = schema.entry.c
-        for prefix in low:
-            query = select(columns.key, columns.whole, columns.entry).order_by(columns.key).limit(PART_FACTS)
-            within = query.where(columns.key < prefix + b"\xff") if prefix else query
-            after = prefix
+        query = select(columns.key, columns.whole, columns.entry).order_by(columns.key).limit(PART_FACTS)
+        for prefix in [b""] if scope is None else [_prefix(kind, scope) for kind in _NAMES]:
+            within, after = query.where(columns.key < prefix + b"\xff") if prefix else query, prefix
             while page := self.session.execute(within.where(columns.key > after)).all():
                 after = page[-1].key
-                facts: list[Fact] = [key_in(row) for row in page]  # type: ignore[misc]  # no attribute has an entry
-                yield {fact: entry_from_wire(fact, codec.load(row.entry)) for fact, row in zip(facts, page)}
+                yield page
+
+    @collector_paused()
+    def _compared(self, page: Sequence[Row[Any]], present: Counter[Place]) -> dict[Fact, Pair]:
+        """The entries of a page that their rows do not match; what has a row is counted in `present`."""
+        facts = [key_of(codec.load(row.key if row.whole is None else row.whole)) for row in page]
+        entries: dict[Fact, Entry] = {fact: entry_from_wire(fact, codec.load(row.entry)) for fact, row in zip(facts, page)}  # type: ignore[misc,arg-type]
+        rows = self.rows.read(entries.keys())
+        self.compared += len(page)
+        present.update(place_of(fact, self._rse_ids) for fact in rows)
+        return {fact: (entry, rows.get(fact)) for fact, entry in entries.items() if not matches(entry, rows.get(fact))}
 
     # ---- judging
 
