@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Optional
 import pytest
 from sqlalchemy import text
 
-from nsync.rucio_bridge import parked, triggers
+from nsync.rucio_bridge import mending, parked, triggers
 from nsync.rucio_bridge.drift import DRIFT, OUTRULED, PARKED, UNHEARD, UNPUBLISHED, Difference, Drift, compare
 from nsync.rucio_bridge.mending import Mended
 from nsync.rucio_bridge.rows import Rows, matches
@@ -357,6 +357,17 @@ def test_a_private_file_that_is_attached_to_foreign_open_data_stays_private(fede
     edit(cms, content("'atlas', 'd1', 'cms.private', 'secret', 'D', 'F'"))
     cms.work()
     assert "cms.private:secret" not in set(map(str, cms.catalogue()))
+
+
+def test_of_too_much_for_one_transaction_the_rest_is_mended_by_the_next(
+    federation: list[Instance], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, cms = share_a_dataset(federation)
+    monkeypatch.setattr(mending, "FACTS_MAX", 2)
+    edit(cms, "UPDATE dids SET project = 'p', campaign = 'c' WHERE scope = 'atlas' AND name <> 'open'")
+    first, second, third = mend(cms), mend(cms), mend(cms)
+    assert [(len(one.written), one.more) for one in (first, second, third)] == [(2, True), (2, False), (0, False)]
+    assert diff(cms).differences == []
 
 
 # ---- laws

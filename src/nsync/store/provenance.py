@@ -81,15 +81,14 @@ def spoken_of(state: SqlState, did: Did, newest: int) -> Spoken:
 
 def told(state: SqlState, spoken: Spoken) -> list[Told]:
     """What they say, and what became of it."""
-    authors = {mark: state.authority.name(state.lines.branches[mark.branch].author) for mark in spoken.marks}
-    wanted = {(authors[mark], mark.seq): place for place, mark in enumerate(spoken.marks)}
+    places = {mark: place for place, mark in enumerate(spoken.marks)}
     found = []
     for key in spoken.keys:
-        for line in state.explain(key).lines:
-            place = wanted.get((line.author, line.seq))
-            if place is not None:
+        marks = [said.mark for said, _ in state.statements.history(key)]  # in the order of the lines
+        for mark, line in zip(marks, state.explain(key).lines):
+            if mark in places:
                 standing = _BEGINS.get(line.standing.split(maxsplit=1)[0].rstrip(":"), EFFECTIVE)
-                found.append((place, Told(line.author, line.seq, line.time, key, line.said, standing, line.standing)))
+                found.append((places[mark], Told(line.author, line.seq, line.time, key, line.said, standing, line.standing)))
     return [one for _, one in sorted(found, key=lambda pair: (pair[0], str(pair[1].about)))]
 
 
