@@ -6,8 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
 
+from tests.support.grown import GROWN, grow
 from tests.support.instances import Instance, settle
+from tests.support.postgres import Server
+from tests.support.rucio_postgres import PostgresInstance, build
 
 SHARED = {"atlas": ["atlas.shared", "atlas"], "cms": ["atlas.shared", "cms"], "belle2": ["atlas.shared", "belle2"]}
 
@@ -44,3 +48,43 @@ def federation(prepared: dict[str, Path], tmp_path: Path) -> Iterator[list[Insta
     yield made
     for instance in made:
         instance.close()
+
+
+@pytest.fixture(scope="session")
+def grown(template_database: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    directory = tmp_path_factory.mktemp("drift")
+    made = [Instance(template_database, directory, name, shared, durable=False) for name, shared in GROWN.items()]
+    grow(made[0], made[1])
+    for one in made:
+        one.checkpoint()
+        one.close()
+    return {one.name: one.path for one in made}
+
+
+@pytest.fixture(scope="session")
+def grown_on_postgres(postgres_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The name of cms' database, to copy."""
+    with postgres_server.database() as url:
+        build(url, tmp_path_factory.mktemp("postgres"))
+        empty = str(make_url(url).database)
+        with postgres_server.database(template=empty) as one, postgres_server.database(template=empty) as other:
+            atlas, cms = PostgresInstance(one, "atlas", GROWN["atlas"]), PostgresInstance(other, "cms", GROWN["cms"])
+            grow(atlas, cms)
+            atlas.close()
+            cms.close()
+            yield str(make_url(other).database)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def cms(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Instance]:
+    """cms, which has what atlas shares."""
+    if request.param == "sqlite":
+        made = Instance(request.getfixturevalue("grown")["cms"], tmp_path, "cms", GROWN["cms"], durable=False)
+        yield made
+        made.close()
+        return
+    server, template = request.getfixturevalue("postgres_server"), request.getfixturevalue("grown_on_postgres")
+    with server.database(template=template) as url:
+        on_postgres = PostgresInstance(url, "cms", GROWN["cms"])
+        yield on_postgres
+        on_postgres.close()

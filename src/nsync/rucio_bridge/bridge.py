@@ -30,6 +30,7 @@ from nsync.rucio_bridge import audit, charters, parked, triggers
 from nsync.rucio_bridge.capture import Capture, outbox_is_empty
 from nsync.rucio_bridge.guard import unknown_schema
 from nsync.rucio_bridge.materialise import Materialise
+from nsync.rucio_bridge.mending import Mended, Mending
 from nsync.rucio_bridge.rows import Rows
 from nsync.store import schema
 from nsync.store.database import begin_writing, one_moment, unless_changed
@@ -278,6 +279,19 @@ class Bridge:
             moved = len(changes)
             self._materialise(session, log, "rebuilt catalogue", now_ms)
         return moved
+
+    def mend_drift(self, scope: Optional[str], now_ms: int) -> Mended:
+        """Write the catalogue's entries back into the rows of other instances' data that drifted, in `scope` or everywhere (R7.5)."""
+        return unless_changed(lambda: self._mend_drift(scope, now_ms))
+
+    def _mend_drift(self, scope: Optional[str], now_ms: int) -> Mended:
+        with self._beside_rucio() as session:
+            if not self._is_known_rucio(session):
+                raise ConfigError(f"nothing is repaired: {self._warned}")
+            self._publish(session, now_ms)  # what was changed here is said before rows are written (R7.1)
+            with triggers.unheard(session.connection()):
+                state = lambda: SqlLog(session.connection(), self.authority).state  # noqa: E731
+                return Mending(session, state, lambda: self._rows(session), self.me).run(scope, now_ms)
 
     # ---- the two effects
 

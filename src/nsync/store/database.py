@@ -100,6 +100,20 @@ def _take_turn(connection: Connection) -> None:
 
 
 @contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """A connection that sees one moment of the database, beside whoever writes. Nothing that is done through it stays."""
+    with engine.connect() as connection:
+        if connection.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN")
+        else:
+            connection.execution_options(isolation_level="REPEATABLE READ")
+        try:
+            yield connection
+        finally:
+            connection.rollback()
+
+
+@contextmanager
 def one_moment(connection: Connection) -> Iterator[None]:
     """Within, a transaction of `connection` that writes sees what was committed when its turn came, and nothing later.
 
