@@ -351,7 +351,6 @@ def test_what_a_local_rule_holds_and_what_a_user_made_is_not_removed(federation:
     assert cms.query(f"SELECT 1 FROM dids {AT} 'made.here'") and cms.query("SELECT 1 FROM contents WHERE child_name = 'secret'")
 
 
-@pytest.mark.xfail(strict=True, reason="capture takes what anybody attached to foreign open data for its content, and publishes it")
 def test_a_private_file_that_is_attached_to_foreign_open_data_stays_private(federation: list[Instance]) -> None:
     _, cms = share_a_dataset(federation)
     edit(cms, content("'atlas', 'd1', 'cms.private', 'secret', 'D', 'F'"))

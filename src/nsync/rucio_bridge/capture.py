@@ -120,7 +120,13 @@ class Capture:
         opened = {did for did, row in self.rows.read_dids(dids).items() if _is_public(row)} - before
         self._warn_of_undelegated(opened)
         inside = {did for did in self._shown(dids) if any(map(_is_public, self.state.entries(self.rows.above({did})).values()))}
-        return opened | self.rows.below(before | opened | inside)
+        return opened | self.rows.below(before | opened | inside, self._attachable)
+
+    def _attachable(self, dids: set[Did]) -> set[Did]:
+        """Those of `dids` to which this instance may attach: what else is in them here has no business in the shared namespace."""
+        others = {did for did in dids if not self.authority.charter.may_write(self.me, did.scope)}
+        granted = self.state.sayable(self.me, [Assert(Attachment(did, did), True) for did in others])
+        return dids - others | {s.key.parent for s in granted if isinstance(s.key, Attachment)}
 
     def _warn_of_undelegated(self, opened: set[Did]) -> None:
         """Public data that the charter does not let this instance share: its operator must hear of it."""
