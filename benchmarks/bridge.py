@@ -62,7 +62,9 @@ def measure_client(directory: Path, entries: int) -> Iterator[Row]:
         turn = apply(cms, n)
     ours, whole = n / turn.whole.wall_s, n / (turn.whole.wall_s + published.wall_s)
     what = f"times its rate: {ours:,.0f} of {n:,} files a second ({WHOLE}); from the outbox on {whole / theirs:.3g}"
-    yield Row(NAMES_CLIENT[0], ours / theirs, what, f"the stock client between two servers, 1000 of {m:,} files a call: {theirs:,.0f} a second")
+    yield Row(
+        NAMES_CLIENT[0], ours / theirs, what, f"the stock client between two servers, 1000 of {m:,} files a call: {theirs:,.0f} a second"
+    )
 
 
 def _postgres(name: str, shared: Sequence[str], like: Any) -> AbstractContextManager[Any]:
