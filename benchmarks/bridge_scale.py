@@ -3,6 +3,7 @@
 What is measured is a process of its own, which the database was made for, so that nothing else was in its memory:
 
     python -m benchmarks.bridge_scale publish DATABASE    # share a scope that is full, until idle; then turns with nothing to do
+    python -m benchmarks.bridge_scale write STREAM FILES
     python -m benchmarks.bridge_scale receive DATABASE STREAM    # the changeset in a file of frames, until its rows are written
 """
 
@@ -13,7 +14,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +133,9 @@ def measure_receive(directory: Path, entries: int) -> Iterator[Row]:
     yield Row(NAMES_RECEIVE[0], found["rss"] / MIB, what)
 
 
-def _write(path: str, n: int) -> dict[str, float]:
-    """One changeset of atlas: a closed dataset of `n` files, each with parent and replica, in ops of up to 268 bytes, the most of which
-    a changeset holds a million."""
+def _write(path: str, n: str) -> dict[str, float]:
+    """One changeset of atlas: a closed dataset of `n` files, each with parent and replica, in ops of 140 bytes: a changeset has 256 MiB
+    at most, so a million files with long names are two."""
     from tests.support.federation import CHARTER, KEYS
 
     from benchmarks.streams import EPOCH_MS, LENGTH
@@ -150,7 +151,7 @@ def _write(path: str, n: int) -> dict[str, float]:
         encode_op([Assert(Scope(SCOPE), True)]),
         encode_op([Assert(dataset, Identity(DATASET))]),
     ]
-    for number in range(n):
+    for number in range(int(n)):
         did, digest = Did(SCOPE, f"f.{number:07d}.root"), rng.getrandbits(128).to_bytes(16, "big")
         identity = Identity(FILE, rng.getrandbits(31), rng.getrandbits(32).to_bytes(4, "big"), digest)
         ops.append(encode_op([Assert(did, identity), Assert(Attachment(dataset, did), True), Assert(Replica(did, rse), f"{number:07d}")]))
@@ -184,8 +185,8 @@ def _receive(place: str, path: str) -> dict[str, float]:
 
 
 def main(what: str, *arguments: str) -> None:
-    found = {"publish": _publish, "receive": _receive, "write": lambda path, n: _write(path, int(n))}[what](*arguments)
-    print(json.dumps(found))
+    parts: Mapping[str, Callable[..., dict[str, float]]] = {"publish": _publish, "write": _write, "receive": _receive}
+    print(json.dumps(parts[what](*arguments)))
 
 
 if __name__ == "__main__":
