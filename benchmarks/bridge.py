@@ -34,6 +34,8 @@ WHOLE = "log, state, catalogue, rows and COMMIT"
 Opener = Callable[[str, Sequence[str], Any], AbstractContextManager[Any]]
 """Of an instance: its name, what it shares, and the database to copy, None for a new one."""
 
+Timed = Callable[[Any, Callable[[], object]], Spent]
+
 
 def measure_pg(directory: Path, entries: int) -> Iterator[Row]:
     n = instances.files_of(entries)
@@ -130,7 +132,7 @@ def against_floors(n: int, opened: Opener) -> Found:
 
 
 @contextmanager
-def crossing(n: int, opened: Opener) -> Iterator[tuple[Spent, Any]]:
+def crossing(n: int, opened: Opener, timed: Timed = timed) -> Iterator[tuple[Spent, Any]]:
     """A dataset of `n` files that atlas has published and cms has stored, not applied: the seconds from the outbox to there, and the
     database of cms, to be copied. Scope, accounts and RSE are there already, as after the first dataset."""
     with opened("atlas", (SCOPE,), None) as atlas, opened("cms", (), None) as cms:
