@@ -66,7 +66,7 @@ _EDGE = ", ".join((*_PARENT, *_CHILD))
 _RSE_ID = "replace(CAST(c.rse_id AS VARCHAR(36)), '-', '')"
 _REPLICA_COLUMNS = "c.scope, c.name, c.path, c.state"
 _REPLICA = (  # Rucio's core takes a replica of another size: other bytes, which are nobody's to share
-    f"{REPLICAS.fullname} c JOIN {DIDS.fullname} d ON d.scope = c.scope AND d.name = c.name AND d.bytes = c.bytes AND c.rse_id = :rse"
+    f"{REPLICAS.fullname} c JOIN {DIDS.fullname} d ON d.scope = c.scope AND d.name = c.name AND d.bytes = c.bytes AND {_RSE_ID} = :rse"
 )
 
 
