@@ -83,7 +83,9 @@ def empty_postgres(server: Server, directory: Path) -> Iterator[str]:
 
 
 @contextmanager
-def prepare(kinds: Mapping[str, str], sqlite: Optional[Path], server: Optional[Server], template: str, directory: Path) -> Iterator[Prepared]:
+def prepare(
+    kinds: Mapping[str, str], sqlite: Optional[Path], server: Optional[Server], template: str, directory: Path
+) -> Iterator[Prepared]:
     """Prepared databases of `kinds`, made from an empty one of each: the file `sqlite`, and `template` on `server`."""
     with ExitStack() as opened:
         made: list[Instance] = []
