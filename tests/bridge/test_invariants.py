@@ -201,7 +201,7 @@ def test_invariant_05_nothing_is_attached_after_a_close(either: list[Instance]) 
 
 def test_invariant_06_sizes_of_closed_collections_are_sums_of_their_content(either: list[Instance]) -> None:
     """bytes/length/events of closed collections = sum over merged contents (recompute here, do not copy)."""
-    atlas, cms, belle2 = either
+    _atlas, cms, _belle2 = either
     a_dataset(cms, "cms", files=3)
     cms.add_did("cms", "c1", DIDType.CONTAINER)
     cms.attach("cms", "c1", [("cms", "d1")])

@@ -472,5 +472,7 @@ def dids_of(fact: Fact) -> tuple[Did, ...]:
 
 
 def names_of(fact: Fact) -> set[tuple[str, ...]]:
-    """Scopes and DIDs of a fact as rows name them."""
-    return {(fact.scope,)} if isinstance(fact, Scope) else {(did.scope, did.name) for did in dids_of(fact)}
+    """Scopes, RSEs and DIDs of a fact as rows name them."""
+    if isinstance(fact, (Scope, Rse)):
+        return {tuple(fact[1:])}
+    return {(did.scope, did.name) for did in dids_of(fact)}
