@@ -158,7 +158,7 @@ def _youngest_decides(candidates: Any) -> Any:
 
 
 CONCURRENCY, CONFLICTS, SHARE, HISTORIES = (
-    f"bridge.{name}" for name in ("test_concurrency", "test_conflicts", "test_share", "test_histories")
+    f"bridge.{name}" for name in ("test_concurrency", "test_conflicts", "test_share", "test_state_machine")
 )
 COLLECTIONS, OPEN_DATA, DIDS = (f"unit.{name}" for name in ("test_collections", "test_opendata", "test_dids"))
 
