@@ -23,10 +23,11 @@ from nsync.namespace.keys import Attachment, Did, Identity, Replica, Rse
 from nsync.namespace.ops import Assert, Retract
 from tests.bridge.test_conflicts import DOI_RULE, IDENTITY_RULE
 from tests.bridge.test_restored import adopt, amended
+from tests.support.deeds import Act, abacus, conveyor, judge_evaluator, reaper, undertaker
 from tests.support.federation import charter_document
 from tests.support.instances import Instance, everything, settle
 from tests.support.promises import check_counters, check_no_orphans_and_no_broken_rows, check_sizes_of_closed_collections
-from tests.support.story import Act, Story, abacus, conveyor, judge_evaluator, own, reaper, undertaker
+from tests.support.story import Story, own
 
 SHARED = "atlas.shared"
 PUBLIC, SUSPENDED = OpenDataDIDState.PUBLIC, OpenDataDIDState.SUSPENDED

@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from nsync.namespace.keys import Did
+from tests.support.deeds import ARCHIVES, CONTAINERS, DAEMONS, DATASETS, DOIS, FILES, Act
 from tests.support.federation import NAMES
 from tests.support.federations import Prepared
 from tests.support.promises import keep
-from tests.support.story import ARCHIVES, CONTAINERS, DAEMONS, DATASETS, DOIS, FILES, Act, Story
+from tests.support.story import Story
 
 LONG = "NSYNC_HISTORIES" in os.environ
 HISTORIES = int(os.environ.get("NSYNC_HISTORIES", "24"))
