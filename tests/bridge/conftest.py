@@ -1,4 +1,4 @@
-"""Three instances on copies of one Rucio database."""
+"""Three instances on copies of real Rucio databases."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
+from tests.support.federations import KINDS, MIXED, POSTGRESQL, SHARED, SQLITE, Prepared, empty_postgres, prepare
 from tests.support.grown import GROWN, grow
-from tests.support.instances import Instance, settle
+from tests.support.instances import Instance
 from tests.support.postgres import Server
 from tests.support.rucio_postgres import PostgresInstance, build
-
-SHARED = {"atlas": ["atlas.shared", "atlas"], "cms": ["atlas.shared", "cms"], "belle2": ["atlas.shared", "belle2"]}
 
 
 @pytest.fixture
@@ -26,28 +25,54 @@ def instances(template_database: Path, tmp_path: Path) -> Iterator[list[Instance
 
 
 @pytest.fixture(scope="session")
-def prepared(template_database: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def prepared(template_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     """The databases of three instances that know each other's scopes; each has a private scope besides."""
-    directory = tmp_path_factory.mktemp("prepared")
-    made = [Instance(template_database, directory, name, shared, durable=False) for name, shared in SHARED.items()]
-    for instance in made:
-        instance.add_scope(instance.name)
-        instance.add_scope(f"{instance.name}.private")
-    made[0].add_scope("atlas.shared")
-    settle(made)
-    for instance in made:
-        instance.checkpoint()
-        instance.close()
-    return {instance.name: instance.path for instance in made}
+    with prepare(KINDS[SQLITE], template_database, None, "", tmp_path_factory.mktemp("prepared")) as made:
+        yield {name: Path(place) for name, place in made.places.items()}
 
 
 @pytest.fixture
 def federation(prepared: dict[str, Path], tmp_path: Path) -> Iterator[list[Instance]]:
     """atlas, cms and belle2, whose scopes have reached each other."""
-    made = [Instance(prepared[name], tmp_path, name, shared, durable=False) for name, shared in SHARED.items()]
-    yield made
-    for instance in made:
-        instance.close()
+    with Prepared(prepared).copied(tmp_path) as made:
+        yield made
+
+
+# ---- on either kind of database
+
+
+@pytest.fixture(scope="session")
+def rucio_on_postgres(postgres_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The name of a Rucio database on PostgreSQL to copy."""
+    with empty_postgres(postgres_server, tmp_path_factory.mktemp("postgres")) as name:
+        yield name
+
+
+@pytest.fixture(scope="session")
+def prepared_sqlite(prepared: dict[str, Path]) -> Prepared:
+    return Prepared(prepared)
+
+
+@pytest.fixture(scope="session")
+def prepared_postgresql(postgres_server: Server, rucio_on_postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
+    with prepare(KINDS[POSTGRESQL], None, postgres_server, rucio_on_postgres, tmp_path_factory.mktemp("prepared")) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def prepared_mixed(
+    template_database: Path, postgres_server: Server, rucio_on_postgres: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Prepared]:
+    with prepare(KINDS[MIXED], template_database, postgres_server, rucio_on_postgres, tmp_path_factory.mktemp("prepared")) as made:
+        yield made
+
+
+@pytest.fixture(params=[SQLITE, pytest.param(POSTGRESQL, marks=pytest.mark.postgres)])
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[Instance]]:
+    """atlas, cms and belle2, whose scopes have reached each other: on SQLite, then on PostgreSQL."""
+    prepared: Prepared = request.getfixturevalue(f"prepared_{request.param}")
+    with prepared.copied(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

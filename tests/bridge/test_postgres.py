@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from rucio.db.sqla.constants import OpenDataDIDState
-from sqlalchemy import make_url, text
+from sqlalchemy import text
 
 from nsync.rucio_bridge import triggers
 from nsync.rucio_bridge.capture import Capture
@@ -22,19 +22,11 @@ from nsync.transport.times import happens
 from tests.bridge.test_watch import LONG_S, SOON_S, aside, watched
 from tests.support.instances import Instance
 from tests.support.postgres import Server
-from tests.support.rucio_postgres import PostgresInstance, build
+from tests.support.rucio_postgres import PostgresInstance
 
 pytestmark = pytest.mark.postgres
 
 END_OTHERS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-
-
-@pytest.fixture(scope="module")
-def rucio_on_postgres(postgres_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The name of a database to copy."""
-    with postgres_server.database() as url:
-        build(url, tmp_path_factory.mktemp("postgres"))
-        yield str(make_url(url).database)
 
 
 @pytest.fixture

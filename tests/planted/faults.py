@@ -178,8 +178,8 @@ def _youngest_decides(candidates: Any) -> Any:
     return ("", None) if not found else (found[0][1].holds + "".join(others - {found[0][1].holds}), found[0])
 
 
-CONCURRENCY, CONFLICTS, SHARE, HISTORIES, DRIFTS = (
-    f"bridge.{name}" for name in ("test_concurrency", "test_conflicts", "test_share", "test_histories", "test_drift")
+CONCURRENCY, CONFLICTS, SHARE, HISTORIES, DRIFTS, INVARIANTS = (
+    f"bridge.{name}" for name in ("test_concurrency", "test_conflicts", "test_share", "test_state_machine", "test_drift", "test_invariants")
 )
 COLLECTIONS, OPEN_DATA, DIDS = (f"unit.{name}" for name in ("test_collections", "test_opendata", "test_dids"))
 
@@ -255,12 +255,12 @@ FAULTS = (
     Fault(
         "the identity is the oldest claim by its stamp",
         method(Rulings, "position", lambda self, key, slot: (0, 0, slot.order)),
-        f"{CONFLICTS}::test_of_two_contents_of_one_name_the_first_by_the_homes_log_is_it_everywhere",
+        f"{INVARIANTS}::test_invariant_02_the_bytes_of_a_file_are_one_for_ever",
     ),
     Fault(
         "a later claim replaces an author's first",
         method(Statements, "_claims", lambda self, did, its, slots: [slot for slot in slots if not slot.retract]),
-        f"{CONFLICTS}::test_the_name_of_a_removed_file_keeps_its_identity",
+        f"{INVARIANTS}::test_invariant_02_a_name_that_was_removed_keeps_its_bytes",
     ),
     Fault(
         "a DOI is whose claim is the oldest",
@@ -285,7 +285,7 @@ FAULTS = (
     Fault(
         "types are not looked at",
         function(collections.type_conflict, lambda edge, parent, child: None),
-        f"{CONFLICTS}::test_of_two_types_of_one_name_one_wins_and_the_loser_keeps_its_rows",
+        f"{INVARIANTS}::test_invariant_01_a_name_has_one_type",
     ),
     Fault(
         "what hangs on a DID that came is not looked at again",
