@@ -23,12 +23,13 @@ from nsync import metrics
 from nsync.auth.keys import verify
 from nsync.authority.effective import Authority
 from nsync.config import Settings
-from nsync.errors import ConfigError
+from nsync.errors import CharterMoved, ConfigError
 from nsync.log.stored import Head
-from nsync.rucio_bridge import triggers
+from nsync.rucio_bridge import takeover, triggers
 from nsync.rucio_bridge.bridge import HOLD_MS_MAX, Bridge, Worked
 from nsync.rucio_bridge.engine import get_engine
 from nsync.rucio_bridge.guard import unknown_schema
+from nsync.rucio_bridge.heartbeats import BEAT_S, Heartbeats
 from nsync.rucio_bridge.tending import Tending
 from nsync.rucio_bridge.watch import Watch
 from nsync.store import migrations, status
@@ -69,6 +70,8 @@ class Node:
         self._reader = ThreadPoolExecutor(2, "nsync-peers")
         self._looker = ThreadPoolExecutor(1, "nsync-look")
         self._watcher = ThreadPoolExecutor(1, "nsync-watch")
+        self._beater = ThreadPoolExecutor(1, "nsync-beat")
+        self._heartbeats = Heartbeats(f"{settings.me.name} at {settings.host}:{settings.port}")
         self._failed = False
         """Whether the last transaction was rolled back."""
         self._voter = ThreadPoolExecutor(1, "nsync-vote")
@@ -93,6 +96,7 @@ class Node:
     async def run(self, stop: asyncio.Event) -> None:
         """Serve, gossip and work until `stop` is set."""
         with self._closing():
+            takeover.introduce(self.bridge.engine)
             await self._prepare()
             await self._serve(stop)
         LOG.info("%s stopped", self.settings.me.name)
@@ -111,7 +115,8 @@ class Node:
             metrics.serve(*self.settings.metrics)
         LOG.info("%s listens on %s:%d for the federation %r", self.settings.me.name, self.settings.host, port, self.settings.charter.name)
         work = (self.gossip.run(), self._keep_working(), self._keep_tending(), self.keeper.run(), self._tell_progress())
-        tasks = [asyncio.ensure_future(one) for one in (*work, self._watch.run(self._news.set))]
+        beside = (self._watch.run(self._news.set), self._keep_beating(), self._keep_taking_over())
+        tasks = [asyncio.ensure_future(one) for one in (*work, *beside)]
         stopping = asyncio.ensure_future(stop.wait())
         try:
             done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -129,11 +134,12 @@ class Node:
         """Exchange with every peer, publish, apply what came, exchange once more, and tell how that went."""
         with self._closing():
             await self._prepare()
-            telling = asyncio.ensure_future(self._tell_progress())
+            beside = [asyncio.ensure_future(one) for one in (self._tell_progress(), self._keep_beating())]
             try:
                 return await self._once()
             finally:
-                telling.cancel()
+                for task in beside:
+                    task.cancel()
 
     async def _once(self) -> list[SyncReport]:
         before = await self.gossip.sync_once()  # a restored database must not sign before it knows what its peers have of its own log
@@ -182,8 +188,9 @@ class Node:
         try:
             yield
         finally:
-            for executor in (self._watcher, self._looker, self._voter, self._reader, self._writer):
+            for executor in (self._watcher, self._looker, self._voter, self._reader, self._writer, self._beater):
                 executor.shutdown(cancel_futures=True)
+            self._heartbeats.die()
             self.bridge.engine.dispose()
 
     async def _first_word(self) -> None:
@@ -205,6 +212,8 @@ class Node:
                 if time.monotonic() - retried > RETRY_PARKED_S:
                     retried = time.monotonic()
                     await self._do(lambda: self.bridge.retry_parked(wall_ms(), HOLD_MS_MAX))
+            except CharterMoved:
+                raise  # the whole node begins anew
             except Exception as error:  # rolled back; whatever it was, gossip goes on, and so does what users publish here
                 known = isinstance(error, DBAPIError)
                 LOG.error("a transaction was rolled back and is tried again in %g s: %s", FAILED_PAUSE_S, error, exc_info=not known)
@@ -255,6 +264,21 @@ class Node:
             await self._write(self.tending.notary.renew)
         self._tell(worked)
         return worked
+
+    async def _keep_beating(self) -> None:
+        """Be seen in Rucio's heartbeats."""
+        while True:
+            await asyncio.get_running_loop().run_in_executor(self._beater, self._heartbeats.beat)
+            await asyncio.sleep(BEAT_S)
+
+    async def _keep_taking_over(self) -> None:
+        """End what another node on this database began and will not end."""
+        while True:
+            await asyncio.sleep(takeover.LOOK_S)
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._looker, takeover.end_silent, self.bridge.engine)
+            except DBAPIError as error:
+                LOG.debug("whether another node is silent could not be seen: %s", error)
 
     async def _tell_progress(self) -> None:
         """Say how far this node is, as long as it lacks something at two looks."""

@@ -19,7 +19,7 @@ import click
 from nsync.auth.keys import verify
 from nsync.authority import amendments
 from nsync.cli.output import as_json, fail, setup_logging
-from nsync.errors import ConfigError, NsyncError
+from nsync.errors import CharterMoved, ConfigError, NsyncError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -100,7 +100,11 @@ async def _serve(settings: Settings) -> None:
     loop.add_signal_handler(signal.SIGHUP, begin_look)
     while not ending.is_set():
         stop.clear()
-        await _node(current[0]).run(stop)
+        try:
+            await _node(current[0]).run(stop)
+        except CharterMoved as error:
+            LOG.warning("%s", error)
+            current[:] = [_followed(current[0])]
 
 
 def _anew(settings: Settings) -> Optional[Settings]:
@@ -143,8 +147,26 @@ def _in_force(settings: Settings) -> Settings:
         reason, text = charters.put_off(connection, settings.charter_text, verify), charters.text_in_force(connection)
     if reason is None or text is None:
         return settings
+    found = _with_charter(settings, text)
+    LOG.error("version %d of the charter stays in force: %s", found.charter.version, reason)
+    return found
+
+
+def _followed(settings: Settings) -> Settings:
+    """`settings`, with the charter that another node on this database went over to. Raises ConfigError where it cannot be followed."""
+    from nsync.rucio_bridge import charters
+
+    with _database() as connection:
+        text = charters.text_in_force(connection)
+    assert text is not None, "somebody went over to it"
+    amendments.go_on(settings.charter, text, verify)
+    found = _with_charter(settings, text)
+    LOG.warning("the node starts anew, with version %d of the charter; put its file where [nsync] charter points", found.charter.version)
+    return found
+
+
+def _with_charter(settings: Settings, text: str) -> Settings:
     charter = amendments.read(text, verify).charter
-    LOG.error("version %d of the charter stays in force: %s", charter.version, reason)
     me = charter.by_name(settings.me.name)
     if me is None or me.key != settings.key.public:
         raise ConfigError(f"[nsync] key is not that of {settings.me.name} in version {charter.version}; use the one before until then")

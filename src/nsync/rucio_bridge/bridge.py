@@ -14,13 +14,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Optional
 
-from sqlalchemy import Engine, exists, func, select
+from sqlalchemy import Connection, Engine, exists, func, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from nsync.authority.charter import Charter, Instance, Place, Verify
 from nsync.authority.effective import Authority
-from nsync.errors import ConfigError
+from nsync.errors import CharterMoved, ConfigError
 from nsync.failpoints import failpoint
 from nsync.log.segment import Segment, Sign, changesets
 from nsync.log.stored import FULL, Head, Receipt, StoredSegment, refusals
@@ -93,6 +93,8 @@ class Bridge:
         """Why nothing is signed here for now; the node says so (R3.7)."""
         self._read_only: Optional[str] = None
         """Why nothing is signed here, as it was told last."""
+        self._charter = (b"", b"")
+        """The file of the charter that this node reads the database by, and its hash; empty before `adopt`."""
         self._retried = ""
         """The parked batch that was tried last."""
         self._passed_over: dict[bytes, int] = {}
@@ -109,14 +111,26 @@ class Bridge:
         """A session in a transaction that may write; leaving with an error rolls it back."""
         with self._sessions.begin() as session:
             begin_writing(session.connection())
+            self._require_charter(session.connection())
             yield session
 
     @contextmanager
-    def _beside_rucio(self) -> Iterator[Session]:
-        """The same, for what reads Rucio's rows and writes them: no transaction of Rucio is seen in part, and none is overwritten."""
+    def _beside_rucio(self, adopts: bool = False) -> Iterator[Session]:
+        """The same, for what reads Rucio's rows and writes them: no transaction of Rucio is seen in part, and none is overwritten.
+
+        `adopts`: it goes over to another charter."""
         with self.engine.connect() as connection, one_moment(connection), self._sessions(bind=connection) as session, session.begin():
             begin_writing(session.connection())
+            if not adopts:
+                self._require_charter(session.connection())
             yield session
+
+    def _require_charter(self, connection: Connection) -> None:
+        """Raises CharterMoved where another node has gone over to another charter: what this one would write is read by the old one."""
+        if self._charter[0]:
+            self._charter = charters.hash_in_force(connection, self._verify, self._charter)
+            if self._charter[1] != self.authority.charter.hash:
+                raise CharterMoved("another node on this database has gone over to another charter; this one begins anew with it")
 
     @contextmanager
     def opened(self, now_ms: int) -> Iterator[Opened]:
@@ -143,12 +157,13 @@ class Bridge:
     def adopt(self, text: str, now_ms: int) -> None:
         """Go over to the charter of the file `text` and keep it (R5.1). Raises ConfigError unless it goes on from the one in force."""
         charter = unless_changed(lambda: self._adopt(text, now_ms))
+        self._charter = (text.encode(), charter.hash)
         me = charter.by_name(self.me.name)
         assert me is not None, "an instance stays listed"
         self.authority, self.me = Authority(charter), me
 
     def _adopt(self, text: str, now_ms: int) -> Charter:
-        with self._beside_rucio() as session:
+        with self._beside_rucio(adopts=True) as session:
             connection = session.connection()
             held, charter = charters.in_force(connection, self._verify), charters.following(connection, text, self._verify)
             if held is not None and held.hash != charter.hash:
@@ -253,6 +268,7 @@ class Bridge:
         """
         newest = self._newest_waiting()
         with self._sessions() as session:
+            self._require_charter(session.connection())
             stuck = newest == 0 or (newest == self._stuck[0] and now_ms < self._stuck[1])
             if stuck and outbox_is_empty(session) and audit.waits(session.connection(), now_ms) is None:
                 return Worked(0, (), 0.0)

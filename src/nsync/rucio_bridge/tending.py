@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from nsync import metrics
 from nsync.authority.charter import Verify
+from nsync.errors import CharterMoved
 from nsync.log.segment import Sign
 from nsync.rucio_bridge.bridge import HOLD_MS_MAX, Bridge
 from nsync.store.notary import Alarms, Notary
@@ -55,6 +56,8 @@ class Tending:
             try:
                 await self.once(wake)
                 await self._collect()
+            except CharterMoved:
+                raise  # the whole node begins anew
             except Exception as error:  # rolled back; whatever it was, nothing else stops for it
                 LOG.error("floors are looked at again in %g s: %s", FAILED_PAUSE_S, error, exc_info=not isinstance(error, DBAPIError))
                 metrics.FAILED_TRANSACTIONS.inc()
