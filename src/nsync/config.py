@@ -21,6 +21,8 @@ from nsync.transport import tls
 
 SECTION = "nsync"
 PORT_MAX = 65535
+BULK, BULK_MAX = 5000, 100_000
+"""More rows at once make no audit faster, and keep Rucio's writers waiting."""
 SECONDS_MAX = 86_400
 """A day: who waits longer between two looks has switched nsync off."""
 
@@ -48,6 +50,8 @@ class Settings:
     """Where to serve Prometheus metrics, if at all."""
     tls: Optional[ssl.SSLContext]
     """What peers are answered with; None where a proxy ends TLS, or all are on this host."""
+    bulk: int = BULK
+    """How many rows a full audit looks at in one transaction."""
 
 
 def read() -> Settings:
@@ -91,6 +95,7 @@ def read() -> Settings:
         floor_interval_s=_seconds("floor_interval", "86400", zero=True),
         metrics=_address("metrics", metrics) if metrics else None,
         tls=tls.own_context(me, _path("tls_cert"), _path("tls_key")),
+        bulk=_rows("bulk", str(BULK)),
     )
 
 
@@ -127,6 +132,13 @@ def _seconds(name: str, default: str, zero: bool = False) -> float:
         least = "0" if zero else "more than 0"
         raise ConfigError(f"[nsync] {name} = {value}: it should be a number of seconds, {least} and at most {SECONDS_MAX}")
     return seconds
+
+
+def _rows(name: str, default: str) -> int:
+    value = _option(name, default)
+    if not (value.isdecimal() and len(value) <= len(str(BULK_MAX)) and 1 <= int(value) <= BULK_MAX):
+        raise ConfigError(f"[nsync] {name} = {value}: it should be a number of rows, from 1 to {BULK_MAX}")
+    return int(value)
 
 
 def _flag(name: str) -> bool:

@@ -65,7 +65,7 @@ class Node:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.bridge = Bridge(get_engine(), Authority(settings.charter), settings.me, settings.key.sign, verify, settings.rse_expression)
+        self.bridge = bridge_of(settings)
         self._writer = ThreadPoolExecutor(1, "nsync-write")
         self._reader = ThreadPoolExecutor(2, "nsync-peers")
         self._looker = ThreadPoolExecutor(1, "nsync-look")
@@ -308,6 +308,12 @@ class Node:
 
     async def _write(self, job: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writer, job)
+
+
+def bridge_of(settings: Settings) -> Bridge:
+    """The bridge to the database of rucio.cfg."""
+    me, expression = settings.me, settings.rse_expression
+    return Bridge(get_engine(), Authority(settings.charter), me, settings.key.sign, verify, expression, settings.bulk)
 
 
 def check_installed(bridge: Bridge) -> None:

@@ -7,7 +7,8 @@ an operator wants it, and from time to time. It names
 - everything of those scopes that the catalogue shows and no row stands for, so that what was deleted unseen is found.
 
 Names only, so what is right already makes no op, and an audit too many costs reading. Each part is one INSERT … SELECT of at most
-ROWS_MAX rows, in the order of an index; `place` in the mark tells where the next one begins, so an audit survives restarts.
+ROWS_MAX rows, or what `--bulk` says, in the order of an index; `place` in the mark tells where the next one begins, so an audit
+survives restarts.
 
 What a transaction of PostgreSQL changed before its trigger knew of the mark's cause is seen only when it commits. So an audit begins
 when everything that ran at its first look has ended.
@@ -97,15 +98,15 @@ def _next(connection: Connection, now_ms: int) -> Optional[Row[Any]]:
 # ---- the audit
 
 
-def fill(connection: Connection, instance: str, may_write: MayWrite, now_ms: int) -> Optional[str]:
-    """Put the next part into the outbox; returns why, or None when there is nothing to audit now."""
+def fill(connection: Connection, instance: str, may_write: MayWrite, now_ms: int, rows_max: int = ROWS_MAX) -> Optional[str]:
+    """Put the next part, of `rows_max` rows, into the outbox; returns why, or None when there is nothing to audit now."""
     mark = _next(connection, now_ms)
     if mark is None:
         return None
     place = _place_of(mark)
     if place.unit is None and not _begin(connection, mark, place):
         return None
-    _Audit(connection, instance, may_write, mark).run(place, now_ms)
+    _Audit(connection, instance, may_write, mark).run(place, now_ms, rows_max)
     return str(mark.reason)
 
 
@@ -146,11 +147,11 @@ class _Audit:
         self.may_write = may_write
         self.mark = mark
 
-    def run(self, place: _Place, now_ms: int) -> None:
+    def run(self, place: _Place, now_ms: int, rows_max: int) -> None:
         """Fill up one part from `place` on."""
         units = list(self._units())
         start = units.index(place.unit) if place.unit in units else 0
-        after, room = place.after if place.unit in units else (), ROWS_MAX
+        after, room = place.after if place.unit in units else (), rows_max
         for unit in units[start:]:
             found, last = self._shown(after, room) if unit[0] == _SHOWN else self._rows(unit, after, room)
             if last is not None:

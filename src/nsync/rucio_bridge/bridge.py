@@ -11,8 +11,8 @@ import logging
 import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple, Optional
+from contextlib import contextmanager, suppress
+from typing import Callable, NamedTuple, Optional
 
 from sqlalchemy import Connection, Engine, exists, func, select
 from sqlalchemy.exc import OperationalError
@@ -67,6 +67,13 @@ class Worked(NamedTuple):
         return self.published == 0 and not self.applied and not self.audited
 
 
+Look = Callable[[Session, list[Applied], bool], None]
+
+
+class _Undone(Exception):
+    """Rolls back what was a rehearsal."""
+
+
 class _Verified(NamedTuple):
     """A batch of frames whose signatures were checked."""
 
@@ -80,13 +87,24 @@ class _Verified(NamedTuple):
 class Bridge:
     """One instance's database. Every method is synchronous and one transaction; call them off the event loop."""
 
-    def __init__(self, engine: Engine, authority: Authority, me: Instance, sign: Sign, verify: Verify, rse_expression: str) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        authority: Authority,
+        me: Instance,
+        sign: Sign,
+        verify: Verify,
+        rse_expression: str,
+        bulk: int = audit.ROWS_MAX,
+    ) -> None:
+        """`bulk`: how many rows a full audit looks at in one transaction."""
         self.engine = engine
         self.authority = authority
         self.me = me
         self._sign = sign
         self._verify = verify
         self._rse_expression = rse_expression
+        self._bulk = bulk
         self._sessions = sessionmaker(bind=engine)
         self._warned: Optional[str] = None
         self.held_back: Optional[str] = None
@@ -296,7 +314,7 @@ class Bridge:
         connection, charter = session.connection(), self.authority.charter
         if audit.waits(connection, now_ms) is None or not self._may_sign(SqlLog(connection, self.authority)):
             return None
-        return audit.fill(connection, self.me.name, lambda scope: charter.may_write(self.me, scope), now_ms)
+        return audit.fill(connection, self.me.name, lambda scope: charter.may_write(self.me, scope), now_ms, self._bulk)
 
     def _apply(self, session: Session, now_ms: int, began: float) -> list[Applied]:
         """Apply changesets until there is none, or the lock was held long enough; one in any case, however long publishing took."""
@@ -306,6 +324,23 @@ class Bridge:
             if (time.monotonic() - began) * 1000 >= HOLD_MS_MAX:
                 break
         return applied
+
+    def rehearse(self, shared_scopes: Sequence[str], now_ms: int, ms_max: float, look: Look) -> None:
+        """Do what there is to do for about `ms_max`, let `look` see it and whether it is all, and undo it. Raises ConfigError."""
+        with suppress(_Undone), self._beside_rucio() as session:
+            if not self._is_known_rucio(session):
+                raise ConfigError(f"nothing can be tried: {self._warned}")
+            triggers.share(session.connection(), set(shared_scopes))
+            done: list[Applied] = []
+            began, is_all = time.monotonic(), False
+            while not is_all and (time.monotonic() - began) * 1000 < ms_max:
+                before, audited = len(done), self._audit(session, now_ms)
+                done += [*self._publish(session, now_ms), *self._acknowledge(session, now_ms)]
+                applied = self._apply_one(session, now_ms)
+                done += [applied] if applied is not None else []
+                is_all = audited is None and len(done) == before
+            look(session, done, is_all)
+            raise _Undone
 
     def retry_parked(self, now_ms: int, ms_max: float = math.inf) -> Worked:
         """Try again what is parked, batch by batch, each after publishing what was captured.

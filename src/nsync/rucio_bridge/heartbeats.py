@@ -9,6 +9,7 @@ import logging
 import threading
 from typing import Optional
 
+from rucio.core import heartbeat
 from rucio.daemons.common import HeartbeatHandler
 
 LOG = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class Heartbeats:
     def _begin(self) -> HeartbeatHandler:
         handler = HeartbeatHandler(EXECUTABLE, BEAT_S)
         handler.hb_thread = self._thread
-        handler.__enter__()
+        heartbeat.sanity_check(executable=EXECUTABLE, hostname=handler.hostname)  # whoever died on this host is taken out
         return handler
 
     def die(self) -> None:

@@ -15,7 +15,7 @@ import secrets
 import socket
 from typing import Any
 
-from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy import Engine, event, text
 
 LOG = logging.getLogger(__name__)
 
@@ -58,14 +58,11 @@ def end_silent(engine: Engine) -> int:
     with engine.connect() as connection:
         found = connection.execute(_SILENT, {"prefix": PREFIX, "me": NAME, "silent_s": SILENT_S}).all()
         for row in found:
-            _end(connection, row.pid)
-            LOG.warning(
-                "the node %s is silent for %d s amid a transaction: its session is ended, and what it was about to write undone",
-                row.name.removeprefix(PREFIX),
-                row.seconds,
-            )
+            connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": row.pid})
+    for name, seconds in sorted({row.name: row.seconds for row in found}.items()):
+        LOG.warning(
+            "the node %s is silent for %d s amid a transaction: its session is ended, and what it was about to write undone",
+            name[len(PREFIX) :],
+            seconds,
+        )
     return len(found)
-
-
-def _end(connection: Connection, pid: int) -> None:
-    connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
