@@ -25,7 +25,7 @@ from nsync.authority.effective import Authority
 from nsync.config import Settings
 from nsync.errors import CharterMoved, ConfigError
 from nsync.log.stored import Head
-from nsync.rucio_bridge import takeover, triggers
+from nsync.rucio_bridge import measures, takeover, triggers
 from nsync.rucio_bridge.bridge import HOLD_MS_MAX, Bridge, Worked
 from nsync.rucio_bridge.engine import get_engine
 from nsync.rucio_bridge.guard import unknown_schema
@@ -212,12 +212,13 @@ class Node:
                 if time.monotonic() - retried > RETRY_PARKED_S:
                     retried = time.monotonic()
                     await self._do(lambda: self.bridge.retry_parked(wall_ms(), HOLD_MS_MAX))
+                    measures.PARKED_FACTS.set(await self._write(self.bridge.count_parked))
             except CharterMoved:
                 raise  # the whole node begins anew
             except Exception as error:  # rolled back; whatever it was, gossip goes on, and so does what users publish here
                 known = isinstance(error, DBAPIError)
                 LOG.error("a transaction was rolled back and is tried again in %g s: %s", FAILED_PAUSE_S, error, exc_info=not known)
-                metrics.FAILED_TRANSACTIONS.inc()
+                measures.FAILED_TRANSACTIONS.inc()
                 self._failed = True
                 await asyncio.sleep(FAILED_PAUSE_S)
                 publish_only = not publish_only
@@ -228,8 +229,9 @@ class Node:
                 await self._until_news()
 
     def _tell(self, worked: Worked) -> None:
-        metrics.WRITE_LOCK_SECONDS.inc(worked.held_ms / 1000)
-        metrics.PUBLISHED_OPS.inc(worked.published)
+        if worked.held_ms:
+            measures.WRITE_LOCK_SECONDS.observe(worked.held_ms / 1000)
+        measures.PUBLISHED_OPS.inc(worked.published)
         for peer in self.gossip.status():
             metrics.PEER_FAILURES.labels(peer.name).set(peer.failures)
         if worked.published:
@@ -240,8 +242,9 @@ class Node:
         for applied in worked.applied:
             name = self.bridge.authority.name(applied.author)
             LOG.info("applied %s %d-%d: %d entries changed", name, applied.first, applied.last, applied.changed)
-            metrics.APPLIED_CHANGESETS.labels(name).inc()
-            metrics.VOID_STATEMENTS.labels(name).inc(applied.void)
+            measures.APPLIED_CHANGESETS.labels(author=name).inc()
+            measures.CHANGED_ENTRIES.labels(author=name).inc(applied.changed)
+            measures.VOID_STATEMENTS.labels(author=name).inc(applied.void)
 
     async def _until_news(self) -> None:
         """Segments wake the bridge at once, and captured rows by the watch; what that may miss is looked for every sleep_time."""

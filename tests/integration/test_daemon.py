@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
+import urllib.request
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,9 @@ import pytest
 
 from nsync import config
 from nsync.cli import node as commands
+from nsync.testbed.layout import free_ports
 from tests.integration.test_node import RUCIO_NSYNC
-from tests.support.nodes import Federation, Site, applied, ask, everything, reports, wait_until
+from tests.support.nodes import LOOPBACK, Federation, Site, applied, ask, everything, nsync, reports, wait_until
 
 
 @pytest.fixture
@@ -132,3 +136,41 @@ def test_logs_are_as_rucios_configuration_says(bed: Federation) -> None:
     atlas.common = {"logformat": "%(asctime)s"}
     wrong = atlas.start()
     assert wrong.ended() == 1 and wrong.said().startswith("Error: [common] logformat") and "Traceback" not in wrong.said()
+
+
+# ---- metrics
+
+
+def test_what_the_bridge_does_is_counted_as_rucio_counts(bed: Federation) -> None:
+    """By statsd and at Rucio's own port, and once each."""
+    atlas = bed.site("atlas", ["atlas"])
+    atlas.add_scope("atlas")
+    atlas.publish_dataset("atlas", "d1")
+    (port,) = free_ports(1)
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as statsd:
+        statsd.bind((LOOPBACK, 0))
+        statsd.settimeout(0.1)
+        carbon = {"carbon_server": LOOPBACK, "carbon_port": str(statsd.getsockname()[1]), "user_scope": "here"}
+        atlas.monitor = {**carbon, "enable_metrics": "true", "metrics_port": str(port)}
+        node = atlas.serve()
+        wait_until(lambda: applied(atlas.path, atlas.author), node.said)
+        wait_until(lambda: "nsync_published_ops_total " in metrics_at(port), lambda: metrics_at(port))
+        asked = nsync(atlas, "status")
+        assert asked.returncode in (0, 4) and "Traceback" not in asked.stderr, asked.stderr
+        node.stop()
+        sent = b"".join(received(statsd)).decode()
+    ops = ask(atlas.path, "SELECT count(*) FROM nsync_op")[0][0]
+    counted = [line for line in sent.split("here.") if line.startswith("nsync.published_ops:")]
+    assert sum(int(line.split(":")[1].split("|")[0]) for line in counted) == ops
+    assert "nsync.applied_changesets.atlas:1|c" in sent and "nsync.write_lock_seconds:" in sent and "|ms" in sent
+
+
+def metrics_at(port: int) -> str:
+    with urllib.request.urlopen(f"http://{LOOPBACK}:{port}/metrics", timeout=10) as answer:
+        return str(answer.read().decode())
+
+
+def received(socket_: socket.socket) -> Iterator[bytes]:
+    with suppress(TimeoutError):
+        while True:
+            yield socket_.recv(65536)

@@ -284,6 +284,6 @@ def test_metrics_tell_what_the_node_did(bed: Federation) -> None:
 
     wait_until(lambda: metrics()["nsync_published_ops_total"] >= 4, lambda: str(metrics()))
     assert metrics()['nsync_applied_changesets_total{author="atlas"}'] >= 1
-    assert metrics()["nsync_write_lock_seconds_total"] > 0
+    assert metrics()["nsync_write_lock_seconds_sum"] > 0
     wait_until(lambda: metrics().get('nsync_peer_failures{peer="cms"}', 0) >= 1, lambda: str(metrics()))
     node.stop()

@@ -94,6 +94,7 @@ class Site(Instance):
 
     common: ClassVar[dict[str, str]] = {}
     """More of [common]."""
+    monitor: ClassVar[dict[str, str]] = {}
 
     def __init__(self, federation: Federation, directory: Path, name: str, shared: Sequence[str]) -> None:
         super().__init__(federation.template, directory, name, shared)
@@ -127,6 +128,8 @@ class Site(Instance):
         """The environment of a process of this instance, its configuration written anew."""
         config = configparser.ConfigParser(interpolation=None)
         config["common"] = {"logdir": str(self.home), **self.common}
+        if self.monitor:
+            config["monitor"] = self.monitor
         config["database"] = {"default": self.database_url}
         config["policy"] = {
             "permission": "generic",

@@ -342,6 +342,11 @@ class Bridge:
             look(session, done, is_all)
             raise _Undone
 
+    def count_parked(self) -> int:
+        """How many facts are."""
+        with self._sessions() as session:
+            return session.execute(select(func.count()).select_from(schema.parked)).scalar_one()
+
     def retry_parked(self, now_ms: int, ms_max: float = math.inf) -> Worked:
         """Try again what is parked, batch by batch, each after publishing what was captured.
 
