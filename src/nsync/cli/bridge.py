@@ -11,7 +11,7 @@ import click
 
 from nsync.auth.keys import verify
 from nsync.authority.effective import Authority
-from nsync.cli.output import as_json, fail
+from nsync.cli.output import as_json, fail, serve_no_metrics
 from nsync.rucio_bridge import audit as audits
 from nsync.rucio_bridge import charters, triggers
 from nsync.rucio_bridge.guard import unknown_schema
@@ -154,6 +154,8 @@ def rebuild(json_: bool) -> None:
     meanwhile: some 10 000 files a second. Exit codes: 0 done, 1 failed.
     """
     from nsync import config
+
+    serve_no_metrics()
     from nsync.rucio_bridge.bridge import Bridge
     from nsync.rucio_bridge.engine import get_engine
 

@@ -18,7 +18,7 @@ import click
 
 from nsync.auth.keys import verify
 from nsync.authority import amendments
-from nsync.cli.output import as_json, fail, setup_logging
+from nsync.cli.output import as_json, fail, metrics_served, serve_no_metrics, setup_logging
 from nsync.errors import CharterMoved, ConfigError, NsyncError
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def _read(given: Given) -> Settings:
 
 
 def _tell_rehearsal(settings: Settings, json_: bool) -> None:
+    serve_no_metrics()
     from nsync.node import bridge_of
     from nsync.rucio_bridge import charters, rehearsal
     from nsync.transport.times import wall_ms
@@ -176,7 +177,8 @@ def _node(settings: Settings) -> Node:
     Python's collector need not look through those 200 000 objects of Rucio again: it takes a quarter of the time of each transaction,
     and most of a second when the process ends.
     """
-    from nsync.node import Node
+    with metrics_served():
+        from nsync.node import Node
 
     node = Node(_in_force(settings))
     gc.freeze()

@@ -6,6 +6,8 @@ import configparser
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, Optional
 
@@ -53,6 +55,26 @@ def setup_logging(verbose: bool) -> None:
     logging.basicConfig(level=level if level <= logging.DEBUG else max(level, logging.WARNING), handlers=[handler])
     for ours in ("nsync", "rucio-nsync"):
         logging.getLogger(ours).setLevel(logging.DEBUG if verbose else level)
+
+
+def serve_no_metrics() -> None:
+    """For a command that ends: Rucio serves metrics from its first import on, at the port that the node has."""
+    from rucio.common.config import get_config
+
+    if get_config().has_section("monitor"):
+        get_config().set("monitor", "enable_metrics", "false")
+
+
+@contextmanager
+def metrics_served() -> Iterator[None]:
+    """Within, what imports Rucio's core. Raises ConfigError where its port is taken."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"[monitor] metrics_port: {error.strerror}; it is taken, perhaps by another daemon of Rucio on this host: choose another, or "
+            "set enable_metrics to false"
+        ) from error
 
 
 def read_text(path: Path) -> str:
