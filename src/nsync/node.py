@@ -97,8 +97,13 @@ class Node:
         """Serve, gossip and work until `stop` is set."""
         with self._closing():
             takeover.introduce(self.bridge.engine)
-            await self._prepare()
-            await self._serve(stop)
+            looking = asyncio.ensure_future(self._keep_taking_over())
+            try:
+                await self._prepare()
+                await self._serve(stop)
+            finally:
+                looking.cancel()
+                await asyncio.gather(looking, return_exceptions=True)
         LOG.info("%s stopped", self.settings.me.name)
 
     async def _serve(self, stop: asyncio.Event) -> None:
@@ -115,7 +120,7 @@ class Node:
             metrics.serve(*self.settings.metrics)
         LOG.info("%s listens on %s:%d for the federation %r", self.settings.me.name, self.settings.host, port, self.settings.charter.name)
         work = (self.gossip.run(), self._keep_working(), self._keep_tending(), self.keeper.run(), self._tell_progress())
-        beside = (self._watch.run(self._news.set), self._keep_beating(), self._keep_taking_over())
+        beside = (self._watch.run(self._news.set), self._keep_beating())
         tasks = [asyncio.ensure_future(one) for one in (*work, *beside)]
         stopping = asyncio.ensure_future(stop.wait())
         try:
@@ -275,13 +280,13 @@ class Node:
             await asyncio.sleep(BEAT_S)
 
     async def _keep_taking_over(self) -> None:
-        """End what another node on this database began and will not end."""
+        """End what another node on this database began and will not end; and by looking be heard, from the first transaction on."""
         while True:
-            await asyncio.sleep(takeover.LOOK_S)
             try:
-                await asyncio.get_running_loop().run_in_executor(self._looker, takeover.end_silent, self.bridge.engine)
+                await asyncio.get_running_loop().run_in_executor(self._beater, takeover.end_silent, self.bridge.engine)
             except DBAPIError as error:
                 LOG.debug("whether another node is silent could not be seen: %s", error)
+            await asyncio.sleep(takeover.LOOK_S)
 
     async def _tell_progress(self) -> None:
         """Say how far this node is, as long as it lacks something at two looks."""

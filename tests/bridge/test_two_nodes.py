@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Callable
 
@@ -14,10 +15,12 @@ from rucio.common.types import InternalAccount, InternalScope
 from rucio.core.account import add_account
 from rucio.core.scope import update_scope
 from rucio.db.sqla.constants import AccountType
-from sqlalchemy import Engine, make_url
+from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy.exc import OperationalError
 
 from nsync.auth.keys import verify
 from nsync.log import voting
+from nsync.rucio_bridge import takeover
 from nsync.rucio_bridge.bridge import Bridge
 from nsync.store.notary import Notary, Opened
 from tests.support.federation import CHARTER, KEYS
@@ -82,6 +85,35 @@ def test_what_the_other_node_signed_in_between_is_not_signed_again(nodes: list[P
     assert done[0] and done[1].voted is not None, "the other one had both to do"
     assert not tended.signed and tended.voted is None
     assert nodes[0].query("SELECT count(*) FROM nsync_vote") == nodes[0].query("SELECT count(*) FROM nsync_signed_head") == [(1,)]
+
+
+def test_a_session_is_ended_when_its_node_is_silent_amid_a_transaction(
+    nodes: list[PostgresInstance], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not one whose node is heard elsewhere, nor one that waits outside a transaction, nor anybody else's."""
+    monkeypatch.setattr(takeover, "SILENT_S", 1)
+    engines = [create_engine(nodes[0].engine.url, connect_args={"application_name": name}) for name in ("rucio-nsync a b", "", "psql")]
+    with ExitStack() as stack:
+        held, heard, stranger, idle = (stack.enter_context(engines[i].connect()) for i in (0, 0, 2, 0))
+        idle.execute(text("SELECT 1"))
+        idle.commit()
+        for connection in (held, stranger):
+            connection.execute(text("LOCK TABLE nsync_kept IN SHARE ROW EXCLUSIVE MODE" if connection is held else "SELECT 1"))
+        for _ in range(8):
+            time.sleep(0.2)
+            heard.execute(text("SELECT 1"))
+            heard.commit()
+            assert takeover.end_silent(nodes[0].engine) == 0
+        time.sleep(1.2)
+        assert takeover.end_silent(nodes[0].engine) == 1 and "the node a b is silent for 1 s" in caplog.text
+        for connection in (idle, stranger):
+            assert connection.execute(text("SELECT 1")).scalar() == 1
+        with pytest.raises(OperationalError, match="terminating connection"):
+            held.execute(text("SELECT 1"))
+        nodes[0].add_did(PROPOSER, "d1")
+        assert nodes[0].work() == 1
+    for engine in engines:
+        engine.dispose()
 
 
 def test_two_at_work_at_once_make_one_log_and_write_every_row_once(

@@ -2,7 +2,8 @@
 
 A killed node's transactions end with its connections. One that is stopped, paused or cut off with its machine keeps its connections,
 and with them perhaps the turn to write. So every node introduces its connections by a name of its own (`introduce`), the others see in
-`pg_stat_activity` when the server heard of that name last (its watch asks five times a second), and end the sessions of one that
+`pg_stat_activity` when the server heard of that name last (its watch asks five times a second, and its look at the others every two
+seconds, from a thread that does nothing else that takes long), and end the sessions of one that
 is silent amid a transaction (`end_silent`). Nothing is decided by this but when to try again: what is ended is rolled back, and a node
 that only seemed silent begins its transaction anew.
 """
@@ -20,7 +21,7 @@ from sqlalchemy import Engine, event, text
 LOG = logging.getLogger(__name__)
 
 SILENT_S = 10
-"""Longer than a machine that is busy keeps a node from asking, and than the watch waits after a failure."""
+"""Longer than a machine that is busy keeps a node from asking, and shorter than a writer waits for its turn."""
 
 LOOK_S = 2.0
 """Between two looks at the others."""
