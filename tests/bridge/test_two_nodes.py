@@ -22,6 +22,7 @@ from nsync.auth.keys import verify
 from nsync.log import voting
 from nsync.rucio_bridge import takeover
 from nsync.rucio_bridge.bridge import Bridge
+from nsync.rucio_bridge.rehearsal import rehearse
 from nsync.store.notary import Notary, Opened
 from tests.support.federation import CHARTER, KEYS
 from tests.support.instances import Instance
@@ -114,6 +115,15 @@ def test_a_session_is_ended_when_its_node_is_silent_amid_a_transaction(
         assert nodes[0].work() == 1
     for engine in engines:
         engine.dispose()
+
+
+def test_a_rehearsal_leaves_nothing_behind(nodes: list[PostgresInstance]) -> None:
+    nodes[0].add_did(PROPOSER, "d1")
+    before = nodes[0].query("SELECT kind, a, b FROM nsync_outbox"), nodes[0].query("SELECT last FROM nsync_branch")
+    found = rehearse(nodes[1].bridge, [PROPOSER], nodes[1].now_ms)
+    assert found.published == {"did": 1} and found.is_all and not found.parked
+    assert (nodes[0].query("SELECT kind, a, b FROM nsync_outbox"), nodes[0].query("SELECT last FROM nsync_branch")) == before
+    assert nodes[0].work() == 1
 
 
 def test_two_at_work_at_once_make_one_log_and_write_every_row_once(
