@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.instances import Instance, settle
+from tests.support.postgres import Server
+from tests.support.rucio_postgres import build
+from tests.support.victims import Ground
 
 SHARED = {"atlas": ["atlas.shared", "atlas"], "cms": ["atlas.shared", "cms"], "belle2": ["atlas.shared", "belle2"]}
 
@@ -44,3 +47,26 @@ def federation(prepared: dict[str, Path], tmp_path: Path) -> Iterator[list[Insta
     yield made
     for instance in made:
         instance.close()
+
+
+# ---- databases whose bridge is killed
+
+
+@pytest.fixture(scope="session")
+def rucio_at_postgres(postgres_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a Rucio database with nsync's part, to be copied."""
+    with postgres_server.database() as url:
+        build(url, tmp_path_factory.mktemp("rucio"))
+        yield url
+
+
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def ground(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    """The tests run once for each back-end."""
+    if request.param == "sqlite":
+        template, server = f"sqlite+nsync:///{request.getfixturevalue('template_database')}", None
+    else:
+        template, server = request.getfixturevalue("rucio_at_postgres"), request.getfixturevalue("postgres_server")
+    made = Ground(template, tmp_path_factory.mktemp("ground"), server)
+    yield made
+    made.close()
