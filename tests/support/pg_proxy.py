@@ -26,8 +26,15 @@ class Cut(NamedTuple):
     """Whether the server gets that message, and does what it says; the reply never comes back."""
 
 
-def at_commit(forwarded: bool) -> Cut:
-    return Cut(lambda number, kind, body: kind == QUERY and body == COMMIT, forwarded)
+def at_commit(forwarded: bool, times: int = 1) -> Cut:
+    """At the `times`-th COMMIT."""
+    left = [times]
+
+    def here(number: int, kind: bytes, body: bytes) -> bool:
+        left[0] -= kind == QUERY and body == COMMIT
+        return left[0] == 0
+
+    return Cut(here, forwarded)
 
 
 def at_message(count: int, forwarded: bool) -> Cut:

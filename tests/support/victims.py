@@ -87,14 +87,14 @@ class Lab(Instance):
         return [segment.frame for segment in self.bridge.segments_after({self.bridge.me.author: []}, 1 << 30)]
 
     def quiet(self) -> None:
-        """Wait until nobody else is connected: a server of PostgreSQL may go on with the last statement of a client that is dead."""
+        """Wait until nobody else does anything: a server of PostgreSQL may go on with the last statement of a client that is dead."""
         if self.engine.dialect.name != "postgresql":
             return
-        others = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = :kind"
+        busy = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND state <> 'idle'"
         until = time.monotonic() + QUIET_S_MAX
         with self.engine.connect() as connection:
-            while connection.execute(text(others), {"kind": "client backend"}).first() is not None:
-                assert time.monotonic() < until, "somebody else is still connected"
+            while connection.execute(text(busy)).first() is not None:
+                assert time.monotonic() < until, "somebody else is still at it"
                 connection.rollback()
                 time.sleep(0.005)
 
@@ -209,6 +209,25 @@ def run_and_kill(lab: Lab, place: Place, job: Job, *arguments: Any) -> None:
     lab.quiet()
 
 
+@contextmanager
+def started(lab: Lab, job: Job, *arguments: Any) -> Iterator[Any]:
+    """A process that does a job without end, and is dead after the block."""
+    lab.engine.dispose()
+    ours, theirs = _CONTEXT.Pipe(duplex=False)
+    process = _CONTEXT.Process(target=_do, args=(theirs, lab.url, lab.name, lab.now_ms, None, job, arguments))
+    process.start()
+    theirs.close()
+    try:
+        yield process
+        assert not ours.poll(0), f"it ended by itself: {ours.recv()}"
+    finally:
+        process.kill()
+        process.join()
+        process.close()
+        ours.close()
+    lab.quiet()
+
+
 def _process(lab: Lab, place: Optional[Place], job: Job, arguments: tuple[Any, ...]) -> tuple[Optional[int], tuple[Any, str]]:
     lab.engine.dispose()
     ours, theirs = _CONTEXT.Pipe(duplex=False)
@@ -265,10 +284,13 @@ def observed(lab: Lab, job: Job, *arguments: Any) -> Observed:
     def count(*_: Any) -> None:
         statements[0] += counting[0]
 
-    for name in ("_beside_rucio", "_writing"):
-        setattr(lab.bridge, name, _told(getattr(lab.bridge, name), look))
     with watched(lambda name: found.passed.update([name])), _listening(lab.engine, "before_cursor_execute", count):
-        job(lab, *arguments)
+        for name in ("_beside_rucio", "_writing"):
+            setattr(lab.bridge, name, _told(getattr(lab.bridge, name), look))
+        try:
+            job(lab, *arguments)
+        finally:
+            del lab.bridge._beside_rucio, lab.bridge._writing
     return found._replace(statements=statements[0])
 
 
