@@ -27,8 +27,8 @@ FILES = 300
 ROOM = "256m"
 FULL = "database or disk is full|No space left on device"
 
-Place = tuple[Lab, Callable[[], AbstractContextManager[None]]]
-"""An instance, and in what it has no more room."""
+Place = tuple[Lab, Lab, Callable[[], AbstractContextManager[None]]]
+"""An instance, its twin, and in what the first has no more room."""
 
 
 @pytest.fixture
@@ -38,11 +38,10 @@ def small(ground: Ground, request: pytest.FixtureRequest) -> Iterator[Place]:
     source.add_scope("belle2")
     source.work()
     if source.engine.dialect.name == "sqlite":
-        yield source, lambda: no_pages(source)
+        yield source, ground.lab("belle2", source), lambda: no_pages(source)
         return
-    source.engine.dispose()
-    with on_small_disk(request.getfixturevalue("postgres_server"), source) as place:
-        yield place
+    with on_small_disk(request.getfixturevalue("postgres_server"), source) as (lab, without_room):
+        yield lab, source, without_room
 
 
 @contextmanager
@@ -56,7 +55,7 @@ def no_pages(lab: Lab) -> Iterator[None]:
 
 
 @contextmanager
-def on_small_disk(server: Server, source: Lab) -> Iterator[Place]:
+def on_small_disk(server: Server, source: Lab) -> Iterator[tuple[Lab, Callable[[], AbstractContextManager[None]]]]:
     """A copy of `source` on a disk that can be made as small as what is on it."""
     disk = Path(server.plan.directory) / "small"
     disk.mkdir()
@@ -65,6 +64,7 @@ def on_small_disk(server: Server, source: Lab) -> Iterator[Place]:
     if mounted.returncode:
         disk.rmdir()
         pytest.skip(f"not run: a small file system cannot be mounted here ({mounted.stderr.strip()})")
+    source.engine.dispose()
     try:
         server.execute(f"CREATE TABLESPACE small LOCATION '{disk}'")
         server.execute(f"CREATE DATABASE small TEMPLATE {make_url(source.url).database} TABLESPACE small")
@@ -101,8 +101,8 @@ def receive(lab: Lab, frames: list[bytes]) -> None:
 
 def test_a_large_changeset_without_room(ground: Ground, small: Place) -> None:
     """Published, received, and applied."""
-    survivor, without_room = small
-    atlas, twin = ground.lab("atlas"), ground.lab("belle2", survivor)
+    survivor, twin, without_room = small
+    atlas = ground.lab("atlas")
     atlas.join(["atlas"])
     for lab in (atlas, twin, survivor):
         lab.now_ms += 1000

@@ -26,7 +26,7 @@ from tests.support import postgres
 from tests.support.pg_proxy import PgProxy, at_commit, at_message
 from tests.support.postgres import Server
 from tests.support.rucio_postgres import build
-from tests.support.victims import Ground, Job, Lab, at, difference, everything, failpoint, observed
+from tests.support.victims import NOW_MS, Ground, Job, Lab, at, difference, everything, failpoint, observed
 
 pytestmark = pytest.mark.postgres
 
@@ -38,8 +38,6 @@ STOPS = ("work-locked", "publish-logged", "log-head-advanced", "rows-dids", "wor
 END_CONNECTIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :database"
 TRIES_MAX = 3
 RANDOM_S_MAX = 0.4
-
-Disturbed = Callable[[Lab], None]
 
 
 class Both:
@@ -271,9 +269,10 @@ def test_somebody_writes_for_longer_than_it_waits(both: Both, short: None) -> No
     with both.survivor.engine.connect() as other:
         other.execute(text("SELECT pg_advisory_lock(:key)"), {"key": lock_key(other)})
         other.commit()
-        for job in (receive_and_publish, lambda lab, frames: lab.bridge.work(lab.now_ms), lambda lab, frames: lab.bridge.rebuild(lab.now_ms)):
+        bridge = both.survivor.bridge
+        for job in (lambda: bridge.receive(frames, "atlas"), lambda: bridge.work(NOW_MS), lambda: bridge.rebuild(NOW_MS)):
             with pytest.raises(OperationalError, match="lock timeout"):
-                job(both.survivor, frames)
+                job()
         other.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": lock_key(other)})
     assert after(done, both.survivor, failpoint("waits")) == 0
     assert again(both.survivor, receive_and_publish, frames) == 0
@@ -332,13 +331,13 @@ def test_rows_that_change_between_snapshot_and_write(both: Both, changing: list[
     done, left = observed(both.twin, receive_and_publish, changing), [2]
     with both.survivor.engine.connect() as rucio:
 
-        def touch(_: object = None) -> None:
+        def touch() -> None:
             if left[0]:
                 left[0] -= 1
                 rucio.execute(text(TOUCH), {"name": f"torn{both.count}"})
                 rucio.commit()
 
-        with each_time(both.survivor, "apply-state-moved", touch) as passed:
+        with each_time("apply-state-moved", touch) as passed:
             receive_and_publish(both.survivor, changing)
     assert len(passed) == 3
     assert after(done, both.survivor, failpoint("touched")) == len(done.states) - 1
@@ -350,13 +349,13 @@ def test_rows_that_always_change(both: Both, changing: list[bytes]) -> None:
     done = observed(both.twin, receive_and_publish, changing)
     with both.survivor.engine.connect() as rucio:
 
-        def touch(_: object = None) -> None:
+        def touch() -> None:
             rucio.execute(text(TOUCH), {"name": f"torn{both.count}"})
             rucio.commit()
 
-        with each_time(both.survivor, "apply-state-moved", touch) as passed:
-            with pytest.raises(OperationalError, match="(?s)9 times.*tried again later.*pg_stat_activity"):
-                receive_and_publish(both.survivor, changing)
+        told = pytest.raises(OperationalError, match=r"(?s)9 times.*tried again later.*pg_stat_activity")
+        with each_time("apply-state-moved", touch) as passed, told:
+            receive_and_publish(both.survivor, changing)
     assert len(passed) == database.CONFLICTS_MAX + 1
     assert after(done, both.survivor, failpoint("touched")) == 1
     assert again(both.survivor, receive_and_publish, changing) == 0
@@ -370,16 +369,16 @@ def test_a_deadlock_with_a_transaction_of_rucio(both: Both, changing: list[bytes
     with both.survivor.engine.connect() as rucio:
         thread = threading.Thread(target=lambda: _touch_attachment(rucio, name, failures))
 
-        def begin(_: object = None) -> None:
+        def begin() -> None:
             if thread.ident is None:
                 rucio.execute(text("SET LOCAL deadlock_timeout = '60s'"))  # so that it is the bridge that finds out, and gives way
                 rucio.execute(text(TOUCH), {"name": name})
 
-        def cross(_: object = None) -> None:
+        def cross() -> None:
             if thread.ident is None:
                 thread.start()
 
-        with each_time(both.survivor, "apply-state-moved", begin) as passed, each_time(both.survivor, "rows-detached", cross):
+        with each_time("apply-state-moved", begin) as passed, each_time("rows-detached", cross):
             receive_and_publish(both.survivor, changing)
         thread.join()
     assert failures == [] and len(passed) > 1, "it was begun anew"
@@ -396,7 +395,7 @@ def _touch_attachment(rucio: Any, name: str, failures: list[BaseException]) -> N
 
 
 @contextmanager
-def each_time(lab: Lab, name: str, then: Callable[[], None]) -> Iterator[list[str]]:
+def each_time(name: str, then: Callable[[], None]) -> Iterator[list[str]]:
     """Call `then` each time that failpoint `name` is passed."""
     passed: list[str] = []
     outer = failpoints._watch
@@ -410,5 +409,3 @@ def each_time(lab: Lab, name: str, then: Callable[[], None]) -> Iterator[list[st
 
     with failpoints.watched(look):
         yield passed
-
-
