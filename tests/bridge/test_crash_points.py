@@ -72,7 +72,7 @@ there is no cursor beside it that could be stale (C10)."""
 
 SEGMENT_OPS_MAX = 4
 """Instead of 4096, so that a changeset of several segments is cheap."""
-SPREAD = 4
+SPREAD = 3
 """Statements at which a job without failpoints is killed, from its first to its last."""
 
 

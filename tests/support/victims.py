@@ -331,11 +331,11 @@ _COLUMNS: dict[str, dict[str, list[str]]] = {}
 def _tables(engine: Engine) -> dict[str, list[str]]:
     known = _COLUMNS.get(engine.dialect.name)
     if known is None:
-        inspector = inspect(engine)
         known = {}
-        for table in sorted(set(inspector.get_table_names()) - _MEASURED):
-            names = [column["name"] for column in inspector.get_columns(table)]
-            known[table] = [f'"{name}"' for name in names if name not in _SURROGATES and not name.endswith("_at")] or ["1"]
+        for (_, table), columns in sorted(inspect(engine).get_multi_columns().items(), key=lambda item: item[0][1]):
+            if table not in _MEASURED:
+                names = [column["name"] for column in columns]
+                known[table] = [f'"{name}"' for name in names if name not in _SURROGATES and not name.endswith("_at")] or ["1"]
         _COLUMNS[engine.dialect.name] = known
     return known
 
