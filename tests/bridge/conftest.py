@@ -12,7 +12,8 @@ from tests.support.federations import KINDS, MIXED, POSTGRESQL, SHARED, SQLITE, 
 from tests.support.grown import GROWN, grow
 from tests.support.instances import Instance
 from tests.support.postgres import Server
-from tests.support.rucio_postgres import PostgresInstance, build
+from tests.support.rucio_postgres import PostgresInstance
+from tests.support.victims import Ground
 
 
 @pytest.fixture
@@ -87,17 +88,14 @@ def grown(template_database: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def grown_on_postgres(postgres_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def grown_on_postgres(postgres_server: Server, rucio_on_postgres: str) -> Iterator[str]:
     """The name of cms' database, to copy."""
-    with postgres_server.database() as url:
-        build(url, tmp_path_factory.mktemp("postgres"))
-        empty = str(make_url(url).database)
-        with postgres_server.database(template=empty) as one, postgres_server.database(template=empty) as other:
-            atlas, cms = PostgresInstance(one, "atlas", GROWN["atlas"]), PostgresInstance(other, "cms", GROWN["cms"])
-            grow(atlas, cms)
-            atlas.close()
-            cms.close()
-            yield str(make_url(other).database)
+    with postgres_server.database(template=rucio_on_postgres) as one, postgres_server.database(template=rucio_on_postgres) as other:
+        atlas, cms = PostgresInstance(one, "atlas", GROWN["atlas"]), PostgresInstance(other, "cms", GROWN["cms"])
+        grow(atlas, cms)
+        atlas.close()
+        cms.close()
+        yield str(make_url(other).database)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
@@ -113,3 +111,19 @@ def cms(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Instance]:
         on_postgres = PostgresInstance(url, "cms", GROWN["cms"])
         yield on_postgres
         on_postgres.close()
+
+
+# ---- databases whose bridge is killed
+
+
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def ground(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    """The tests run once for each back-end."""
+    if request.param == "sqlite":
+        template, server = f"sqlite+nsync:///{request.getfixturevalue('template_database')}", None
+    else:
+        server = request.getfixturevalue("postgres_server")
+        template = server.url(request.getfixturevalue("rucio_on_postgres"))
+    made = Ground(template, tmp_path_factory.mktemp("ground"), server)
+    yield made
+    made.close()

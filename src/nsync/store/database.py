@@ -133,13 +133,26 @@ def one_moment(connection: Connection) -> Iterator[None]:
 
 def unless_changed(transaction: Callable[[], T]) -> T:
     """What `transaction` returns, begun anew when somebody beside it has changed what it was about to write. Raises OperationalError."""
-    for _ in range(CONFLICTS_MAX):
+    for left in reversed(range(CONFLICTS_MAX + 1)):
         try:
             return transaction()
         except OperationalError as error:
             if getattr(error.orig, "sqlstate", None) not in _CONFLICTS:
                 raise
-    return transaction()
+            if not left:
+                raise Overtaken(error.statement, error.params, error.orig or error) from error
+    raise AssertionError("it returns or raises")
+
+
+class Overtaken(OperationalError):
+    """A transaction was begun anew CONFLICTS_MAX times, and never came to its end."""
+
+    def __str__(self) -> str:
+        return (
+            f"a transaction was rolled back {CONFLICTS_MAX + 1} times, since others had changed the same rows meanwhile ({self.orig}); "
+            "nothing of it is done, and it is tried again later. If that goes on, pg_stat_activity tells who changes the rows of "
+            "shared DIDs without pause"
+        )
 
 
 def lock_key(connection: Connection) -> int:
