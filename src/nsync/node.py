@@ -64,7 +64,16 @@ class Node:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.bridge = Bridge(get_engine(), Authority(settings.charter), settings.me, settings.key.sign, verify, settings.rse_expression)
+        self.bridge = Bridge(
+            get_engine(),
+            Authority(settings.charter),
+            settings.me,
+            settings.key.sign,
+            verify,
+            settings.rse_expression,
+            settings.polling,
+            settings.audit_interval_s,
+        )
         self._writer = ThreadPoolExecutor(1, "nsync-write")
         self._reader = ThreadPoolExecutor(2, "nsync-peers")
         self._looker = ThreadPoolExecutor(1, "nsync-look")
@@ -111,7 +120,8 @@ class Node:
             metrics.serve(*self.settings.metrics)
         LOG.info("%s listens on %s:%d for the federation %r", self.settings.me.name, self.settings.host, port, self.settings.charter.name)
         work = (self.gossip.run(), self._keep_working(), self._keep_tending(), self.keeper.run(), self._tell_progress())
-        tasks = [asyncio.ensure_future(one) for one in (*work, self._watch.run(self._news.set))]
+        watch = () if self.settings.polling else (self._watch.run(self._news.set),)  # a poll fills the outbox itself
+        tasks = [asyncio.ensure_future(one) for one in (*work, *watch)]
         stopping = asyncio.ensure_future(stop.wait())
         try:
             done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -171,7 +181,7 @@ class Node:
             await asyncio.gather(exchanging, return_exceptions=True)
 
     async def _prepare(self) -> None:
-        await self._write(lambda: check_installed(self.bridge))
+        await self._write(lambda: check_installed(self.bridge, triggered=self.settings.polling is None))
         await self._write(lambda: self.bridge.adopt(self.settings.charter_text, wall_ms()))
         await self._write(lambda: self.bridge.share(self.settings.shared_scopes))
         await self.keeper.recall()
@@ -286,11 +296,11 @@ class Node:
         return await asyncio.get_running_loop().run_in_executor(self._writer, job)
 
 
-def check_installed(bridge: Bridge) -> None:
-    """Raises ConfigError unless the nsync tables are there, at the revision that this nsync works with."""
+def check_installed(bridge: Bridge, triggered: bool) -> None:
+    """Raises ConfigError unless the nsync tables are there, at the revision that this nsync works with; warns without triggers."""
     with bridge.engine.connect() as connection:
         migrations.require_current(connection)
-        missing = triggers.missing(connection)
+        missing = triggers.missing(connection) if triggered else []
     if missing:
         LOG.warning(
             "changes of this Rucio are not captured, since triggers are missing (%s); run 'nsync bridge install'", ", ".join(missing)

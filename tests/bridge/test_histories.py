@@ -414,10 +414,10 @@ CHECKS = (
 )
 
 
-def keep_promises(prepared: dict[str, Path], history: Sequence[Step]) -> None:
+def keep_promises(prepared: dict[str, Path], history: Sequence[Step], tell: type[Story] = Story) -> None:
     """Play `history` on fresh databases, and check every promise."""
     with tempfile.TemporaryDirectory() as directory:
-        story = Story(prepared, Path(directory))
+        story = tell(prepared, Path(directory))
         try:
             story.play(history)
             story.settle()
