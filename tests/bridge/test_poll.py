@@ -91,7 +91,8 @@ def test_what_users_do_is_found_and_published_once(atlas: Instance) -> None:
     assert published(work(atlas)) == 0, "what was found once more says nothing new"
     atlas.set_open_data("atlas", "d2", state=OpenDataDIDState.SUSPENDED)
     assert published(work(atlas)) == 1
-    assert not triggers.installed(atlas.engine.connect())
+    with atlas.engine.connect() as connection:
+        assert not triggers.installed(connection)
 
 
 def test_what_is_not_shared_stays_here(atlas: Instance) -> None:

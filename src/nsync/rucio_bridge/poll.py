@@ -10,6 +10,8 @@ between two sweeps counts as changed at the second, hence as after what others s
 from others never overwrites what was not heard of yet: a changeset is applied twice, first in vain for the names of what it would
 change (`names`), and these rows are read and published before it is applied for good.
 
+What the bridge itself wrote is found too, once for each sweep within the overlap, and says nothing when it is compared with the catalogue.
+
 A sweep takes at most ROWS_MAX rows into one changeset, and goes on in the next transaction from a place that is kept: the mark moves in
 the transaction that fills the outbox. Rows of Rucio have no index on `updated_at`, but for open data: a sweep reads the
 tables from end to end.
