@@ -17,6 +17,7 @@ from nsync.auth.keys import SigningKey, verify
 from nsync.authority import amendments
 from nsync.authority.charter import Charter, Instance
 from nsync.errors import ConfigError
+from nsync.rucio_bridge.poll import Polling
 from nsync.transport import tls
 
 SECTION = "nsync"
@@ -41,6 +42,10 @@ class Settings:
     source_address: Optional[str]
     shared_scopes: tuple[str, ...]
     rse_expression: str
+    polling: Optional[Polling]
+    """None: triggers capture."""
+    audit_interval_s: float
+    """0: nothing is audited that nobody asks for."""
     sleep_time_s: float
     gossip_interval_s: float
     lease_s: float
@@ -77,6 +82,7 @@ def read() -> Settings:
             )
     tls.check_urls(charter, _flag("allow_plain_http"))
     host, port = _address("listen", _option("listen"))
+    polling = Polling(_seconds("poll_interval", "10"), _seconds("poll_overlap", "120"))
     metrics = _option("metrics", "")
     return Settings(
         me=me,
@@ -91,6 +97,8 @@ def read() -> Settings:
             "rse_expression",
             str(config_get("opendata", "rse_expression", raise_exception=False, default="OpenData=True", check_config_table=False)),
         ),
+        polling=polling if is_polled() else None,
+        audit_interval_s=_seconds("audit_interval", "3600" if is_polled() else "0", zero=True),
         sleep_time_s=_seconds("sleep_time", "0.5"),
         gossip_interval_s=_seconds("gossip_interval", "5.0"),
         lease_s=_seconds("lease", "900"),
@@ -100,6 +108,14 @@ def read() -> Settings:
         is_new=_flag("is_new"),
         bulk=_rows("bulk", str(BULK)),
     )
+
+
+def is_polled() -> bool:
+    """Whether changes of Rucio are captured without triggers: all that 'nsync bridge check' needs to know. Raises ConfigError."""
+    value = _option("capture", "triggers")
+    if value not in ("triggers", "poll"):
+        raise ConfigError(f"[nsync] capture = {value}: it should be triggers or poll")
+    return value == "poll"
 
 
 def _charter_text() -> str:

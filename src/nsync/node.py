@@ -120,7 +120,9 @@ class Node:
             metrics.serve(*self.settings.metrics)
         LOG.info("%s listens on %s:%d for the federation %r", self.settings.me.name, self.settings.host, port, self.settings.charter.name)
         work = (self.gossip.run(), self._keep_working(), self._keep_tending(), self.keeper.run(), self._tell_progress())
-        beside = (self._watch.run(self._news.set), self._keep_beating())
+        beside = [self._keep_beating()]
+        if not self.settings.polling:  # a poll fills the outbox itself
+            beside.append(self._watch.run(self._news.set))
         tasks = [asyncio.ensure_future(one) for one in (*work, *beside)]
         stopping = asyncio.ensure_future(stop.wait())
         try:
@@ -182,7 +184,7 @@ class Node:
             await asyncio.gather(exchanging, return_exceptions=True)
 
     async def _prepare(self) -> None:
-        await self._write(lambda: check_installed(self.bridge))
+        await self._write(lambda: check_installed(self.bridge, triggered=self.settings.polling is None))
         await self._write(lambda: self.bridge.adopt(self.settings.charter_text, wall_ms()))
         await self._write(lambda: self.bridge.share(self.settings.shared_scopes))
         await self.keeper.recall()
@@ -329,14 +331,16 @@ def bridge_of(settings: Settings) -> Bridge:
         settings.rse_expression,
         is_new=settings.is_new,
         bulk=settings.bulk,
+        polling=settings.polling,
+        audit_interval_s=settings.audit_interval_s,
     )
 
 
-def check_installed(bridge: Bridge) -> None:
-    """Raises ConfigError unless the nsync tables are there, at the revision that this nsync works with."""
+def check_installed(bridge: Bridge, triggered: bool) -> None:
+    """Raises ConfigError unless the nsync tables are there, at the revision that this nsync works with; warns without triggers."""
     with bridge.engine.connect() as connection:
         migrations.require_current(connection)
-        missing = triggers.missing(connection)
+        missing = triggers.missing(connection) if triggered else []
     if missing:
         LOG.warning(
             "changes of this Rucio are not captured, since triggers are missing (%s); run 'nsync bridge install'", ", ".join(missing)

@@ -75,8 +75,8 @@ def receive_and_publish(lab: Lab, frames: Sequence[bytes]) -> None:
 
 
 @pytest.fixture(scope="module")
-def at_server(postgres_server: Server, rucio_at_postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    made = Ground(rucio_at_postgres, tmp_path_factory.mktemp("faults"), postgres_server)
+def at_server(postgres_server: Server, rucio_on_postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    made = Ground(postgres_server.url(rucio_on_postgres), tmp_path_factory.mktemp("faults"), postgres_server)
     yield made
     made.close()
 

@@ -15,7 +15,7 @@ from rucio.common.types import InternalAccount, InternalScope
 from rucio.core.account import add_account
 from rucio.core.scope import update_scope
 from rucio.db.sqla.constants import AccountType
-from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from nsync.auth.keys import verify
@@ -27,20 +27,12 @@ from nsync.store.notary import Notary, Opened
 from tests.support.federation import CHARTER, KEYS
 from tests.support.instances import Instance
 from tests.support.postgres import Server
-from tests.support.rucio_postgres import PostgresInstance, build
+from tests.support.rucio_postgres import PostgresInstance
 
 pytestmark = pytest.mark.postgres
 
 PROPOSER = voting.proposer(CHARTER, 1).name
 OTHER = next(instance.name for instance in CHARTER.instances if instance.name != PROPOSER)
-
-
-@pytest.fixture(scope="module")
-def rucio_on_postgres(postgres_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The name of a database to copy."""
-    with postgres_server.database() as url:
-        build(url, tmp_path_factory.mktemp("postgres"))
-        yield str(make_url(url).database)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from nsync.log.segment import Segment, Sign, changesets
 from nsync.log.stored import FULL, Head, Receipt, StoredSegment, refusals
 from nsync.metrics import REFUSED_SEGMENTS
 from nsync.namespace.ops import ACKNOWLEDGE
-from nsync.rucio_bridge import audit, charters, parked, triggers
+from nsync.rucio_bridge import audit, charters, parked, poll, triggers
 from nsync.rucio_bridge.capture import Capture, outbox_is_empty
 from nsync.rucio_bridge.guard import unknown_schema
 from nsync.rucio_bridge.materialise import Materialise
@@ -54,7 +54,7 @@ STUCK_MS = 2000
 
 class Worked(NamedTuple):
     """What was done: ops published, changesets that took effect, how long the write lock was held, batches that are parked no more,
-    and whether a part of an audit was looked at."""
+    and whether a part of an audit was looked at, or of a poll that goes on."""
 
     published: int
     applied: tuple[Applied, ...]
@@ -99,10 +99,15 @@ class Bridge:
         *,
         is_new: bool = False,
         bulk: int = audit.ROWS_MAX,
+        polling: Optional[poll.Polling] = None,
+        audit_interval_s: float = 0,
     ) -> None:
         """`is_new`: whether foreign collections are new to Rucio's transmogrifier, so that local subscriptions match them. `bulk`: how
-        many rows a full audit looks at in one transaction."""
+        many rows a full audit looks at in one transaction. `polling`: in place of triggers. `audit_interval_s`: between two full
+        audits that nobody asks for; 0 for none."""
         self.engine = engine
+        self._poll = None if polling is None else poll.Poll(polling)
+        self._audit_interval_ms = int(audit_interval_s * 1000)
         self.authority = authority
         self.me = me
         self._sign = sign
@@ -268,6 +273,8 @@ class Bridge:
         with self._beside_rucio() as session:
             if not self._is_known_rucio(session):
                 raise ConfigError(f"nothing is rebuilt: {self._warned}")
+            while self._poll is not None and self._poll.sweep(session.connection(), now_ms):
+                self._publish(session, now_ms, catalogue=False)
             self._publish(session, now_ms, catalogue=False)  # what was changed here is said before rows are written (R7.1)
             log = SqlLog(session.connection(), self.authority)
             log.state.shown.set_aside()
@@ -306,7 +313,7 @@ class Bridge:
         with self._sessions() as session:
             self._require_charter(session.connection())
             stuck = newest == 0 or (newest == self._stuck[0] and now_ms < self._stuck[1])
-            if stuck and outbox_is_empty(session) and audit.waits(session.connection(), now_ms) is None:
+            if stuck and outbox_is_empty(session) and not self._is_due(session.connection(), now_ms):
                 return Worked(0, (), 0.0)
         return unless_changed(lambda: self._work(now_ms, publish_only, newest))
 
@@ -316,28 +323,43 @@ class Bridge:
                 return Worked(0, (), 0.0)
             began = time.monotonic()
             failpoint("work-locked")
+            sweeps = self._poll is not None and self._poll.is_due(now_ms) and self._may_sign(SqlLog(session.connection(), self.authority))
+            goes_on = self._poll is not None and sweeps and self._poll.sweep(session.connection(), now_ms)
             audited = self._audit(session, now_ms)
             mine = self._publish(session, now_ms)
             alone = publish_only or audited not in (None, audit.PERIODIC)  # what users changed unseen is said before it is overwritten
-            theirs = [] if alone else self._apply(session, now_ms, began)
+            theirs = [] if alone else self._apply(session, now_ms, began, mine)
             mine += self._acknowledge(session, now_ms)
             failpoint("work-before-commit")
         failpoint("work-after-commit")
+        if self._poll is not None and sweeps:
+            self._poll.swept(now_ms, goes_on)
         if not theirs and not alone:
             self._stuck = (newest, now_ms + STUCK_MS)
-        return Worked(_count(mine), (*mine, *theirs), (time.monotonic() - began) * 1000, audited=audited is not None)
+        held_ms = (time.monotonic() - began) * 1000
+        return Worked(_count(mine), (*mine, *theirs), held_ms, audited=goes_on or audited is not None)
+
+    def _is_due(self, connection: Connection, now_ms: int) -> bool:
+        """Whether rows are to be looked at that nobody told of."""
+        if self._poll is not None and self._poll.is_due(now_ms):
+            return True
+        return audit.waits(connection, now_ms) is not None or audit.is_old(connection, now_ms, self._audit_interval_ms)
 
     def _audit(self, session: Session, now_ms: int) -> Optional[str]:
         """Let the next part of an audit be published, if one is to be made; returns why."""
         connection, charter = session.connection(), self.authority.charter
+        audit.ask_if_old(connection, now_ms, self._audit_interval_ms)
         if audit.waits(connection, now_ms) is None or not self._may_sign(SqlLog(connection, self.authority)):
             return None
         return audit.fill(connection, self.me.name, lambda scope: charter.may_write(self.me, scope), now_ms, self._bulk)
 
-    def _apply(self, session: Session, now_ms: int, began: float) -> list[Applied]:
-        """Apply changesets until there is none, or the lock was held long enough; one in any case, however long publishing took."""
+    def _apply(self, session: Session, now_ms: int, began: float, mine: list[Applied]) -> list[Applied]:
+        """Apply changesets until there is none, or the lock was held long enough; one in any case, however long publishing took.
+
+        What is published in between, where there are no triggers, is added to `mine`.
+        """
         applied: list[Applied] = []
-        while (found := self._apply_one(session, now_ms)) is not None:
+        while (found := self._apply_one(session, now_ms, mine)) is not None:
             applied.append(found)
             if (time.monotonic() - began) * 1000 >= HOLD_MS_MAX:
                 break
@@ -354,7 +376,7 @@ class Bridge:
             while not is_all and (time.monotonic() - began) * 1000 < ms_max:
                 before, audited = len(done), self._audit(session, now_ms)
                 done += [*self._publish(session, now_ms), *self._acknowledge(session, now_ms)]
-                applied = self._apply_one(session, now_ms)
+                applied = self._apply_one(session, now_ms, done)
                 done += [applied] if applied is not None else []
                 is_all = audited is None and len(done) == before
             look(session, done, is_all)
@@ -388,6 +410,9 @@ class Bridge:
         with self._beside_rucio() as session:
             if not self._is_known_rucio(session):
                 return (), False
+            log = SqlLog(session.connection(), self.authority)
+            if self._poll is not None and self._may_sign(log) and parked.list_batch(session, name, log.state.changes):
+                poll.tell(session.connection(), poll.names(session.connection(), log.state.changes, self.me.name))
             published = self._publish(session, now_ms)
             log = SqlLog(session.connection(), self.authority)
             if not parked.list_batch(session, name, log.state.changes):
@@ -445,9 +470,12 @@ class Bridge:
         self._materialise(session, log, self._batch(acknowledged), now_ms)
         return [acknowledged]
 
-    def _apply_one(self, session: Session, now_ms: int) -> Optional[Applied]:
+    def _apply_one(self, session: Session, now_ms: int, mine: list[Applied]) -> Optional[Applied]:
         log = SqlLog(session.connection(), self.authority)
         try:
+            if self._poll is not None:
+                mine += self._publish_unheard(session, log, now_ms)
+                log = SqlLog(session.connection(), self.authority)
             return self._apply_next(session, log, now_ms)
         except OperationalError:
             raise  # the database failed, not the changeset
@@ -456,8 +484,26 @@ class Bridge:
                 self._passed_over[log.applying] = now_ms + PASSED_OVER_MS
             raise
 
+    def _publish_unheard(self, session: Session, log: SqlLog, now_ms: int) -> list[Applied]:
+        """Publish what users did to the rows that the next changeset is about, of which no trigger told (R7.1).
+
+        It is applied for that, in vain: nobody else knows what it will change.
+        """
+        if not self._may_sign(log):
+            return []
+        connection = session.connection()
+        with connection.begin_nested() as rehearsal:
+            log.apply_next(now_ms, self._left_alone(now_ms))
+            names = poll.names(connection, log.state.changes, self.me.name)
+            rehearsal.rollback()
+        poll.tell(connection, names)
+        return self._publish(session, now_ms)
+
+    def _left_alone(self, now_ms: int) -> list[bytes]:
+        return [author for author, until in self._passed_over.items() if now_ms < until]
+
     def _apply_next(self, session: Session, log: SqlLog, now_ms: int) -> Optional[Applied]:
-        applied = log.apply_next(now_ms, [author for author, until in self._passed_over.items() if now_ms < until])
+        applied = log.apply_next(now_ms, self._left_alone(now_ms))
         if applied is None:
             return None
         failpoint("apply-state-moved")
