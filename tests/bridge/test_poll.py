@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
 from rucio.common.types import InternalScope
 from rucio.db.sqla import models
 from rucio.db.sqla.constants import DIDType, OpenDataDIDState
@@ -20,11 +19,14 @@ from nsync.namespace.keys import Attachment, Did
 from nsync.rucio_bridge import poll as polls
 from nsync.rucio_bridge import triggers
 from nsync.transport.times import wall_ms
-from tests.support.histories import DATASETS, DOIS, FILES, HISTORY, KNOWN, WHAT, Act, Step, Story, do, keep_promises
+from tests.bridge.test_state_machine import play, tell_known
+from tests.support.deeds import DATASETS, DOIS, FILES, Act, do
+from tests.support.federations import Prepared
 from tests.support.instances import ROOT, Instance
 from tests.support.polled import ask_for_audit, poll, published, unpoll, work, work_with_audit
 from tests.support.postgres import Server
 from tests.support.rucio_postgres import PostgresInstance
+from tests.support.story import Story
 
 OVERLAP_S = 60.0
 
@@ -213,12 +215,17 @@ def test_what_users_did_unheard_is_not_overwritten(template_database: Path, tmp_
 # ---- histories
 
 
+WHAT = (
+    *("files", "files", "dataset", "dataset", "publish", "publish", "attach", "attach", "attach", "detach"),
+    *("close", "close", "reopen", "draft", "public", "suspended", "doi"),
+)
+
+
 def acts(seed: int) -> list[Act]:
     """What users of one instance do, with few names. A name that is deleted is not made anew: of that a poll sees less."""
     rng = random.Random(seed)
-    what = [one for one in WHAT if one not in ("delete", "delete file", "unreplicate", "nest")]
     found = []
-    for kind in rng.choices(what, k=60):
+    for kind in rng.choices(WHAT, k=60):
         parent = Did(rng.choice(["atlas", "atlas", "private"]), rng.choice(DATASETS))
         file = Did(rng.choice([parent.scope, "atlas"]), rng.choice(FILES))
         other: Any = {"files": 1, "doi": rng.choice(DOIS)}.get(kind, file)
@@ -251,22 +258,28 @@ def test_any_history_ends_as_with_triggers(request: pytest.FixtureRequest, back_
 class PolledStory(Story):
     """atlas polls, and its sweeps find everything; cms polls, and its sweeps find nothing; belle2 has triggers."""
 
-    def __init__(self, prepared: dict[str, Path], directory: Path) -> None:
-        super().__init__(prepared, directory)
-        poll(self.instances["atlas"], overlap_s=0)  # time in stories is long before what Rucio stamps
-        poll(self.instances["cms"], overlap_s=-1e9)
+    def local(self, who: str, what: Callable[[Instance], None]) -> None:
+        super().local(who, what)
+        if who in OVERLAPS_S:
+            poll(self.instances[who], OVERLAPS_S[who])
 
     def settle(self) -> None:
-        for name in ("atlas", "cms"):
+        for name in OVERLAPS_S:
             ask_for_audit(self.instances[name])
         super().settle()
-        for name in ("atlas", "cms"):
+        for name in OVERLAPS_S:
             unpoll(self.instances[name])
 
 
+OVERLAPS_S = {"atlas": 0, "cms": -1e9}
+"""Time in stories is long before what Rucio stamps."""
+
+
+def test_a_known_history_of_which_two_are_polled_keeps_the_promises(prepared_sqlite: Prepared, tmp_path: Path) -> None:
+    with prepared_sqlite.copied(tmp_path) as instances:
+        tell_known(PolledStory(instances))
+
+
 @pytest.mark.timeout(300)
-@settings(max_examples=4, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
-@example(history=KNOWN)
-@given(history=HISTORY)
-def test_histories_of_three_databases_of_which_two_are_polled(prepared: dict[str, Path], history: list[Step]) -> None:
-    keep_promises(prepared, history, PolledStory)
+def test_any_history_of_which_two_are_polled_keeps_the_promises(prepared_sqlite: Prepared) -> None:
+    play(prepared_sqlite, 3, PolledStory)

@@ -66,12 +66,13 @@ class Federation(RuleBasedStateMachine):
     """Three instances on copies of `prepared`."""
 
     prepared: Prepared
+    told: type[Story] = Story
 
     def __init__(self) -> None:
         super().__init__()
         self.opened = ExitStack()
         directory = Path(self.opened.enter_context(tempfile.TemporaryDirectory()))
-        self.story = Story(self.opened.enter_context(self.prepared.copied(directory)))
+        self.story = self.told(self.opened.enter_context(self.prepared.copied(directory)))
         self.broken = True
 
     def teardown(self) -> None:
@@ -260,18 +261,21 @@ def test_a_known_history_keeps_the_promises(prepared: dict[str, Path], tmp_path:
     directory = tmp_path / "known"
     directory.mkdir()
     with Prepared(prepared).copied(directory) as instances:
-        story = Story(instances)
-        for act in KNOWN:
-            if act is SYNC:
-                story.settle()
-            else:
-                who, what, scope, name, other = act
-                story.act(Act(who, what, Did(scope, name), other))
-        keep(story)
+        tell_known(Story(instances))
 
 
-def play(prepared: Prepared, histories: int) -> None:
-    machine = type("Federation", (Federation,), {"prepared": prepared})
+def tell_known(story: Story) -> None:
+    for act in KNOWN:
+        if act is SYNC:
+            story.settle()
+        else:
+            who, what, scope, name, other = act
+            story.act(Act(who, what, Did(scope, name), other))
+    keep(story)
+
+
+def play(prepared: Prepared, histories: int, told: type[Story] = Story) -> None:
+    machine = type("Federation", (Federation,), {"prepared": prepared, "told": told})
     chosen = settings(
         max_examples=histories,
         stateful_step_count=STEPS_MAX,

@@ -13,12 +13,10 @@ from sqlalchemy import DateTime, literal, select
 
 from nsync.namespace.keys import Did
 from nsync.rucio_bridge import triggers
-from tests.bridge.test_capture_install import made, rucio_on_postgres
+from tests.bridge.test_capture_install import made
 from tests.bridge.test_poll import acts
-from tests.support.histories import Act, do
+from tests.support.deeds import Act, do
 from tests.support.instances import Instance
-
-__all__ = ["rucio_on_postgres"]  # a fixture
 
 
 class BackEnd:

@@ -99,7 +99,8 @@ class Materialise:
             if not _is_about_the_rows(error):
                 raise
             LOG.exception("changeset %s cannot be written here", batch)
-            self._reasons = {self._first(): f"Rucio refused the rows: {str(error)[:500]}"}
+            why = str(error.orig if isinstance(error, DBAPIError) else error).partition("\n")[0]  # without values, the time among them
+            self._reasons = {self._first(): f"Rucio refused the rows: {why[:500]}"}
             self._park_all()
         changes.clear()
         return not self._reasons and not self._keeps

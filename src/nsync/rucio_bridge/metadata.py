@@ -171,7 +171,8 @@ def write(session: Session, desired: Part, actual: Mapping[Fact, Entry]) -> None
 
     As Rucio's `set_metadata` does, a file's events and GUID go on to its attachments, and its events to the collections that hold it.
     """
-    changed, documents, files = [], [], {}
+    changed: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    documents, files = [], {}
     for did, entry in desired.items():
         if not isinstance(did, Did) or not isinstance(entry, DidEntry):
             continue
@@ -181,13 +182,15 @@ def write(session: Session, desired: Part, actual: Mapping[Fact, Entry]) -> None
             continue
         moved = differences(entry, was if was is not None else DidEntry(entry.identity, "", None, None, None))
         if was is not None and any(not is_json(field) for field in moved):
-            changed.append({"at_scope": internal(did.scope), "at_name": did.name, **columns_of(entry), "now": utc_now()})
-            if entry.identity.type == keys.FILE and not moved.keys().isdisjoint(_OF_FILES):
-                files[did] = changed[-1]
+            is_file = entry.identity.type == keys.FILE
+            changed[is_file].append({"at_scope": internal(did.scope), "at_name": did.name, **columns_of(entry), "now": utc_now()})
+            if is_file and not moved.keys().isdisjoint(_OF_FILES):
+                files[did] = changed[is_file][-1]
         if any(field.startswith(fields.JSON_PREFIX) for field in moved):
             documents.append(_document(did, moved))
-    if changed:
-        session.execute(_CHANGE, changed)
+    for is_file, statement in ((True, _CHANGE_FILES), (False, _CHANGE_COLLECTIONS)):
+        if changed[is_file]:
+            session.execute(statement, changed[is_file])
     _pass_on(session, files)
     if documents and holds_json(session):
         session.execute(_PUT_JSON, documents)
@@ -230,8 +233,12 @@ def let_go(session: Session, about: Callable[[Collection[Did]], Mapping[Did, Abo
 
 _AT = " WHERE scope = :at_scope AND name = :at_name"
 _NOW = bindparam("now", type_=DateTime)
-_CHANGE = text(
+_OF_COLLECTIONS = tuple(name for name in (*COLUMNS, *FLAGS) if name != "events")
+_CHANGE_FILES = text(
     f"UPDATE {DIDS.fullname} SET {', '.join(f'{name} = :{name}' for name in (*COLUMNS, *FLAGS))}, updated_at = :now" + _AT
+).bindparams(_NOW)
+_CHANGE_COLLECTIONS = text(
+    f"UPDATE {DIDS.fullname} SET {', '.join(f'{name} = :{name}' for name in _OF_COLLECTIONS)}, updated_at = :now" + _AT
 ).bindparams(_NOW)
 _CHANGE_ATTACHMENTS = text(
     f"UPDATE {CONTENTS.fullname} SET events = :events, guid = :guid, updated_at = :now"
