@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from nsync.rucio_bridge.materialise import Materialise
 from nsync.rucio_bridge.watch import LOOK_S
 from nsync.store.database import writing
 from nsync.transport.times import happens
+from tests.bridge.test_scope_map import tell_the_story
 from tests.bridge.test_watch import LONG_S, SOON_S, aside, watched
 from tests.support.instances import Instance
 from tests.support.postgres import Server
@@ -213,3 +215,14 @@ def _insert_many(atlas: PostgresInstance, ended: threading.Event) -> None:
                 connection.execute(text("INSERT INTO nsync_outbox (kind, a) VALUES ('scope', :name)"), {"name": f"s{i}"})
     finally:
         ended.set()
+
+
+# ---- a scope under another name
+
+
+def test_a_mapped_scope_is_shown_and_the_private_one_of_its_name_is_left_alone(
+    atlas: PostgresInstance, template_database: Path, tmp_path: Path
+) -> None:
+    cms = Instance(template_database, tmp_path, "cms", ["cms"])
+    tell_the_story(atlas, cms)
+    cms.close()

@@ -56,6 +56,7 @@ def settings(site: Site) -> Settings:
         port=site.federation.ports[site.name],
         source_address=None,
         shared_scopes=(),
+        scope_map={},
         rse_expression="OpenData=True",
         sleep_time_s=60.0,
         gossip_interval_s=5.0,

@@ -26,7 +26,7 @@ from nsync.log.segment import Segment, Sign, changesets
 from nsync.log.stored import FULL, Head, Receipt, StoredSegment, refusals
 from nsync.metrics import REFUSED_SEGMENTS
 from nsync.namespace.ops import ACKNOWLEDGE
-from nsync.rucio_bridge import audit, charters, parked, triggers
+from nsync.rucio_bridge import audit, charters, ground, parked, scopes, triggers
 from nsync.rucio_bridge.capture import Capture, outbox_is_empty
 from nsync.rucio_bridge.guard import unknown_schema
 from nsync.rucio_bridge.materialise import Materialise
@@ -116,7 +116,8 @@ class Bridge:
         """The same, for what reads Rucio's rows and writes them: no transaction of Rucio is seen in part, and none is overwritten."""
         with self.engine.connect() as connection, one_moment(connection), self._sessions(bind=connection) as session, session.begin():
             begin_writing(session.connection())
-            yield session
+            with scopes.in_force(session.connection()):
+                yield session
 
     @contextmanager
     def opened(self, now_ms: int) -> Iterator[Opened]:
@@ -139,6 +140,11 @@ class Bridge:
         """Share exactly `shared_scopes` and public open data. Tables and triggers come from 'nsync bridge install'."""
         with self._writing() as session:
             triggers.share(session.connection(), set(shared_scopes))
+
+    def map_scopes(self, scope_map: Mapping[str, str]) -> None:
+        """Show foreign scopes under the local names of `scope_map`. Raises ConfigError where rows stand in the way."""
+        with self._writing() as session:
+            ground.map_scopes(session, scope_map, self.authority.charter)
 
     def adopt(self, text: str, now_ms: int) -> None:
         """Go over to the charter of the file `text` and keep it (R5.1). Raises ConfigError unless it goes on from the one in force."""
