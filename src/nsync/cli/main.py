@@ -30,7 +30,7 @@ COMMANDS = {
     "bridge": Lazy("nsync.cli.bridge:bridge", "Install and check nsync's part of a Rucio database.", "rucio"),
     "status": Lazy("nsync.cli.status:status", "Show what this instance has, lacks, and what needs attention.", "rucio"),
     "peer": Lazy("nsync.cli.peer:peer", "Show how the peers fare; try one, or end its back-off.", "rucio"),
-    "conflict": Lazy("nsync.cli.status:conflict", "List conflicts and what does not fit here.", "rucio"),
+    "conflict": Lazy("nsync.cli.conflict:conflict", "List conflicts and what does not fit here; accept a part.", "rucio"),
     "charter": Lazy("nsync.cli.charter:charter", "Make keys; show and sign the charter of a federation.", "rucio"),
     "testbed": Lazy("nsync.cli.testbed:testbed", "Run several Rucio instances with nsync on this machine.", "testbed"),
     "demo": Lazy("nsync.cli.demo:demo", "Show on a testbed how instances share open data.", "testbed"),
