@@ -99,7 +99,7 @@ def accept(batch: str, partial: bool, dry_run: bool, yes: bool, json_: bool) -> 
     10 000 files a second. Exit codes: 0 done, 1 failed.
     """
     if not partial:
-        fail(f"what does not fit cannot be accepted as a whole; 'nsync conflict accept {batch!r} --partial' writes the rest")
+        fail(f"what does not fit cannot be accepted as a whole; 'nsync conflict accept \"{batch}\" --partial' writes the rest")
     bridge = _bridge()
     found = bridge.accept(batch, wall_ms(), dry_run=True)
     if not json_:
@@ -206,7 +206,7 @@ def _would(batch: str, facts: Sequence[ParkedFact]) -> str:
         return parked.not_to_accept(batch, len(facts))
     apart = {one.fact for one in facts if not _waits(one)}
     stay = sum(one.fact in apart or not apart.isdisjoint(ends_of(one.fact)) for one in facts)
-    return f"'nsync conflict accept {batch!r} --partial' would write some {len(facts) - stay} and leave {stay}; --dry-run says which"
+    return f"'nsync conflict accept \"{batch}\" --partial' would write some {len(facts) - stay} and leave {stay}; --dry-run says which"
 
 
 def _waits(one: ParkedFact) -> bool:

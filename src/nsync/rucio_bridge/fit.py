@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from nsync.authority.effective import Authority
 from nsync.catalogue.entries import DidEntry, Entry, RseEntry
 from nsync.namespace import fields
-from nsync.namespace.keys import Did, Fact, Rse
+from nsync.namespace.keys import Did, Fact, Protocol, Rse
 from nsync.rucio_bridge import accounts, metadata
 from nsync.rucio_bridge.accounts import account_of as account_of
 from nsync.rucio_bridge.opendata import NAMES, bearers
@@ -33,6 +33,8 @@ PROTOCOL_CLASS = re.compile(r"rucio\.rse\.protocols\.[a-z0-9_]+\.[A-Z][A-Za-z0-9
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 HOSTNAME = re.compile(r"(?:[A-Za-z0-9_\[][A-Za-z0-9_.:\]-]*)?")
 """A scheme and a host, and nothing that a tool to which Rucio hands the URL could take for an option."""
+
+_RENAME_RSE = "{} must rename its RSE {!r}, and then 'nsync conflict accept BATCH --partial' writes what waits here with the old name"
 
 Actual = Mapping[Fact, Entry]
 
@@ -150,16 +152,12 @@ class Fit:
             return None
         name = rse_name(fact)
         if not is_valid("rse", name):
-            return f"RSE name {name!r} is not allowed by this Rucio's schema; {fact.instance} must rename its RSE {fact.rse!r}"
+            return f"RSE name {name!r} is not allowed by this Rucio's schema; {_RENAME_RSE.format(*fact[1:])}"
         if len(name) > RSE_NAME_CHARS_MAX:
-            return f"RSE name {name[:60]!r}… has {len(name)} characters; Rucio holds {RSE_NAME_CHARS_MAX}"
-        for protocol in entry.protocols:
-            if PROTOCOL_CLASS.fullmatch(protocol.impl) is None:
-                return (
-                    f"{fact} wants the protocol implementation {protocol.impl!r}; only classes of rucio.rse.protocols are taken from a peer"
-                )
-            if SCHEME.fullmatch(protocol.scheme) is None or HOSTNAME.fullmatch(protocol.hostname) is None:
-                return f"{fact} has a protocol at {protocol.scheme!r} {protocol.hostname!r}, which is no scheme and host"
+            return f"RSE name {name[:60]!r}… has {len(name)} characters; Rucio holds {RSE_NAME_CHARS_MAX}; {_RENAME_RSE.format(*fact[1:])}"
+        wrong = next((wrong for protocol in entry.protocols if (wrong := _protocol_misfit(protocol)) is not None), None)
+        if wrong is not None:
+            return f"{fact} {wrong}; {fact.instance} must change it"
         taken = self.session.execute(select(models.RSE.id).where(models.RSE.rse == name)).first()
         if taken is not None and self.rows.rse_of(fact) is None:
             return f"an RSE called {name!r} exists here and is not {fact.instance}'s; rename it"
@@ -192,6 +190,14 @@ def _name_reason(name: str) -> Optional[str]:
 @lru_cache(maxsize=4096)
 def _scope_misfit(scope: str) -> Optional[str]:
     return misfit("scope", scope)
+
+
+def _protocol_misfit(protocol: Protocol) -> Optional[str]:
+    if PROTOCOL_CLASS.fullmatch(protocol.impl) is None:
+        return f"wants the protocol implementation {protocol.impl!r}; only classes of rucio.rse.protocols are taken from a peer"
+    if SCHEME.fullmatch(protocol.scheme) is None or HOSTNAME.fullmatch(protocol.hostname) is None:
+        return f"has a protocol at {protocol.scheme!r} {protocol.hostname!r}, which is no scheme and host"
+    return None
 
 
 def _path_reason(path: str) -> Optional[str]:
