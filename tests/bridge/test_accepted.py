@@ -112,8 +112,10 @@ def test_what_comes_later_and_does_not_fit_itself_waits_as_a_whole(instances: li
     rest = batches(cms)
     cms.add_files(SHARED, ["f5"], 7, "00000007")
     atlas.add_files(SHARED, ["f5", "f6"])
+    atlas.add_did(SHARED, "d2")
+    atlas.attach(SHARED, "d2", [(SHARED, name) for name in ("f1", "f5", "f6")])
     settle(instances)
-    assert "f6" not in names(cms)
+    assert names(cms).isdisjoint({"f6", "d2"})
     assert {Did(SHARED, "f5"), Did(SHARED, "f6")} <= cms.parked().keys()
     assert batches(cms).items() >= rest.items()
 

@@ -125,3 +125,18 @@ def test_the_map_changes_only_where_no_rows_stand_yet(instances: list[Instance])
     assert names(atlas, "far-new") == {"f2"}
     with pytest.raises(ConfigError, match=r"stand here as far-new, and cannot be renamed; write cms\.new:far-new there"):
         atlas.bridge.map_scopes({})
+
+
+def test_a_guest_says_nothing_about_a_mapped_scope(instances: list[Instance]) -> None:
+    """cms may write in atlas.shared."""
+    atlas, cms, _ = instances
+    cms.bridge.share([])
+    cms.bridge.map_scopes({"atlas.shared": "far"})
+    atlas.add_scope("atlas.shared")
+    atlas.publish_dataset("atlas.shared", "d1", doi="10.5072/ATLAS.1")
+    settle([atlas, cms])
+    cms.set_open_data("far", "d1", state=OpenDataDIDState.SUSPENDED)
+    cms.set_open_data("far", "d1", doi="10.5072/CMS.1")
+    assert cms.query("SELECT state FROM dids_opendata WHERE scope = 'far'") == [("S",)]
+    settle([atlas, cms])
+    assert atlas.query("SELECT state FROM dids_opendata") == [("P",)] and cms.segments(cms.bridge.me.author) == 0
