@@ -51,7 +51,7 @@ def make_room(cms: Instance) -> None:
 
 
 def accept(cms: Instance, batch: str) -> None:
-    cms.bridge.accept(batch, cms.now_ms)
+    cms.bridge.accept(batch)
     cms.bridge.retry_parked(cms.now_ms)
 
 
@@ -59,7 +59,7 @@ def test_the_rest_is_written_and_what_does_not_fit_waits_by_itself(instances: li
     _, cms, _ = instances
     batch = park_a_dataset(instances)
     before = everything(cms)
-    found = cms.bridge.accept(batch, cms.now_ms, dry_run=True)
+    found = cms.bridge.would_accept(batch, cms.now_ms)
     assert everything(cms) == before
     accept(cms, batch)
     assert names(cms) == {"f1", "f2", "f3", "d1"} and children(cms, "d1") == {"f2", "f3"}
@@ -175,7 +175,7 @@ def test_what_cannot_be_accepted(instances: list[Instance]) -> None:
     _, cms, _ = instances
     batch = park_a_dataset(instances)
     with pytest.raises(ConfigError, match="nothing is parked as 'atlas 7-9'"):
-        cms.bridge.accept("atlas 7-9", cms.now_ms)
-    cms.bridge.accept(batch, cms.now_ms)
+        cms.bridge.accept("atlas 7-9")
+    cms.bridge.accept(batch)
     with pytest.raises(ConfigError, match="is accepted already"):
-        cms.bridge.accept(f"{batch} rest", cms.now_ms)
+        cms.bridge.accept(f"{batch} rest")

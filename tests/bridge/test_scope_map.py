@@ -49,11 +49,12 @@ def tell_the_story(here: Instance, home: Instance) -> None:
 
 
 def use_it(here: Instance) -> None:
-    """A local rule, which Rucio finds under the local name; and Rucio finds where the file is."""
+    """A local rule, which Rucio finds under the local name; and Rucio finds the file where its home has it."""
     here.add_rule(FAR, "d1")
     with here.session() as session:
         found = list(core_replica.list_replicas([{"scope": InternalScope(FAR), "name": "f1"}], session=session))
-        assert [one["scope"].external for one in found] == [FAR] and all(any(one["rses"].values()) for one in found)
+        assert [one["scope"].external for one in found] == [FAR]
+        assert all("/cms/" in pfn for pfns in found[0]["rses"].values() for pfn in pfns) and any(found[0]["rses"].values())
     here.work()
 
 

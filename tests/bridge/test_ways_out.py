@@ -268,6 +268,6 @@ def test_an_rse_that_its_instance_gave_another_name_is_accepted_away(federation:
     assert "is not allowed by this Rucio's schema; cms must rename its RSE 'no name', and then 'nsync conflict accept" in reason
     with atlas.engine.connect() as connection:
         (batch,) = {row[0] for row in connection.exec_driver_sql("SELECT batch FROM nsync_parked")}
-    atlas.bridge.accept(batch, atlas.now_ms)
+    atlas.bridge.accept(batch)
     atlas.bridge.retry_parked(atlas.now_ms)
     assert is_written(atlas) and {type(fact) for fact in atlas.parked()} == {Rse, Replica}

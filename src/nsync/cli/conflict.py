@@ -101,14 +101,14 @@ def accept(batch: str, partial: bool, dry_run: bool, yes: bool, json_: bool) -> 
     if not partial:
         fail(f"what does not fit cannot be accepted as a whole; 'nsync conflict accept \"{batch}\" --partial' writes the rest")
     bridge = _bridge()
-    found = bridge.accept(batch, wall_ms(), dry_run=True)
+    found = bridge.would_accept(batch, wall_ms())
     if not json_:
         click.echo(f"{found.written} facts of {batch} are written, {len(found.rest)} stay parked as '{batch}{parked.REST}':")
         click.echo("\n".join(_facts_text(found.rest, all_=False)))
     if not dry_run:
         if not yes:
             click.confirm(f"Write {batch} without them?", abort=True, err=True)
-        bridge.accept(batch, wall_ms())
+        bridge.accept(batch)
     if json_:
         as_json({"batch": batch, "written": found.written, "rest": list(map(_parked_json, found.rest)), "dry_run": dry_run})
     elif not dry_run:

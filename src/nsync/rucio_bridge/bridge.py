@@ -335,34 +335,27 @@ class Bridge:
             failpoint("retry-before-commit")
         return published, released
 
-    def accept(self, batch: str, now_ms: int, dry_run: bool = False) -> Accepted:
-        """Let what waits in `batch` wait by itself, so that the next retry writes the rest (R7.6); returns what that will do.
+    def accept(self, batch: str) -> None:
+        """Let what waits in `batch` wait by itself, so that the next retry writes the rest (R7.6). Raises ConfigError when there is
+        nothing to accept."""
+        with self._writing() as session:
+            parked.accept(session, batch)
 
-        Raises ConfigError when there is nothing to accept, or nothing could be written all the same.
-        """
-        return unless_changed(lambda: self._accept(batch, now_ms, dry_run))
+    def would_accept(self, batch: str, now_ms: int) -> Accepted:
+        """What accepting `batch` will do: it is done, and undone. Raises ConfigError."""
+        return unless_changed(lambda: self._would_accept(batch, now_ms))
 
-    def _accept(self, batch: str, now_ms: int, dry_run: bool) -> Accepted:
-        found = self._tried(batch, now_ms)
-        if not dry_run:
-            with self._writing() as session:
-                parked.accept(session, batch)
-        return found
-
-    def _tried(self, batch: str, now_ms: int) -> Accepted:
-        """What accepting would do: it is done, and undone."""
+    def _would_accept(self, batch: str, now_ms: int) -> Accepted:
         with self._beside_rucio() as session:
             if not self._is_known_rucio(session):
                 raise ConfigError(f"nothing can be written: {self._warned}")
-            log = SqlLog(session.connection(), self.authority)
-            waits = parked.list_batch(session, batch, log.state.changes)
-            if not waits or batch != parked.base(batch):
-                raise ConfigError(parked.not_to_accept(batch, waits))
-            parked.accept(session, batch)
-            self._materialise(session, log, f"{batch}{parked.REST}", now_ms)
-            rest = parked.listing(session, f"{batch}{parked.REST}")
+            waits = parked.accept(session, batch)
+            log, name = SqlLog(session.connection(), self.authority), f"{batch}{parked.REST}"
+            before = parked.list_batch(session, name, log.state.changes)
+            self._materialise(session, log, name, now_ms)
+            rest = parked.listing(session, name)
             session.rollback()
-        return Accepted(waits - len(rest), tuple(rest))
+        return Accepted(min(waits, before - len(rest)), tuple(rest))
 
     def _newest_waiting(self) -> int:
         """The arrival of the newest segment if there are any that are not applied, or 0."""

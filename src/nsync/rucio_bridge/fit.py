@@ -60,6 +60,7 @@ class Fit:
         self.instance = instance
         self._asked: dict[str, Optional[str]] = {}
         self._accounts: dict[str, Optional[str]] = {}
+        self._owners: dict[str, Optional[str]] = {}
 
     def reasons(self, kind: int, wanted: Mapping[Fact, Entry], actual: Actual) -> dict[Fact, str]:
         """Why entries of facts of one kind, that differ from their rows, cannot be written here; nothing for those that can."""
@@ -105,8 +106,10 @@ class Fit:
 
     def _owner_reason(self, scope: str) -> Optional[str]:
         """Why the account of the home of `scope` cannot own it here."""
-        home = self.authority.charter.home(scope)
-        return self._account_reason(home.name) if home is not None else None
+        if scope not in self._owners:
+            home = self.authority.charter.home(scope)
+            self._owners[scope] = self._account_reason(home.name) if home is not None else None
+        return self._owners[scope]
 
     def _account_reason(self, instance: str) -> Optional[str]:
         """Why the account that is to own what `instance` shares cannot. One that is suspended can: nobody acts as it."""

@@ -48,7 +48,8 @@ def map_scopes(session: Session, scope_map: Mapping[str, str], charter: Charter)
             raise ConfigError(
                 f"[nsync] scope_map = {scope}:{name}: scope {name} belongs to account {owner} here; choose a name that no scope has"
             )
-    keep_map(session.connection(), scope_map)
+    if scope_map != before:
+        keep_map(session.connection(), scope_map)
 
 
 def _owner(session: Session, scope: str) -> Optional[InternalAccount]:

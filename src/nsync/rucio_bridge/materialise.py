@@ -88,6 +88,7 @@ class Materialise:
         self.rows.forget_rses()
         self.state.changes.forget(COLLECTIONS, OPENED, GONE)
         self._reasons: dict[Fact, str] = {}
+        self._lacking: set[Fact] = set()
         self._keeps = False
 
     def run(self, batch: str, now_ms: int) -> bool:
@@ -277,6 +278,7 @@ class Materialise:
         if fact is not None:
             here = self.rows.read(ends_of(fact))
             lacking = next(need for need in ends_of(fact) if need not in here)
+            self._lacking.add(lacking)
             self._refuse({fact: f"waits for {lacking}, which is not in this Rucio"})
 
     def _keep(self, kept: Mapping[Any, str], gone: Collection[Fact]) -> None:
@@ -294,7 +296,7 @@ class Materialise:
         self.rows.forget_rses()
         entries, actual = self.state.entries(refused), self.rows.read(refused)
         self._aside.update((fact, self._reasons[fact]) for fact in refused)
-        self._absent |= {fact for fact in refused if not _is_of(actual.get(fact), entries.get(fact))}
+        self._absent |= {fact for fact in refused if not _is_of(actual.get(fact), entries.get(fact))} | self._lacking
         return True
 
     def _without_aside(self, part: Entries) -> Entries:

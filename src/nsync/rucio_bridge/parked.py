@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, Optional
 
-from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
+from nsync.errors import ConfigError
 from nsync.namespace.keys import Attribute, Fact, Key, key_bytes
 from nsync.store import schema
 from nsync.store.changes import PART_FACTS, Changes
@@ -115,9 +116,14 @@ def set_aside(session: Session, batch: str, reasons: Mapping[Fact, str], now_ms:
     return bool(news)
 
 
-def accept(session: Session, batch: str) -> None:
-    """Let what waits in `batch` wait by itself, fact by fact: the next try writes those that fit."""
-    session.execute(update(schema.parked).where(_PARKED.batch == batch).values(batch=f"{base(batch)}{REST}"))
+def accept(session: Session, batch: str) -> int:
+    """Let what waits in `batch` wait by itself, fact by fact: the next try writes those that fit. Returns how many wait; raises
+    ConfigError when there is nothing to accept."""
+    waits = session.execute(select(func.count()).where(_PARKED.batch == batch)).scalar_one()
+    if not waits or batch != base(batch):
+        raise ConfigError(not_to_accept(batch, waits))
+    session.execute(update(schema.parked).where(_PARKED.batch == batch).values(batch=f"{batch}{REST}"))
+    return waits
 
 
 def not_to_accept(batch: str, waits: int) -> str:
