@@ -41,7 +41,7 @@ def test_show_tells_all_about_a_did_a_scope_an_rse_and_a_batch(cms: Instance, co
     (batch,) = {one["batch"] for one in listed}
     shown = said(run("conflict", "show", f"{SHARED}:f1", config=config), 4)
     assert f"{SHARED}:f1: parked with {batch} since 2023-" in shown and "in Rucio: another one of its name: file of 7 bytes" in shown
-    assert f"'nsync conflict accept '{batch}' --partial' would write some" in shown
+    assert f"'nsync conflict accept \"{batch}\" --partial' would write some" in shown
     machine = {what: json.loads(said(run("conflict", "show", what, "--json", config=config), 4)) for what in (SHARED, batch)}
     assert len(machine[batch]["parked"]) == len(listed) == sum(machine[batch]["batches"][batch]["waits"].values())
     assert {one["here"] for one in machine[SHARED]["parked"]} == {"no row", "another one of its name: file of 7 bytes, adler32 00000007"}
