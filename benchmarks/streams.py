@@ -29,7 +29,7 @@ BATCH_BYTES = 4 << 20
 """Frames handed over at once, as the transport does."""
 EPOCH_MS = 1_750_000_000_000
 
-_LENGTH = struct.Struct(">I")
+LENGTH = struct.Struct(">I")
 _KEYS = {name: SigningKey(bytes([number + 1]) * 32) for number, name in enumerate(AUTHORS)}
 _ROOT = SigningKey(bytes([99]) * 32)
 
@@ -131,7 +131,7 @@ class Federation:
                     continue
                 self._stamp = next_stamp(EPOCH_MS, [self._stamp, *(a.tip.stamp for a in self.authors)])
                 for frame in author.sign(ops, [a for a in self._last if a is not author], self._stamp):
-                    file.write(_LENGTH.pack(len(frame)) + frame)
+                    file.write(LENGTH.pack(len(frame)) + frame)
                 self._last = [author]
                 count, size = count + len(ops), size + sum(map(len, ops))
                 said += sum(len(wire_op(op)) - 1 for op in ops)
@@ -173,8 +173,8 @@ def _moved(author: Author, file: File, rng: random.Random) -> bytes:
 
 def frames(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
-        while length := file.read(_LENGTH.size):
-            yield file.read(_LENGTH.unpack(length)[0])
+        while length := file.read(LENGTH.size):
+            yield file.read(LENGTH.unpack(length)[0])
 
 
 def batches(path: Path, bytes_max: int = BATCH_BYTES) -> Iterator[list[bytes]]:

@@ -18,10 +18,13 @@ from nsync.auth.keys import SigningKey, verify
 from nsync.authority import amendments
 from nsync.authority.charter import Charter, Instance
 from nsync.errors import ConfigError
+from nsync.rucio_bridge.poll import Polling
 from nsync.transport import tls
 
 SECTION = "nsync"
 PORT_MAX = 65535
+BULK, BULK_MAX = 5000, 100_000
+"""More rows at once make no audit faster, and keep Rucio's writers waiting."""
 SECONDS_MAX = 86_400
 """A day: who waits longer between two looks has switched nsync off."""
 
@@ -42,6 +45,10 @@ class Settings:
     scope_map: Mapping[str, str]
     """Foreign scopes, and under which other names they stand here."""
     rse_expression: str
+    polling: Optional[Polling]
+    """None: triggers capture."""
+    audit_interval_s: float
+    """0: nothing is audited that nobody asks for."""
     sleep_time_s: float
     gossip_interval_s: float
     lease_s: float
@@ -51,6 +58,10 @@ class Settings:
     """Where to serve Prometheus metrics, if at all."""
     tls: Optional[ssl.SSLContext]
     """What peers are answered with; None where a proxy ends TLS, or all are on this host."""
+    is_new: bool = False
+    """Whether foreign collections are new to Rucio's transmogrifier, so that local subscriptions match them."""
+    bulk: int = BULK
+    """How many rows a full audit looks at in one transaction."""
 
 
 def read() -> Settings:
@@ -74,6 +85,7 @@ def read() -> Settings:
             )
     tls.check_urls(charter, _flag("allow_plain_http"))
     host, port = _address("listen", _option("listen"))
+    polling = Polling(_seconds("poll_interval", "10"), _seconds("poll_overlap", "120"))
     metrics = _option("metrics", "")
     return Settings(
         me=me,
@@ -89,12 +101,16 @@ def read() -> Settings:
             "rse_expression",
             str(config_get("opendata", "rse_expression", raise_exception=False, default="OpenData=True", check_config_table=False)),
         ),
+        polling=polling if is_polled() else None,
+        audit_interval_s=_seconds("audit_interval", "3600" if is_polled() else "0", zero=True),
         sleep_time_s=_seconds("sleep_time", "0.5"),
         gossip_interval_s=_seconds("gossip_interval", "5.0"),
         lease_s=_seconds("lease", "900"),
         floor_interval_s=_seconds("floor_interval", "86400", zero=True),
         metrics=_address("metrics", metrics) if metrics else None,
         tls=tls.own_context(me, _path("tls_cert"), _path("tls_key")),
+        is_new=_flag("is_new"),
+        bulk=_rows("bulk", str(BULK)),
     )
 
 
@@ -132,6 +148,14 @@ def _list(name: str) -> tuple[str, ...]:
     return tuple(part for part in (str(part).strip() for part in parts) if part)
 
 
+def is_polled() -> bool:
+    """Whether changes of Rucio are captured without triggers: all that 'nsync bridge check' needs to know. Raises ConfigError."""
+    value = _option("capture", "triggers")
+    if value not in ("triggers", "poll"):
+        raise ConfigError(f"[nsync] capture = {value}: it should be triggers or poll")
+    return value == "poll"
+
+
 def _charter_text() -> str:
     path = Path(_option("charter"))
     try:
@@ -165,6 +189,13 @@ def _seconds(name: str, default: str, zero: bool = False) -> float:
         least = "0" if zero else "more than 0"
         raise ConfigError(f"[nsync] {name} = {value}: it should be a number of seconds, {least} and at most {SECONDS_MAX}")
     return seconds
+
+
+def _rows(name: str, default: str) -> int:
+    value = _option(name, default)
+    if not (value.isdecimal() and len(value) <= len(str(BULK_MAX)) and 1 <= int(value) <= BULK_MAX):
+        raise ConfigError(f"[nsync] {name} = {value}: it should be a number of rows, from 1 to {BULK_MAX}")
+    return int(value)
 
 
 def _flag(name: str) -> bool:

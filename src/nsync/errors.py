@@ -5,6 +5,7 @@ NsyncError
  ├─ ProtocolError     drop the connection to the peer
  ├─ TransportError    try again later
  ├─ NotAuthorised     the caller may not; nothing else is said to them
+ ├─ CharterMoved      begin anew with the charter in force
  └─ ConfigError       the operator mends the configuration or the charter
 
 Every text says what happened, to which object, and what to do.
@@ -29,6 +30,10 @@ class TransportError(NsyncError):
 
 class NotAuthorised(NsyncError):
     """A request or statement without the right to be made."""
+
+
+class CharterMoved(NsyncError):
+    """Another node on this database went over to another charter than the one that this one reads it by."""
 
 
 class ConfigError(NsyncError):

@@ -1,6 +1,7 @@
 """Named places at which a test can end the process, as a power cut would.
 
-`NSYNC_FAILPOINT=name` or `name:k` (the k-th time it is passed) kills the process there with SIGKILL. Within `watched` a test in the same
+`NSYNC_FAILPOINT=name` or `name:k` (the k-th time it is passed) kills the process there with SIGKILL; `name:k:stop` stops it with SIGSTOP,
+until somebody sends SIGCONT. Within `watched` a test in the same
 process is told of each place, and ends the step there by raising. Otherwise a place costs two comparisons. The names stand
 where they are passed: `grep -rn failpoint src`.
 """
@@ -13,7 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Callable, Optional
 
-_WANTED, _, _COUNT = os.environ.get("NSYNC_FAILPOINT", "").partition(":")
+_WANTED, _COUNT, _HOW = (*os.environ.get("NSYNC_FAILPOINT", "").split(":", 2), "", "")[:3]
+_SIGNAL = signal.SIGSTOP if _HOW == "stop" else signal.SIGKILL
 _left = int(_COUNT or "1")
 _watch: Optional[Callable[[str], None]] = None
 
@@ -26,7 +28,7 @@ def failpoint(name: str) -> None:
     if name == _WANTED:
         _left -= 1
         if _left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), _SIGNAL)
 
 
 @contextmanager

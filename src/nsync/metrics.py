@@ -1,4 +1,5 @@
-"""Prometheus metrics of a node, served at an address of its own: peers see none of them.
+"""Prometheus metrics of a node, served at an address of its own: peers see none of them. What the bridge does is counted with Rucio's
+means, into the same registry (rucio_bridge.measures).
 
 `[nsync] metrics = 127.0.0.1:9440` turns them on.
 """
@@ -9,14 +10,9 @@ from prometheus_client import Counter, Gauge, start_http_server
 
 from nsync.errors import ConfigError
 
-PUBLISHED_OPS = Counter("nsync_published_ops", "Ops that this instance put into its log")
-APPLIED_CHANGESETS = Counter("nsync_applied_changesets", "Changesets that took effect here", ["author"])
-VOID_STATEMENTS = Counter("nsync_void_statements", "Statements that their author had no right to make", ["author"])
 REFUSED_SEGMENTS = Counter("nsync_refused_segments", "Segments that were not taken", ["sender"])
 DIFFERS_BELOW_FLOOR = Gauge("nsync_differs_below_floor", "Whether what is live below the newest floor is not what its signers signed")
 REPAIRED_OPS = Counter("nsync_repaired_ops", "Ops below a floor that were missing here and came from a peer")
-FAILED_TRANSACTIONS = Counter("nsync_failed_transactions", "Transactions that were rolled back and are tried again")
-WRITE_LOCK_SECONDS = Counter("nsync_write_lock_seconds", "How long the database's write lock was held")
 LIMITS = (
     *("header_time", "source_rate", "source_connections", "connections", "member_connections", "requests_ahead", "write_time"),
     "malformed",

@@ -23,12 +23,13 @@ from nsync import metrics
 from nsync.auth.keys import verify
 from nsync.authority.effective import Authority
 from nsync.config import Settings
-from nsync.errors import ConfigError
+from nsync.errors import CharterMoved, ConfigError
 from nsync.log.stored import Head
-from nsync.rucio_bridge import triggers
+from nsync.rucio_bridge import measures, takeover, triggers
 from nsync.rucio_bridge.bridge import HOLD_MS_MAX, Bridge, Worked
 from nsync.rucio_bridge.engine import get_engine
 from nsync.rucio_bridge.guard import unknown_schema
+from nsync.rucio_bridge.heartbeats import BEAT_S, Heartbeats
 from nsync.rucio_bridge.tending import Tending
 from nsync.rucio_bridge.watch import Watch
 from nsync.store import migrations, status
@@ -64,11 +65,13 @@ class Node:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.bridge = Bridge(get_engine(), Authority(settings.charter), settings.me, settings.key.sign, verify, settings.rse_expression)
+        self.bridge = bridge_of(settings)
         self._writer = ThreadPoolExecutor(1, "nsync-write")
         self._reader = ThreadPoolExecutor(2, "nsync-peers")
         self._looker = ThreadPoolExecutor(1, "nsync-look")
         self._watcher = ThreadPoolExecutor(1, "nsync-watch")
+        self._beater = ThreadPoolExecutor(1, "nsync-beat")
+        self._heartbeats = Heartbeats(f"{settings.me.name} at {settings.host}:{settings.port}")
         self._failed = False
         """Whether the last transaction was rolled back."""
         self._voter = ThreadPoolExecutor(1, "nsync-vote")
@@ -93,8 +96,14 @@ class Node:
     async def run(self, stop: asyncio.Event) -> None:
         """Serve, gossip and work until `stop` is set."""
         with self._closing():
-            await self._prepare()
-            await self._serve(stop)
+            takeover.introduce(self.bridge.engine)
+            looking = asyncio.ensure_future(self._keep_taking_over())
+            try:
+                await self._prepare()
+                await self._serve(stop)
+            finally:
+                looking.cancel()
+                await asyncio.gather(looking, return_exceptions=True)
         LOG.info("%s stopped", self.settings.me.name)
 
     async def _serve(self, stop: asyncio.Event) -> None:
@@ -111,7 +120,10 @@ class Node:
             metrics.serve(*self.settings.metrics)
         LOG.info("%s listens on %s:%d for the federation %r", self.settings.me.name, self.settings.host, port, self.settings.charter.name)
         work = (self.gossip.run(), self._keep_working(), self._keep_tending(), self.keeper.run(), self._tell_progress())
-        tasks = [asyncio.ensure_future(one) for one in (*work, self._watch.run(self._news.set))]
+        beside = [self._keep_beating()]
+        if not self.settings.polling:  # a poll fills the outbox itself
+            beside.append(self._watch.run(self._news.set))
+        tasks = [asyncio.ensure_future(one) for one in (*work, *beside)]
         stopping = asyncio.ensure_future(stop.wait())
         try:
             done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -129,11 +141,12 @@ class Node:
         """Exchange with every peer, publish, apply what came, exchange once more, and tell how that went."""
         with self._closing():
             await self._prepare()
-            telling = asyncio.ensure_future(self._tell_progress())
+            beside = [asyncio.ensure_future(one) for one in (self._tell_progress(), self._keep_beating())]
             try:
                 return await self._once()
             finally:
-                telling.cancel()
+                for task in beside:
+                    task.cancel()
 
     async def _once(self) -> list[SyncReport]:
         before = await self.gossip.sync_once()  # a restored database must not sign before it knows what its peers have of its own log
@@ -171,7 +184,7 @@ class Node:
             await asyncio.gather(exchanging, return_exceptions=True)
 
     async def _prepare(self) -> None:
-        await self._write(lambda: check_installed(self.bridge))
+        await self._write(lambda: check_installed(self.bridge, triggered=self.settings.polling is None))
         await self._write(lambda: self.bridge.adopt(self.settings.charter_text, wall_ms()))
         await self._write(lambda: self.bridge.map_scopes(self.settings.scope_map))
         await self._write(lambda: self.bridge.share(self.settings.shared_scopes))
@@ -183,8 +196,9 @@ class Node:
         try:
             yield
         finally:
-            for executor in (self._watcher, self._looker, self._voter, self._reader, self._writer):
+            for executor in (self._watcher, self._looker, self._voter, self._reader, self._writer, self._beater):
                 executor.shutdown(cancel_futures=True)
+            self._heartbeats.die()
             self.bridge.engine.dispose()
 
     async def _first_word(self) -> None:
@@ -206,10 +220,13 @@ class Node:
                 if time.monotonic() - retried > RETRY_PARKED_S:
                     retried = time.monotonic()
                     await self._do(lambda: self.bridge.retry_parked(wall_ms(), HOLD_MS_MAX))
+                    measures.PARKED_FACTS.set(await self._write(self.bridge.count_parked))
+            except CharterMoved:
+                raise  # the whole node begins anew
             except Exception as error:  # rolled back; whatever it was, gossip goes on, and so does what users publish here
                 known = isinstance(error, DBAPIError)
                 LOG.error("a transaction was rolled back and is tried again in %g s: %s", FAILED_PAUSE_S, error, exc_info=not known)
-                metrics.FAILED_TRANSACTIONS.inc()
+                measures.FAILED_TRANSACTIONS.inc()
                 self._failed = True
                 await asyncio.sleep(FAILED_PAUSE_S)
                 publish_only = not publish_only
@@ -220,8 +237,9 @@ class Node:
                 await self._until_news()
 
     def _tell(self, worked: Worked) -> None:
-        metrics.WRITE_LOCK_SECONDS.inc(worked.held_ms / 1000)
-        metrics.PUBLISHED_OPS.inc(worked.published)
+        if worked.held_ms:
+            measures.WRITE_LOCK_SECONDS.observe(worked.held_ms / 1000)
+        measures.PUBLISHED_OPS.inc(worked.published)
         for peer in self.gossip.status():
             metrics.PEER_FAILURES.labels(peer.name).set(peer.failures)
         if worked.published:
@@ -232,8 +250,9 @@ class Node:
         for applied in worked.applied:
             name = self.bridge.authority.name(applied.author)
             LOG.info("applied %s %d-%d: %d entries changed", name, applied.first, applied.last, applied.changed)
-            metrics.APPLIED_CHANGESETS.labels(name).inc()
-            metrics.VOID_STATEMENTS.labels(name).inc(applied.void)
+            measures.APPLIED_CHANGESETS.labels(author=name).inc()
+            measures.CHANGED_ENTRIES.labels(author=name).inc(applied.changed)
+            measures.VOID_STATEMENTS.labels(author=name).inc(applied.void)
 
     async def _until_news(self) -> None:
         """Segments wake the bridge at once, and captured rows by the watch; what that may miss is looked for every sleep_time."""
@@ -256,6 +275,21 @@ class Node:
             await self._write(self.tending.notary.renew)
         self._tell(worked)
         return worked
+
+    async def _keep_beating(self) -> None:
+        """Be seen in Rucio's heartbeats."""
+        while True:
+            await asyncio.get_running_loop().run_in_executor(self._beater, self._heartbeats.beat)
+            await asyncio.sleep(BEAT_S)
+
+    async def _keep_taking_over(self) -> None:
+        """End what another node on this database began and will not end; and by looking be heard, from the first transaction on."""
+        while True:
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._beater, takeover.end_silent, self.bridge.engine)
+            except DBAPIError as error:
+                LOG.debug("whether another node is silent could not be seen: %s", error)
+            await asyncio.sleep(takeover.LOOK_S)
 
     async def _tell_progress(self) -> None:
         """Say how far this node is, as long as it lacks something at two looks."""
@@ -287,11 +321,27 @@ class Node:
         return await asyncio.get_running_loop().run_in_executor(self._writer, job)
 
 
-def check_installed(bridge: Bridge) -> None:
-    """Raises ConfigError unless the nsync tables are there, at the revision that this nsync works with."""
+def bridge_of(settings: Settings) -> Bridge:
+    """The bridge to the database of rucio.cfg."""
+    return Bridge(
+        get_engine(),
+        Authority(settings.charter),
+        settings.me,
+        settings.key.sign,
+        verify,
+        settings.rse_expression,
+        is_new=settings.is_new,
+        bulk=settings.bulk,
+        polling=settings.polling,
+        audit_interval_s=settings.audit_interval_s,
+    )
+
+
+def check_installed(bridge: Bridge, triggered: bool) -> None:
+    """Raises ConfigError unless the nsync tables are there, at the revision that this nsync works with; warns without triggers."""
     with bridge.engine.connect() as connection:
         migrations.require_current(connection)
-        missing = triggers.missing(connection)
+        missing = triggers.missing(connection) if triggered else []
     if missing:
         LOG.warning(
             "changes of this Rucio are not captured, since triggers are missing (%s); run 'nsync bridge install'", ", ".join(missing)

@@ -13,24 +13,16 @@ from rucio.common.types import InternalScope
 from rucio.core import did as core_did
 from rucio.db.sqla import models
 from rucio.db.sqla.constants import DIDType, ReplicaState
-from sqlalchemy import Table, delete, insert, make_url, update
+from sqlalchemy import Table, delete, insert, update
 
 from nsync.namespace import fields
 from nsync.rucio_bridge import triggers
 from tests.support.instances import Instance
 from tests.support.postgres import Server
-from tests.support.rucio_postgres import PostgresInstance, build
+from tests.support.rucio_postgres import PostgresInstance
 
 OutboxRow = tuple[Any, ...]
 OUTBOX = "SELECT DISTINCT kind, a, b, c, d FROM nsync_outbox"
-
-
-@pytest.fixture(scope="module")
-def rucio_on_postgres(postgres_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The name of a database to copy."""
-    with postgres_server.database() as url:
-        build(url, tmp_path_factory.mktemp("postgres"))
-        yield str(make_url(url).database)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])

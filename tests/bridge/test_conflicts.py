@@ -38,65 +38,7 @@ def shown_dois(instance: Instance) -> dict[str, str | None]:
     return {fact.name: entry.doi for fact, entry in instance.catalogue().items() if isinstance(fact, Did) and isinstance(entry, DidEntry)}
 
 
-# ---- identity
-
-
-def test_of_two_contents_of_one_name_the_first_by_the_homes_log_is_it_everywhere(federation: list[Instance]) -> None:
-    atlas, cms, belle2 = federation
-    f1 = Did(SHARED, "f1")
-    cms.add_files(SHARED, ["f1"], 1, "00000001")
-    belle2.add_files(SHARED, ["f1"], 2, "00000002")
-    belle2.now_ms -= 60_000  # an early stamp wins nothing: the home sees cms's first
-    cms.work()
-    belle2.work()
-    settle([atlas, cms])
-    atlas.add_did("atlas", "anything")
-    settle(federation)
-    assert [instance.catalogue()[f1].origin for instance in federation] == ["cms"] * 3
-    assert [[c.rule for c in instance.conflicts()[f1]] for instance in federation] == [[IDENTITY_RULE]] * 3
-    assert sizes(federation, "f1") == [[1], [1], [2]]
-    assert "exists here as file of 2 bytes" in belle2.parked()[f1]
-    assert atlas.parked() == cms.parked() == {}
-    assert belle2.query("SELECT bytes, adler32, account FROM dids WHERE name = 'f1'") == [(2, "00000002", "root")]
-    replicas = {fact for fact in atlas.catalogue() if isinstance(fact, Replica) and fact.did == f1}
-    assert replicas == {Replica(f1, Rse("cms", "DISK"))}
-
-
-def test_the_name_of_a_removed_file_keeps_its_identity(federation: list[Instance]) -> None:
-    atlas, _cms, _ = federation
-    atlas.add_files("atlas", ["f1"], 1, "00000001")
-    settle(federation)
-    atlas.delete_replicas("atlas", ["f1"])
-    settle(federation)
-    assert sizes(federation, "f1", "atlas") == [[], [], []]
-    atlas.add_files("atlas", ["f1"], 2, "00000002")
-    settle(federation)
-    f1 = Did("atlas", "f1")
-    assert [[c.rule for c in instance.conflicts().get(f1, [])] for instance in federation] == [[IDENTITY_RULE]] * 3
-    assert sizes(federation, "f1", "atlas")[0] == [2]
-    assert all(size != [2] for size in sizes(federation, "f1", "atlas")[1:])
-
-
-def test_of_two_types_of_one_name_one_wins_and_the_loser_keeps_its_rows(federation: list[Instance]) -> None:
-    atlas, cms, belle2 = federation
-    x, y = Did(SHARED, "x"), Did(SHARED, "y")
-    belle2.add_did(SHARED, "x", DIDType.CONTAINER)
-    belle2.add_did(SHARED, "y", DIDType.CONTAINER)
-    belle2.attach(SHARED, "x", [(SHARED, "y")])
-    belle2.work()
-    cms.add_did(SHARED, "x")
-    settle([atlas, cms])
-    atlas.add_did("atlas", "anything")
-    settle(federation)
-    for instance in federation:
-        entry = instance.catalogue()[x]
-        assert isinstance(entry, DidEntry) and entry.identity.type == "D"
-        assert [c.rule for c in instance.conflicts()[x]] == [IDENTITY_RULE]
-        assert [c.rule for c in instance.conflicts().get(Attachment(x, y), [])] == ["types (6.1)"]
-        assert Attachment(x, y) not in instance.catalogue()
-    assert belle2.query("SELECT did_type FROM dids WHERE name = 'x'") == [("C",)]
-    assert "exists here as container" in belle2.parked()[x]
-    assert children(atlas, SHARED, "x") == children(cms, SHARED, "x") == set()
+# ---- contents (identity: test_invariants)
 
 
 def test_a_container_holds_datasets_or_containers_and_not_both(federation: list[Instance]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from rucio.db.sqla.constants import OpenDataDIDState
-from sqlalchemy import make_url, text
+from sqlalchemy import text
 
 from nsync.rucio_bridge import triggers
 from nsync.rucio_bridge.capture import Capture
@@ -25,19 +25,11 @@ from tests.bridge.test_scope_map import tell_the_story
 from tests.bridge.test_watch import LONG_S, SOON_S, aside, watched
 from tests.support.instances import Instance, settle
 from tests.support.postgres import Server
-from tests.support.rucio_postgres import PostgresInstance, build
+from tests.support.rucio_postgres import PostgresInstance
 
 pytestmark = pytest.mark.postgres
 
 END_OTHERS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-
-
-@pytest.fixture(scope="module")
-def rucio_on_postgres(postgres_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The name of a database to copy."""
-    with postgres_server.database() as url:
-        build(url, tmp_path_factory.mktemp("postgres"))
-        yield str(make_url(url).database)
 
 
 @pytest.fixture
@@ -249,5 +241,5 @@ def test_what_is_accepted_partially_is_written_but_for_what_does_not_fit(
     assert len(atlas.parked()) == 3 and not atlas.bridge.retry_parked(atlas.now_ms).released
     atlas.delete_replicas("cms", ["f1"])
     atlas.bridge.retry_parked(atlas.now_ms)
-    assert atlas.parked() == {} and atlas.rows() == cms.rows()
+    assert atlas.parked() == {} and atlas.rows().items() >= cms.rows().items()
     cms.close()

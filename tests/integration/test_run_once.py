@@ -58,6 +58,8 @@ def settings(site: Site) -> Settings:
         shared_scopes=(),
         scope_map={},
         rse_expression="OpenData=True",
+        polling=None,
+        audit_interval_s=0.0,
         sleep_time_s=60.0,
         gossip_interval_s=5.0,
         lease_s=900.0,

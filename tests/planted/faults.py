@@ -20,11 +20,14 @@ from nsync.catalogue.rules import Reader
 from nsync.crdt import Slot, lwwmap, mvregister, orset, past
 from nsync.namespace import keys
 from nsync.namespace.keys import Attribute
-from nsync.rucio_bridge import materialise, parked, removal
+from nsync.rucio_bridge import drift, materialise, parked, removal
 from nsync.rucio_bridge.bridge import Bridge
 from nsync.rucio_bridge.capture import Capture
+from nsync.rucio_bridge.drift import Drift
+from nsync.rucio_bridge.extras import Extras, place_of
 from nsync.rucio_bridge.fit import Fit
 from nsync.rucio_bridge.materialise import Materialise
+from nsync.rucio_bridge.mending import Mending
 from nsync.rucio_bridge.watch import Looker
 from nsync.store import recovery
 from nsync.store.lines import SqlLines
@@ -138,6 +141,24 @@ def _without_closes(original: Callable[..., Any]) -> Callable[..., Any]:
     return context
 
 
+def _counts_what_is_missing(original: Callable[..., Any]) -> Callable[..., Any]:
+    def compared(self: Drift, page: Any, present: Any) -> Any:
+        pairs = original(self, page, present)
+        present.update(place_of(fact, self._rse_ids) for fact, (_, row) in pairs.items() if row is None)
+        return pairs
+
+    return compared
+
+
+def _nothing_is_parked(original: Callable[..., Any]) -> Callable[..., Any]:
+    def judged(self: Drift, *arguments: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(parked, "among", lambda *_, **__: set())
+            return list(original(self, *arguments))
+
+    return judged
+
+
 def _oldest_hides(orders: Any, hidden: Any = cycles.hidden) -> Any:
     youngest_first = sorted(orders, key=lambda edge: orders[edge], reverse=True)
     return hidden({edge: (place,) for place, edge in enumerate(youngest_first)})
@@ -157,8 +178,8 @@ def _youngest_decides(candidates: Any) -> Any:
     return ("", None) if not found else (found[0][1].holds + "".join(others - {found[0][1].holds}), found[0])
 
 
-CONCURRENCY, CONFLICTS, SHARE, HISTORIES = (
-    f"bridge.{name}" for name in ("test_concurrency", "test_conflicts", "test_share", "test_histories")
+CONCURRENCY, CONFLICTS, SHARE, HISTORIES, DRIFTS, INVARIANTS = (
+    f"bridge.{name}" for name in ("test_concurrency", "test_conflicts", "test_share", "test_state_machine", "test_drift", "test_invariants")
 )
 COLLECTIONS, OPEN_DATA, DIDS = (f"unit.{name}" for name in ("test_collections", "test_opendata", "test_dids"))
 
@@ -234,12 +255,12 @@ FAULTS = (
     Fault(
         "the identity is the oldest claim by its stamp",
         method(Rulings, "position", lambda self, key, slot: (0, 0, slot.order)),
-        f"{CONFLICTS}::test_of_two_contents_of_one_name_the_first_by_the_homes_log_is_it_everywhere",
+        f"{INVARIANTS}::test_invariant_02_the_bytes_of_a_file_are_one_for_ever",
     ),
     Fault(
         "a later claim replaces an author's first",
         method(Statements, "_claims", lambda self, did, its, slots: [slot for slot in slots if not slot.retract]),
-        f"{CONFLICTS}::test_the_name_of_a_removed_file_keeps_its_identity",
+        f"{INVARIANTS}::test_invariant_02_a_name_that_was_removed_keeps_its_bytes",
     ),
     Fault(
         "a DOI is whose claim is the oldest",
@@ -264,7 +285,7 @@ FAULTS = (
     Fault(
         "types are not looked at",
         function(collections.type_conflict, lambda edge, parent, child: None),
-        f"{CONFLICTS}::test_of_two_types_of_one_name_one_wins_and_the_loser_keeps_its_rows",
+        f"{INVARIANTS}::test_invariant_01_a_name_has_one_type",
     ),
     Fault(
         "what hangs on a DID that came is not looked at again",
@@ -458,5 +479,51 @@ FAULTS = (
         "a commit of Rucio's wakes nobody",
         method(Looker, "look", lambda self: False),
         "bridge.test_watch::test_a_commit_of_rucio_wakes",
+    ),
+    # ---- drift
+    Fault(
+        "a row that says something else is no drift",
+        function(drift.compare, lambda entry, row: []),
+        f"{DRIFTS}::test_edits_of_foreign_rows_are_found_and_mended",
+    ),
+    Fault(
+        "rows that the catalogue does not show are not looked for",
+        method(Extras, "parts", lambda self, counts: ()),
+        f"{DRIFTS}::test_edits_of_foreign_rows_are_found_and_mended",
+    ),
+    Fault(
+        "where a row is missing another one is taken for it",
+        wrapped(Drift, "_compared", _counts_what_is_missing),
+        f"{DRIFTS}::test_edits_of_foreign_rows_are_found_and_mended",
+    ),
+    Fault(
+        "private rows are told",
+        method(Drift, "_is_told", lambda self, fact, said, standing, is_shared: True),
+        f"{DRIFTS}::test_of_private_rows_nothing_is_told_and_of_parked_ones_only_how_many",
+    ),
+    Fault(
+        "what is parked is drift",
+        wrapped(Drift, "_judged", _nothing_is_parked),
+        f"{DRIFTS}::test_of_private_rows_nothing_is_told_and_of_parked_ones_only_how_many",
+    ),
+    Fault(
+        "what this instance may say is drift",
+        wrapped(Drift, "_standings", lambda original: lambda self, said: dict.fromkeys(original(self, said), drift.DRIFT)),
+        f"{DRIFTS}::test_own_rows_are_never_mended_and_are_told_from_what_waits_for_the_node",
+    ),
+    Fault(
+        "nothing waits to be published",
+        method(Drift, "_is_awaited", lambda self, fact: False),
+        f"{DRIFTS}::test_own_rows_are_never_mended_and_are_told_from_what_waits_for_the_node",
+    ),
+    Fault(
+        "what this instance said and waits is drift",
+        method(Drift, "_outruled", lambda self, statements: set()),
+        f"{DRIFTS}::test_what_was_said_here_and_waits_or_lost_is_no_drift",
+    ),
+    Fault(
+        "a repair removes what local users hold and made",
+        method(Mending, "_held", lambda self, extra: ()),
+        f"{DRIFTS}::test_what_a_local_rule_holds_and_what_a_user_made_is_not_removed",
     ),
 )

@@ -19,7 +19,7 @@ def test_a_planted_fault_is_caught(fault: Fault, prepared: dict[str, Path], tmp_
     module, _, name = fault.caught_by.partition("::")
     test = getattr(importlib.import_module(f"tests.{module}"), name)
     federation = [Instance(prepared[who], tmp_path, who, shared, durable=False) for who, shared in SHARED.items()]
-    given = {"federation": federation, "prepared": prepared, "monkeypatch": monkeypatch, "tmp_path": tmp_path}
+    given = {"federation": federation, "either": federation, "prepared": prepared, "monkeypatch": monkeypatch, "tmp_path": tmp_path}
     fault.plant(monkeypatch)
     try:
         with pytest.raises(AssertionError):

@@ -242,9 +242,12 @@ class Instance:
 
 
 def everything(instance: Instance) -> dict[str, list[tuple[object, ...]]]:
-    """Every row of every table."""
-    tables = instance.query("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
-    return {table: instance.query(f"SELECT * FROM {table}") for (table,) in tables}
+    """Every row of every table; on PostgreSQL with the transaction that wrote it, so that a row which was written anew is another."""
+    if instance.engine.dialect.name == "postgresql":
+        tables, row = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1", "xmin::text, r.*"
+    else:
+        tables, row = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'", "*"
+    return {table: sorted(instance.query(f"SELECT {row} FROM {table} r"), key=repr) for (table,) in instance.query(tables)}
 
 
 def settle(instances: Sequence[Instance]) -> None:

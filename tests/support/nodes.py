@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable, ClassVar, Optional
 from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
 
@@ -92,6 +92,10 @@ class Federation:
 class Site(Instance):
     """One instance with a Rucio home: its database, its configuration, and the processes that run on it."""
 
+    common: ClassVar[dict[str, str]] = {}
+    """More of [common]."""
+    monitor: ClassVar[dict[str, str]] = {}
+
     def __init__(self, federation: Federation, directory: Path, name: str, shared: Sequence[str]) -> None:
         super().__init__(federation.template, directory, name, shared)
         me = federation.charter.by_name(name)
@@ -116,11 +120,17 @@ class Site(Instance):
             "allow_plain_http": "true",
         }
 
+    @property
+    def database_url(self) -> str:
+        return f"sqlite+nsync:///{self.path}"
+
     def environment(self, failpoint: str = "") -> dict[str, str]:
         """The environment of a process of this instance, its configuration written anew."""
         config = configparser.ConfigParser(interpolation=None)
-        config["common"] = {"logdir": str(self.home)}
-        config["database"] = {"default": f"sqlite+nsync:///{self.path}"}
+        config["common"] = {"logdir": str(self.home), **self.common}
+        if self.monitor:
+            config["monitor"] = self.monitor
+        config["database"] = {"default": self.database_url}
         config["policy"] = {
             "permission": "generic",
             "schema": "generic",
@@ -253,7 +263,7 @@ def ask(path: Path, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         return list(connection.execute(sql, values))
 
 
-_WORDS = ("nsync_signed_head", "nsync_peer")
+_WORDS = ("nsync_signed_head", "nsync_peer", "heartbeats")
 """What a node says of itself, or measures, at its own time."""
 
 

@@ -44,7 +44,16 @@ def test_help_lists_every_command_and_the_exit_codes() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["nonsense"], ["--nonsense"], ["charter", "nonsense"], ["charter", "keygen"], ["charter", "sign", "x"], ["serve", "--json"]],
+    [
+        ["nonsense"],
+        ["--nonsense"],
+        ["charter", "nonsense"],
+        ["charter", "keygen"],
+        ["charter", "sign", "x"],
+        ["serve", "--json"],
+        ["diff", "--yes"],
+        ["log"],
+    ],
 )
 def test_wrong_usage_is_2(arguments: list[str]) -> None:
     assert run(*arguments).returncode == 2

@@ -11,6 +11,7 @@ pytest.importorskip("rucio")  # whose functions read the file
 
 from nsync import config
 from nsync.errors import ConfigError
+from nsync.rucio_bridge.poll import Polling
 from nsync.transport import tls
 from tests.support.federation import KEYS, URLS, charter_document
 
@@ -39,6 +40,16 @@ def test_the_least_that_works(options: Options) -> None:
     settings = config.read()
     assert (settings.host, settings.port, settings.source_address, settings.metrics) == ("127.0.0.1", 8440, None, None)
     assert (settings.sleep_time_s, settings.gossip_interval_s) == (0.5, 5.0)
+    assert (settings.polling, settings.audit_interval_s) == (None, 0)
+
+
+def test_who_polls_audits_by_itself(options: Options) -> None:
+    options["capture"] = "poll"
+    settings = config.read()
+    assert (settings.polling, settings.audit_interval_s) == (Polling(10, 120), 3600)
+    options.update(poll_interval="5", poll_overlap="600", audit_interval="0")
+    settings = config.read()
+    assert (settings.polling, settings.audit_interval_s) == (Polling(5, 600), 0)
 
 
 @pytest.mark.parametrize("option", ["instance", "charter", "key", "listen"])
@@ -52,6 +63,10 @@ def test_what_is_required(options: Options, option: str) -> None:
     ("option", "values"),
     [
         ("sleep_time", ("soon", "", "0", "-1", "nan", "inf", "1e9")),
+        ("capture", ("Poll", "trigger", "")),
+        ("poll_interval", ("0", "-1")),
+        ("poll_overlap", ("0", "a minute")),
+        ("audit_interval", ("-1", "daily")),
         ("gossip_interval", ("5 s", "0", "-0.1", "nan")),
         (
             "listen",

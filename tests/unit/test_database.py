@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from nsync.errors import ConfigError
 from nsync.store import database
-from nsync.store.database import create_tables, lock_key, open_store, writing
+from nsync.store.database import begin_writing, create_tables, lock_key, one_moment, open_store, writing
 
 OPEN = "import sys; from nsync.store.database import open_store; open_store(sys.argv[1], only_writer=True); print('open')"
 
@@ -101,6 +101,33 @@ def test_schemas_have_locks_of_their_own(postgres_url: str) -> None:
     with writing(one) as connection, writing(other) as beside:
         assert lock_key(connection) != lock_key(beside)
     for engine in (one, other):
+        engine.dispose()
+
+
+@pytest.mark.postgres
+def test_what_sees_one_moment_sees_the_one_when_its_turn_came(postgres_url: str) -> None:
+    """Half of the writers see one moment; each adds one to what it found."""
+    engines = [open_store(postgres_url) for _ in range(4)]
+    create_tables(engines[0])
+    with writing(engines[0]) as connection:
+        connection.execute(text("CREATE TABLE counter (n BIGINT)"))
+        connection.execute(text("INSERT INTO counter VALUES (0)"))
+
+    def count_in_one_moment(engine: Engine) -> None:
+        with engine.connect() as connection, one_moment(connection), connection.begin():
+            begin_writing(connection)
+            n = connection.execute(text("SELECT n FROM counter")).scalar_one()
+            time.sleep(0.002)
+            connection.execute(text("UPDATE counter SET n = :n"), {"n": n + 1})
+
+    steps = (count_up, count_in_one_moment, count_in_one_moment, count_up)
+    at_once(*(threading.Thread(target=lambda s=s, e=e: [s(e) for _ in range(10)]) for s, e in zip(steps, engines)))
+    assert value(engines[0]) == 40
+    with engines[1].connect() as connection:
+        assert connection.execute(text("SHOW transaction_isolation")).scalar() == "read committed", "the pool has it back as it was"
+        held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' OR mode = 'ShareRowExclusiveLock'"
+        assert connection.execute(text(held)).scalar() == 0, "no lock outlasts its transaction"
+    for engine in engines:
         engine.dispose()
 
 

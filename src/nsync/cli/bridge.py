@@ -5,13 +5,13 @@ What needs Rucio is imported when a command runs: Rucio reads its configuration 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Optional
 
 import click
 
 from nsync.auth.keys import verify
-from nsync.authority.effective import Authority
-from nsync.cli.output import as_json, fail
+from nsync.cli.output import as_json, fail, serve_no_metrics
 from nsync.rucio_bridge import audit as audits
 from nsync.rucio_bridge import charters, triggers
 from nsync.rucio_bridge.guard import unknown_schema
@@ -44,7 +44,9 @@ def bridge() -> None:
 def install(dry_run: bool, json_: bool) -> None:
     """Make nsync's tables (nsync_*, with a version table of their own) and triggers, or bring them up to date.
 
-    Rucio's own tables and migrations are not touched. Everything that may be shared is looked at once more afterwards, by the node.
+    With [nsync] capture = poll there are no triggers, and those that are there go. Rucio's own tables and migrations are not touched.
+    Where triggers were made or dropped, the node looks once more at everything that may be shared.
+
     Exit codes: 0 done, 1 failed.
     """
     from nsync import config
@@ -56,11 +58,11 @@ def install(dry_run: bool, json_: bool) -> None:
         if reason is not None:
             fail(reason)
         if dry_run:
-            _print_sql(_installation(connection), json_)
+            _print_sql(_installation(connection, config.is_polled()), json_)
             return
     settings = config.read()
     migrations.upgrade(engine)
-    made = triggers.install_beside(engine)
+    made = triggers.install_beside(engine, settings.polling is None)
     with writing(engine) as connection:
         charters.following(connection, settings.charter_text, verify)
         if charters.in_force(connection, verify) is None:
@@ -72,12 +74,13 @@ def install(dry_run: bool, json_: bool) -> None:
         click.echo(f"nsync is installed in {url}")
 
 
-def _installation(connection: Connection) -> list[str]:
-    sql = [migrations.upgrade_sql(connection).strip()]
-    for statements in triggers.installation(connection).values():
+def _installation(connection: Connection, polls: bool) -> list[str]:
+    sql, tables = [migrations.upgrade_sql(connection).strip()], triggers.installation(connection, not polls)
+    for statements in tables.values():
         sql += ["BEGIN;", *(f"{statement};" for statement in statements), "COMMIT;"]
-    sql.append(f"INSERT INTO {triggers.qualified(connection, 'nsync_audit')} (reason) VALUES ('nsync was installed');")  # noqa: S608
-    return [_for_a_dba(connection), *filter(None, sql)]
+    if tables:
+        sql.append(f"INSERT INTO {triggers.qualified(connection, 'nsync_audit')} (reason) VALUES ('triggers were installed');")  # noqa: S608
+    return [_for_a_dba(connection), *filter(None, sql)] if any(sql) else []
 
 
 def _for_a_dba(connection: Connection) -> str:
@@ -101,6 +104,7 @@ def check(json_: bool) -> None:
 
     Exit codes: 0 all in order, 1 failed, 4 something needs attention.
     """
+    from nsync import config
     from nsync.rucio_bridge.engine import any_engine, unsuited
 
     engine = any_engine()
@@ -109,7 +113,7 @@ def check(json_: bool) -> None:
             "database": unsuited(engine),
             "rucio_schema": unknown_schema(connection),
             "tables": migrations.outdated(connection),
-            "triggers": _not_as_wanted(connection),
+            "triggers": _not_as_wanted(connection, config.is_polled()),
         }
     if json_:
         as_json(found)
@@ -120,7 +124,10 @@ def check(json_: bool) -> None:
         raise SystemExit(EXIT_ATTENTION)
 
 
-def _not_as_wanted(connection: Connection) -> Optional[str]:
+def _not_as_wanted(connection: Connection, polls: bool) -> Optional[str]:
+    if polls:
+        there = len(triggers.installed(connection))
+        return f"{there} are there, though [nsync] capture = poll; run 'nsync bridge install' to drop them" if there else None
     wrong = {"missing": triggers.missing(connection), "not as this nsync makes them, or switched off": triggers.outdated(connection)}
     parts = [f"{how}: {', '.join(names)}" for how, names in wrong.items() if names]
     return "; ".join([*parts, "run 'nsync bridge install'"]) if parts else None
@@ -154,16 +161,18 @@ def rebuild(json_: bool) -> None:
     meanwhile: some 10 000 files a second. Exit codes: 0 done, 1 failed.
     """
     from nsync import config
-    from nsync.rucio_bridge.bridge import Bridge
+
+    serve_no_metrics()
+    from nsync.node import bridge_of
     from nsync.rucio_bridge.engine import get_engine
 
-    settings, engine = config.read(), get_engine()
-    with engine.connect() as connection:
+    settings = config.read()
+    with get_engine().connect() as connection:
         charter = charters.in_force(connection, verify) or settings.charter
     me = charter.by_name(settings.me.name)
     if me is None:
         fail(f"the charter in force names no instance {settings.me.name!r}")
-    moved = Bridge(engine, Authority(charter), me, settings.key.sign, verify, settings.rse_expression).rebuild(wall_ms())
+    moved = bridge_of(replace(settings, charter=charter, me=me)).rebuild(wall_ms())
     if json_:
         as_json({"changed": moved})
     else:

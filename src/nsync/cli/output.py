@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, Optional
 
@@ -34,10 +37,44 @@ def fail(text: str, code: int = 1) -> NoReturn:
 
 
 def setup_logging(verbose: bool) -> None:
-    """Log to stderr, as Rucio's daemons do."""
-    level = logging.DEBUG if verbose else logging.INFO
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s\t%(name)s\t%(levelname)s\t%(message)s")
-    logging.getLogger("nsync").setLevel(level)
+    """Log as Rucio's daemons do, in the format and at the level of [common] in rucio.cfg; but to stderr, since stdout is for answers.
+
+    Unless [common] loglevel says more, libraries are heard from WARNING on: Rucio's own default is DEBUG for all of them.
+    """
+    from rucio.common.config import config_get
+    from rucio.common.logging import rucio_log_formatter
+
+    name = str(config_get("common", "loglevel", raise_exception=False, default="INFO")).upper()
+    if not isinstance(level := getattr(logging, name, None), int):
+        raise ConfigError(f"[common] loglevel = {name}: it should be DEBUG, INFO, WARNING, ERROR or CRITICAL")
+    handler = logging.StreamHandler(sys.stderr)
+    try:
+        handler.setFormatter(rucio_log_formatter(process_name="rucio-nsync"))
+    except (configparser.Error, ValueError) as error:
+        raise ConfigError(f"[common] logformat or logjson: {error}") from error
+    logging.basicConfig(level=level if level <= logging.DEBUG else max(level, logging.WARNING), handlers=[handler])
+    for ours in ("nsync", "rucio-nsync"):
+        logging.getLogger(ours).setLevel(logging.DEBUG if verbose else level)
+
+
+def serve_no_metrics() -> None:
+    """For a command that ends: Rucio serves metrics from its first import on, at the port that the node has."""
+    from rucio.common.config import get_config
+
+    if get_config().has_section("monitor"):
+        get_config().set("monitor", "enable_metrics", "false")
+
+
+@contextmanager
+def metrics_served() -> Iterator[None]:
+    """Within, what imports Rucio's core. Raises ConfigError where its port is taken."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"[monitor] metrics_port: {error.strerror}; it is taken, perhaps by another daemon of Rucio on this host: choose another, or "
+            "set enable_metrics to false"
+        ) from error
 
 
 def read_text(path: Path) -> str:

@@ -7,7 +7,8 @@ an operator wants it, and from time to time. It names
 - everything of those scopes that the catalogue shows and no row stands for, so that what was deleted unseen is found.
 
 Names only, so what is right already makes no op, and an audit too many costs reading. Each part is one INSERT … SELECT of at most
-ROWS_MAX rows, in the order of an index; `place` in the mark tells where the next one begins, so an audit survives restarts.
+ROWS_MAX rows, or what `--bulk` says, in the order of an index; `place` in the mark tells where the next one begins, so an audit
+survives restarts.
 
 What a transaction of PostgreSQL changed before its trigger knew of the mark's cause is seen only when it commits. So an audit begins
 when everything that ran at its first look has ended.
@@ -17,13 +18,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, text, update
 
-from nsync.namespace.keys import Attachment, Constituent, Did, Key, Replica, scope_of
-from nsync.rucio_bridge.captured import ATTACHMENT, CAPTURED, CONSTITUENT, DID, REPLICA
+from nsync.namespace.keys import Attribute, Scope, scope_of
+from nsync.rucio_bridge.captured import ATTACHMENT, CAPTURED, CONSTITUENT, DID, REPLICA, outbox_row, rse_ids
 from nsync.rucio_bridge.scopes import swapped
 from nsync.store import kept, schema
 from nsync.store.keyed import key_in
@@ -34,7 +35,7 @@ ROWS_MAX = 5000
 """What goes into the outbox at once, and so into a changeset: the write lock is held for some tenths of a second."""
 
 PAUSE_MS = 600_000
-"""Between two audits that nobody asked for by hand: a trigger that always fails must not keep the node at it."""
+"""Between two audits that a failing trigger asks for: one that always fails must not keep the node at it."""
 
 PERIODIC = "from time to time"
 
@@ -78,10 +79,17 @@ def waits(connection: Connection, now_ms: int) -> Optional[str]:
     return None if mark is None else str(mark.reason)
 
 
+def is_old(connection: Connection, now_ms: int, interval_ms: int) -> bool:
+    """Whether the last full audit ended longer than `interval_ms` ago; never where that is 0."""
+    ended = kept.read(connection, _AUDITED) if interval_ms else None
+    if ended is None:
+        return False
+    return not 0 <= now_ms - int(ended) < interval_ms
+
+
 def ask_if_old(connection: Connection, now_ms: int, interval_ms: int) -> None:
-    """Leave a mark when the last full audit ended longer than `interval_ms` ago."""
-    ended = kept.read(connection, _AUDITED)
-    if ended is not None and now_ms - int(ended) >= interval_ms and connection.execute(select(schema.audit.c.id)).first() is None:
+    """Leave a mark when it is, and there is none."""
+    if is_old(connection, now_ms, interval_ms) and connection.execute(select(schema.audit.c.id)).first() is None:
         connection.execute(insert(schema.audit).values(reason=PERIODIC))
 
 
@@ -92,21 +100,23 @@ def _next(connection: Connection, now_ms: int) -> Optional[Row[Any]]:
     if mark is None or mark.place is not None:
         return mark
     ended = kept.read(connection, _AUDITED)
-    return mark if ended is None or mark.scope is not None or not 0 <= now_ms - int(ended) < PAUSE_MS else None
+    if ended is None or mark.scope is not None or mark.reason == PERIODIC:
+        return mark
+    return mark if not 0 <= now_ms - int(ended) < PAUSE_MS else None
 
 
 # ---- the audit
 
 
-def fill(connection: Connection, instance: str, may_write: MayWrite, now_ms: int) -> Optional[str]:
-    """Put the next part into the outbox; returns why, or None when there is nothing to audit now."""
+def fill(connection: Connection, instance: str, may_write: MayWrite, now_ms: int, rows_max: int = ROWS_MAX) -> Optional[str]:
+    """Put the next part, of `rows_max` rows, into the outbox; returns why, or None when there is nothing to audit now."""
     mark = _next(connection, now_ms)
     if mark is None:
         return None
     place = _place_of(mark)
     if place.unit is None and not _begin(connection, mark, place):
         return None
-    _Audit(connection, instance, may_write, mark).run(place, now_ms)
+    _Audit(connection, instance, may_write, mark).run(place, now_ms, rows_max)
     return str(mark.reason)
 
 
@@ -147,11 +157,11 @@ class _Audit:
         self.may_write = may_write
         self.mark = mark
 
-    def run(self, place: _Place, now_ms: int) -> None:
+    def run(self, place: _Place, now_ms: int, rows_max: int) -> None:
         """Fill up one part from `place` on."""
         units = list(self._units())
         start = units.index(place.unit) if place.unit in units else 0
-        after, room = place.after if place.unit in units else (), ROWS_MAX
+        after, room = place.after if place.unit in units else (), rows_max
         for unit in units[start:]:
             found, last = self._shown(after, room) if unit[0] == _SHOWN else self._rows(unit, after, room)
             if last is not None:
@@ -194,9 +204,7 @@ class _Audit:
         if last is not None:
             where += f" AND ({order}) <= ({', '.join(f':last{i}' for i in range(len(columns)))})"
             values.update({f"last{i}": value for i, value in enumerate(last)})
-        names = ", ".join(f"replace(CAST({n} AS VARCHAR(36)), '-', '')" if n in ("id", "rse_id") else n for n in one.names)
-        into = f"INSERT INTO nsync_outbox (kind, {', '.join('abcd'[: len(one.names)])})"
-        done = self.connection.execute(text(f"{into} SELECT '{one.kind}', {names} FROM {table} r WHERE {where}"), values)
+        done = self.connection.execute(text(one.named(where)), values)
         return done.rowcount, None if last is None else list(map(str, last))
 
     # ---- what the catalogue shows
@@ -211,8 +219,9 @@ class _Audit:
         query = select(columns.key, columns.whole).order_by(columns.key).limit(room)
         page = self.connection.execute(query.where(columns.key > bytes.fromhex(after[0])) if after else query).all()
         scopes = set(self._scopes())
-        rses = {name: str(rse_id).replace("-", "") for name, rse_id in self.connection.execute(text("SELECT rse, id FROM rses"))}
-        named = [row for row in (self._named(key_in(one), scopes, rses) for one in page) if row is not None]
+        rses = rse_ids(self.connection)
+        keys = [key for key in map(key_in, page) if scope_of(key) in scopes and not isinstance(key, (Scope, Attribute))]
+        named = [row for row in (outbox_row(key, self.instance, rses) for key in keys) if row is not None]
         if named:
             last = self.connection.execute(select(func.coalesce(func.max(schema.outbox.c.id), 0))).scalar_one()
             self.connection.execute(insert(schema.outbox), [dict(zip(("kind", *"abcd"), row)) for row in named])
@@ -220,18 +229,6 @@ class _Audit:
                 sql = f"DELETE FROM nsync_outbox WHERE id > :last AND kind = '{kind}' AND EXISTS (SELECT 1 FROM {there})"
                 self.connection.execute(text(sql.format(rse_id=self._rse_id)), {"last": last})
         return len(page), [bytes(page[-1].key).hex()] if len(page) == room else None
-
-    def _named(self, key: Key, scopes: Collection[str], rses: dict[str, str]) -> Optional[tuple[Optional[str], ...]]:
-        """The outbox row of a key of the catalogue that this instance may have said."""
-        if scope_of(key) not in scopes:
-            return None
-        if isinstance(key, Did):
-            return (DID, *key[1:], None, None)
-        if isinstance(key, (Attachment, Constituent)):
-            return (ATTACHMENT if isinstance(key, Attachment) else CONSTITUENT, *key[1:])
-        if isinstance(key, Replica) and key.rse.instance == self.instance and key.rse.rse in rses:
-            return (REPLICA, key.did.scope, key.did.name, rses[key.rse.rse], None)
-        return None
 
 
 _EDGE = "r.scope = nsync_outbox.a AND r.name = nsync_outbox.b AND r.child_scope = nsync_outbox.c AND r.child_name = nsync_outbox.d"

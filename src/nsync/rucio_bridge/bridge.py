@@ -11,25 +11,26 @@ import logging
 import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple, Optional
+from contextlib import contextmanager, suppress
+from typing import Callable, NamedTuple, Optional
 
-from sqlalchemy import Engine, exists, func, select
+from sqlalchemy import Connection, Engine, exists, func, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from nsync.authority.charter import Charter, Instance, Place, Verify
 from nsync.authority.effective import Authority
-from nsync.errors import ConfigError
+from nsync.errors import CharterMoved, ConfigError
 from nsync.failpoints import failpoint
 from nsync.log.segment import Segment, Sign, changesets
 from nsync.log.stored import FULL, Head, Receipt, StoredSegment, refusals
 from nsync.metrics import REFUSED_SEGMENTS
 from nsync.namespace.ops import ACKNOWLEDGE
-from nsync.rucio_bridge import audit, charters, ground, parked, scopes, triggers
+from nsync.rucio_bridge import audit, charters, ground, parked, poll, scopes, triggers
 from nsync.rucio_bridge.capture import Capture, outbox_is_empty
 from nsync.rucio_bridge.guard import unknown_schema
 from nsync.rucio_bridge.materialise import Materialise
+from nsync.rucio_bridge.mending import Mended, Mending
 from nsync.rucio_bridge.rows import Rows
 from nsync.store import schema
 from nsync.store.database import begin_writing, one_moment, unless_changed
@@ -53,7 +54,7 @@ STUCK_MS = 2000
 
 class Worked(NamedTuple):
     """What was done: ops published, changesets that took effect, how long the write lock was held, batches that are parked no more,
-    and whether a part of an audit was looked at."""
+    and whether a part of an audit was looked at, or of a poll that goes on."""
 
     published: int
     applied: tuple[Applied, ...]
@@ -74,6 +75,13 @@ class Accepted(NamedTuple):
     rest: tuple[parked.ParkedFact, ...]
 
 
+Look = Callable[[Session, list[Applied], bool], None]
+
+
+class _Undone(Exception):
+    """Rolls back what was a rehearsal."""
+
+
 class _Verified(NamedTuple):
     """A batch of frames whose signatures were checked."""
 
@@ -87,19 +95,41 @@ class _Verified(NamedTuple):
 class Bridge:
     """One instance's database. Every method is synchronous and one transaction; call them off the event loop."""
 
-    def __init__(self, engine: Engine, authority: Authority, me: Instance, sign: Sign, verify: Verify, rse_expression: str) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        authority: Authority,
+        me: Instance,
+        sign: Sign,
+        verify: Verify,
+        rse_expression: str,
+        *,
+        is_new: bool = False,
+        bulk: int = audit.ROWS_MAX,
+        polling: Optional[poll.Polling] = None,
+        audit_interval_s: float = 0,
+    ) -> None:
+        """`is_new`: whether foreign collections are new to Rucio's transmogrifier, so that local subscriptions match them. `bulk`: how
+        many rows a full audit looks at in one transaction. `polling`: in place of triggers. `audit_interval_s`: between two full
+        audits that nobody asks for; 0 for none."""
         self.engine = engine
+        self._poll = None if polling is None else poll.Poll(polling)
+        self._audit_interval_ms = int(audit_interval_s * 1000)
         self.authority = authority
         self.me = me
         self._sign = sign
         self._verify = verify
         self._rse_expression = rse_expression
+        self._is_new = is_new
+        self._bulk = bulk
         self._sessions = sessionmaker(bind=engine)
         self._warned: Optional[str] = None
         self.held_back: Optional[str] = None
         """Why nothing is signed here for now; the node says so (R3.7)."""
         self._read_only: Optional[str] = None
         """Why nothing is signed here, as it was told last."""
+        self._charter = (b"", b"")
+        """The file of the charter that this node reads the database by, and its hash; empty before `adopt`."""
         self._retried = ""
         """The parked batch that was tried last."""
         self._passed_over: dict[bytes, int] = {}
@@ -116,15 +146,27 @@ class Bridge:
         """A session in a transaction that may write; leaving with an error rolls it back."""
         with self._sessions.begin() as session:
             begin_writing(session.connection())
+            self._require_charter(session.connection())
             yield session
 
     @contextmanager
-    def _beside_rucio(self) -> Iterator[Session]:
-        """The same, for what reads Rucio's rows and writes them: no transaction of Rucio is seen in part, and none is overwritten."""
+    def _beside_rucio(self, adopts: bool = False) -> Iterator[Session]:
+        """The same, for what reads Rucio's rows and writes them: no transaction of Rucio is seen in part, and none is overwritten.
+
+        `adopts`: it goes over to another charter."""
         with self.engine.connect() as connection, one_moment(connection), self._sessions(bind=connection) as session, session.begin():
             begin_writing(session.connection())
+            if not adopts:
+                self._require_charter(session.connection())
             with scopes.in_force(session.connection()):
                 yield session
+
+    def _require_charter(self, connection: Connection) -> None:
+        """Raises CharterMoved where another node has gone over to another charter: what this one would write is read by the old one."""
+        if self._charter[0]:
+            self._charter = charters.hash_in_force(connection, self._verify, self._charter)
+            if self._charter[1] != self.authority.charter.hash:
+                raise CharterMoved("another node on this database has gone over to another charter; this one begins anew with it")
 
     @contextmanager
     def opened(self, now_ms: int) -> Iterator[Opened]:
@@ -156,12 +198,13 @@ class Bridge:
     def adopt(self, text: str, now_ms: int) -> None:
         """Go over to the charter of the file `text` and keep it (R5.1). Raises ConfigError unless it goes on from the one in force."""
         charter = unless_changed(lambda: self._adopt(text, now_ms))
+        self._charter = (text.encode(), charter.hash)
         me = charter.by_name(self.me.name)
         assert me is not None, "an instance stays listed"
         self.authority, self.me = Authority(charter), me
 
     def _adopt(self, text: str, now_ms: int) -> Charter:
-        with self._beside_rucio() as session:
+        with self._beside_rucio(adopts=True) as session:
             connection = session.connection()
             held, charter = charters.in_force(connection, self._verify), charters.following(connection, text, self._verify)
             if held is not None and held.hash != charter.hash:
@@ -243,6 +286,8 @@ class Bridge:
         with self._beside_rucio() as session:
             if not self._is_known_rucio(session):
                 raise ConfigError(f"nothing is rebuilt: {self._warned}")
+            while self._poll is not None and self._poll.sweep(session.connection(), now_ms):
+                self._publish(session, now_ms, catalogue=False)
             self._publish(session, now_ms, catalogue=False)  # what was changed here is said before rows are written (R7.1)
             log = SqlLog(session.connection(), self.authority)
             log.state.shown.set_aside()
@@ -255,6 +300,19 @@ class Bridge:
             self._materialise(session, log, "rebuilt catalogue", now_ms)
         return moved
 
+    def mend_drift(self, scope: Optional[str], now_ms: int) -> Mended:
+        """Write the catalogue's entries back into the rows of other instances' data that drifted, in `scope` or everywhere (R7.5)."""
+        return unless_changed(lambda: self._mend_drift(scope, now_ms))
+
+    def _mend_drift(self, scope: Optional[str], now_ms: int) -> Mended:
+        with self._beside_rucio() as session:
+            if not self._is_known_rucio(session):
+                raise ConfigError(f"nothing is repaired: {self._warned}")
+            self._publish(session, now_ms)  # what was changed here is said before rows are written (R7.1)
+            with triggers.unheard(session.connection()):
+                state = lambda: SqlLog(session.connection(), self.authority).state  # noqa: E731
+                return Mending(session, state, lambda: self._rows(session), self.me).run(scope, now_ms)
+
     # ---- the two effects
 
     def work(self, now_ms: int, publish_only: bool = False) -> Worked:
@@ -266,8 +324,9 @@ class Bridge:
         """
         newest = self._newest_waiting()
         with self._sessions() as session:
+            self._require_charter(session.connection())
             stuck = newest == 0 or (newest == self._stuck[0] and now_ms < self._stuck[1])
-            if stuck and outbox_is_empty(session) and audit.waits(session.connection(), now_ms) is None:
+            if stuck and outbox_is_empty(session) and not self._is_due(session.connection(), now_ms):
                 return Worked(0, (), 0.0)
         return unless_changed(lambda: self._work(now_ms, publish_only, newest))
 
@@ -277,32 +336,69 @@ class Bridge:
                 return Worked(0, (), 0.0)
             began = time.monotonic()
             failpoint("work-locked")
+            sweeps = self._poll is not None and self._poll.is_due(now_ms) and self._may_sign(SqlLog(session.connection(), self.authority))
+            goes_on = self._poll is not None and sweeps and self._poll.sweep(session.connection(), now_ms)
             audited = self._audit(session, now_ms)
             mine = self._publish(session, now_ms)
             alone = publish_only or audited not in (None, audit.PERIODIC)  # what users changed unseen is said before it is overwritten
-            theirs = [] if alone else self._apply(session, now_ms, began)
+            theirs = [] if alone else self._apply(session, now_ms, began, mine)
             mine += self._acknowledge(session, now_ms)
             failpoint("work-before-commit")
         failpoint("work-after-commit")
+        if self._poll is not None and sweeps:
+            self._poll.swept(now_ms, goes_on)
         if not theirs and not alone:
             self._stuck = (newest, now_ms + STUCK_MS)
-        return Worked(_count(mine), (*mine, *theirs), (time.monotonic() - began) * 1000, audited=audited is not None)
+        held_ms = (time.monotonic() - began) * 1000
+        return Worked(_count(mine), (*mine, *theirs), held_ms, audited=goes_on or audited is not None)
+
+    def _is_due(self, connection: Connection, now_ms: int) -> bool:
+        """Whether rows are to be looked at that nobody told of."""
+        if self._poll is not None and self._poll.is_due(now_ms):
+            return True
+        return audit.waits(connection, now_ms) is not None or audit.is_old(connection, now_ms, self._audit_interval_ms)
 
     def _audit(self, session: Session, now_ms: int) -> Optional[str]:
         """Let the next part of an audit be published, if one is to be made; returns why."""
         connection, charter = session.connection(), self.authority.charter
+        audit.ask_if_old(connection, now_ms, self._audit_interval_ms)
         if audit.waits(connection, now_ms) is None or not self._may_sign(SqlLog(connection, self.authority)):
             return None
-        return audit.fill(connection, self.me.name, lambda scope: charter.may_write(self.me, scope), now_ms)
+        return audit.fill(connection, self.me.name, lambda scope: charter.may_write(self.me, scope), now_ms, self._bulk)
 
-    def _apply(self, session: Session, now_ms: int, began: float) -> list[Applied]:
-        """Apply changesets until there is none, or the lock was held long enough; one in any case, however long publishing took."""
+    def _apply(self, session: Session, now_ms: int, began: float, mine: list[Applied]) -> list[Applied]:
+        """Apply changesets until there is none, or the lock was held long enough; one in any case, however long publishing took.
+
+        What is published in between, where there are no triggers, is added to `mine`.
+        """
         applied: list[Applied] = []
-        while (found := self._apply_one(session, now_ms)) is not None:
+        while (found := self._apply_one(session, now_ms, mine)) is not None:
             applied.append(found)
             if (time.monotonic() - began) * 1000 >= HOLD_MS_MAX:
                 break
         return applied
+
+    def rehearse(self, shared_scopes: Sequence[str], now_ms: int, ms_max: float, look: Look) -> None:
+        """Do what there is to do for about `ms_max`, let `look` see it and whether it is all, and undo it. Raises ConfigError."""
+        with suppress(_Undone), self._beside_rucio() as session:
+            if not self._is_known_rucio(session):
+                raise ConfigError(f"nothing can be tried: {self._warned}")
+            triggers.share(session.connection(), set(shared_scopes))
+            done: list[Applied] = []
+            began, is_all = time.monotonic(), False
+            while not is_all and (time.monotonic() - began) * 1000 < ms_max:
+                before, audited = len(done), self._audit(session, now_ms)
+                done += [*self._publish(session, now_ms), *self._acknowledge(session, now_ms)]
+                applied = self._apply_one(session, now_ms, done)
+                done += [applied] if applied is not None else []
+                is_all = audited is None and len(done) == before
+            look(session, done, is_all)
+            raise _Undone
+
+    def count_parked(self) -> int:
+        """How many facts are."""
+        with self._sessions() as session:
+            return session.execute(select(func.count()).select_from(schema.parked)).scalar_one()
 
     def retry_parked(self, now_ms: int, ms_max: float = math.inf) -> Worked:
         """Try again what is parked, batch by batch, each after publishing what was captured.
@@ -327,6 +423,9 @@ class Bridge:
         with self._beside_rucio() as session:
             if not self._is_known_rucio(session):
                 return (), False
+            log = SqlLog(session.connection(), self.authority)
+            if self._poll is not None and self._may_sign(log) and parked.list_batch(session, name, log.state.changes):
+                poll.tell(session.connection(), poll.names(session.connection(), log.state.changes, self.me.name))
             published = self._publish(session, now_ms)
             log = SqlLog(session.connection(), self.authority)
             if not parked.list_batch(session, name, log.state.changes):
@@ -406,9 +505,12 @@ class Bridge:
         self._materialise(session, log, self._batch(acknowledged), now_ms)
         return [acknowledged]
 
-    def _apply_one(self, session: Session, now_ms: int) -> Optional[Applied]:
+    def _apply_one(self, session: Session, now_ms: int, mine: list[Applied]) -> Optional[Applied]:
         log = SqlLog(session.connection(), self.authority)
         try:
+            if self._poll is not None:
+                mine += self._publish_unheard(session, log, now_ms)
+                log = SqlLog(session.connection(), self.authority)
             return self._apply_next(session, log, now_ms)
         except OperationalError:
             raise  # the database failed, not the changeset
@@ -417,8 +519,26 @@ class Bridge:
                 self._passed_over[log.applying] = now_ms + PASSED_OVER_MS
             raise
 
+    def _publish_unheard(self, session: Session, log: SqlLog, now_ms: int) -> list[Applied]:
+        """Publish what users did to the rows that the next changeset is about, of which no trigger told (R7.1).
+
+        It is applied for that, in vain: nobody else knows what it will change.
+        """
+        if not self._may_sign(log):
+            return []
+        connection = session.connection()
+        with connection.begin_nested() as rehearsal:
+            log.apply_next(now_ms, self._left_alone(now_ms))
+            names = poll.names(connection, log.state.changes, self.me.name)
+            rehearsal.rollback()
+        poll.tell(connection, names)
+        return self._publish(session, now_ms)
+
+    def _left_alone(self, now_ms: int) -> list[bytes]:
+        return [author for author, until in self._passed_over.items() if now_ms < until]
+
     def _apply_next(self, session: Session, log: SqlLog, now_ms: int) -> Optional[Applied]:
-        applied = log.apply_next(now_ms, [author for author, until in self._passed_over.items() if now_ms < until])
+        applied = log.apply_next(now_ms, self._left_alone(now_ms))
         if applied is None:
             return None
         failpoint("apply-state-moved")
@@ -431,7 +551,7 @@ class Bridge:
     def _materialise(self, session: Session, log: SqlLog, batch: str, now_ms: int) -> bool:
         """Write the rows of what changed, of which the triggers are to see nothing: it would be an echo (R7.1)."""
         with triggers.unheard(session.connection()):
-            return Materialise(session, log.state, self._rows(session), self.me.name).run(batch, now_ms)
+            return Materialise(session, log.state, self._rows(session), self.me.name, self._is_new).run(batch, now_ms)
 
     def _rows(self, session: Session) -> Rows:
         return Rows(session, self.me.name, self._rse_expression)

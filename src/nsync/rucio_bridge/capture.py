@@ -60,10 +60,10 @@ class Capture:
         until = self.session.execute(select(func.max(schema.outbox.c.id))).scalar()
         if until is None:
             return None
-        facts = self._shared(self._facts(self._captured(until)))
+        facts = self.shared(self.facts(self._captured(until)))
         rows, shown = self.rows.read(facts), self.state.entries(facts)
         statements = [s for fact in facts for s in _differences(fact, rows.get(fact), shown.get(fact), self.me.name)]
-        statements = self._unsaid(
+        statements = self.unsaid(
             list({s.key: s for s in (*self._taken_back(facts, rows, shown), *self._closed_again(rows), *statements)}.values())
         )
         statements += self._context(statements, rows)
@@ -84,7 +84,7 @@ class Capture:
 
     # ---- which facts
 
-    def _facts(self, captured: Iterable[Sequence[Optional[str]]]) -> set[Fact]:
+    def facts(self, captured: Iterable[Sequence[Optional[str]]]) -> set[Fact]:
         facts: set[Fact] = set()
         rses = self.rows.rses()
         for kind, a, b, c, d in captured:
@@ -102,7 +102,7 @@ class Capture:
                 facts.add(rses[a].fact)
         return {fact for fact in facts if isinstance(fact, Rse) or swapped(fact[1]) == fact[1]}  # nothing is said of a mapped scope
 
-    def _shared(self, facts: set[Fact]) -> set[Fact]:
+    def shared(self, facts: set[Fact]) -> set[Fact]:
         """Those that are shared, with everything that sharing them shares (R7.2): default deny."""
         scopes = set(self.session.execute(select(schema.shared_scope.c.scope)).scalars())
         named = {fact for fact in facts if isinstance(fact, Did)} | {end for fact in facts for end in ends_of(fact) if isinstance(end, Did)}
@@ -122,7 +122,13 @@ class Capture:
         opened = {did for did, row in self.rows.read_dids(dids).items() if _is_public(row)} - before
         self._warn_of_undelegated(opened)
         inside = {did for did in self._shown(dids) if any(map(_is_public, self.state.entries(self.rows.above({did})).values()))}
-        return opened | self.rows.below(before | opened | inside)
+        return opened | self.rows.below(before | opened | inside, self._attachable)
+
+    def _attachable(self, dids: set[Did]) -> set[Did]:
+        """Those of `dids` to which this instance may attach: what else is in them here has no business in the shared namespace."""
+        others = {did for did in dids if not self.authority.charter.may_write(self.me, did.scope)}
+        granted = self.state.sayable(self.me, [Assert(Attachment(did, did), True) for did in others])
+        return dids - others | {s.key.parent for s in granted if isinstance(s.key, Attachment)}
 
     def _warn_of_undelegated(self, opened: set[Did]) -> None:
         """Public data that the charter does not let this instance share: its operator must hear of it."""
@@ -146,7 +152,7 @@ class Capture:
 
     # ---- which statements
 
-    def _unsaid(self, statements: Sequence[Statement]) -> list[Statement]:
+    def unsaid(self, statements: Sequence[Statement]) -> list[Statement]:
         """Without what this instance may not say, and what it says already, though a rule of the catalogue prefers another."""
         allowed = self.state.sayable(self.me, statements)
         if len(allowed) < len(statements):
@@ -314,10 +320,10 @@ def _did_differences(did: Did, row: DidEntry, shown: Optional[DidEntry]) -> list
         found.append(Assert(open_data_key(did), row.opendata))
     said = {field: getattr(row, field) for field in NAMES if getattr(row, field) != getattr(was, field)}
     said.update(metadata.differences(row, was))
-    return found + [_says(did, field, value) for field, value in said.items()]
+    return found + [says(did, field, value) for field, value in said.items()]
 
 
-def _says(did: Did, field: str, value: Any) -> Statement:
+def says(did: Did, field: str, value: Any) -> Statement:
     """A flag that is down is said to be; of another field there is then nothing to say."""
     key = Attribute(did, field)
     if value is None and field not in (*metadata.FLAGS, "transient"):

@@ -7,10 +7,13 @@ captured, since PUBLIC shares what was private; the drain decides. Updates count
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Optional
+
+from sqlalchemy import Connection, text
 
 from nsync.namespace import fields
+from nsync.namespace.keys import Attachment, Constituent, Did, Fact, Replica, Scope
 
 DID, ATTACHMENT, REPLICA, RSE, SCOPE, CONSTITUENT = "did", "attachment", "replica", "rse", "scope", "constituent"
 """Kinds of outbox rows: (scope, name) · (scope, name, child scope, child name) · (scope, name, RSE id) · (RSE id) · (scope) ·
@@ -33,7 +36,39 @@ class Captured(NamedTuple):
     def events(self) -> tuple[str, ...]:
         return ("INSERT", "DELETE", "UPDATE") if self.columns else ("INSERT", "DELETE")
 
+    def named(self, where: str) -> str:
+        """The INSERT of the names of those rows `r` for which `where` holds, for the bridge to run itself."""
+        names = ", ".join(f"replace(CAST(r.{n} AS VARCHAR(36)), '-', '')" if n in _UUIDS else f"r.{n}" for n in self.names)
+        into = f"INSERT INTO nsync_outbox (kind, {', '.join('abcd'[: len(self.names)])})"
+        return f"{into} SELECT '{self.kind}', {names} FROM {self.table} r WHERE {where}"
 
+
+OutboxRow = tuple[Optional[str], ...]
+"""kind, a, b, c, d."""
+
+
+def outbox_row(fact: Fact, instance: str, rses: Mapping[str, str]) -> Optional[OutboxRow]:
+    """How the outbox names `fact`; None where it is no row of this instance's own. `rses`: ids by names, without dashes."""
+    if isinstance(fact, Scope):
+        return (SCOPE, fact.scope, None, None, None)
+    if isinstance(fact, Did):
+        return (DID, *fact[1:], None, None)
+    if isinstance(fact, (Attachment, Constituent)):
+        return (ATTACHMENT if isinstance(fact, Attachment) else CONSTITUENT, *fact[1:])
+    place = fact.rse if isinstance(fact, Replica) else fact
+    if place.instance != instance or place.rse not in rses:
+        return None
+    if isinstance(fact, Replica):
+        return (REPLICA, *fact.did[1:], rses[place.rse], None)
+    return (RSE, rses[place.rse], None, None, None)
+
+
+def rse_ids(connection: Connection) -> Mapping[str, str]:
+    """The ids of all RSEs by name, as the outbox has them."""
+    return {name: str(rse_id).replace("-", "") for name, rse_id in connection.execute(text("SELECT rse, id FROM rses"))}
+
+
+_UUIDS = ("id", "rse_id")
 _DID = ("scope", "name")
 _EDGE = ("scope", "name", "child_scope", "child_name")
 _IDENTITY = ("did_type", "is_open", "bytes", "adler32", "md5")

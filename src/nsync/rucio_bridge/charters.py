@@ -46,6 +46,12 @@ def put_off(connection: Connection, text: str, verify: Verify) -> Optional[str]:
     return None if reason is None else f"version {charter.version} of the charter cannot be adopted yet: {reason}"
 
 
+def hash_in_force(connection: Connection, verify: Verify, known: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+    """The file of the charter in force and the charter's hash, as they are `known`, or found anew where the file is another."""
+    text = kept.read(connection, _NAME)
+    return known if text is None or text == known[0] else (text, amendments.read(text.decode(), verify).charter.hash)
+
+
 def keep(connection: Connection, text: str) -> None:
     """The charter of the file `text` is in force from here on."""
     kept.write(connection, _NAME, text.encode())

@@ -19,7 +19,7 @@ from nsync.namespace.keys import Attachment, Constituent, Did, Fact, Replica, Rs
 from nsync.rucio_bridge.constituents import ARCHIVES
 from nsync.rucio_bridge.lookup import external, internal
 from nsync.rucio_bridge.opendata import OPEN
-from nsync.rucio_bridge.rows import CONTENTS, DIDS, ORIGIN, REPLICAS, LocalRse, Rows
+from nsync.rucio_bridge.rows import CONTENTS, DIDS, ORIGIN, REPLICAS, Rows
 from nsync.rucio_bridge.scopes import swapped_sql
 from nsync.store import schema
 
@@ -29,21 +29,20 @@ ROWS_MAX = 10_000
 Place = tuple[int, str]
 """A kind of facts, and the scope in whose rows they are written; of replicas the id of their RSE."""
 
-_SHOWN = "EXISTS (SELECT 1 FROM nsync_entry e WHERE e.kind = 2 AND e.scope = :shown AND e.name = c.name)"
+_SHOWN = "(SELECT 1 FROM nsync_entry e WHERE e.kind = 2 AND e.scope = :shown AND e.name = c.name LIMIT 1)"
+"""Each found through the index: of an EXISTS PostgreSQL makes a join, which of tables that it has not counted yet takes the square of
+their rows."""
 _TOLD = ", ".join(f"'{ReplicaState[name].value}'" for name in fields.STATES)
 _EDGE = ("name", "child_scope", "child_name")
 
 
 def _shown_anywhere() -> str:
-    return f"EXISTS (SELECT 1 FROM nsync_entry e WHERE e.kind = 2 AND e.scope = {swapped_sql('c.scope')} AND e.name = c.name)"
+    return f"(SELECT 1 FROM nsync_entry e WHERE e.kind = 2 AND e.scope = {swapped_sql('c.scope')} AND e.name = c.name LIMIT 1)"
 
 
-def place_of(fact: Fact, rse: Callable[[Rse], Optional[LocalRse]]) -> Place:
+def place_of(fact: Fact, rse_ids: Mapping[Rse, str]) -> Place:
     """Where the row of `fact` is counted."""
-    if isinstance(fact, Replica):
-        local = rse(fact.rse)
-        return fact[0], local.id if local is not None else ""
-    return fact[0], str(fact[1])
+    return fact[0], rse_ids.get(fact.rse, "") if isinstance(fact, Replica) else str(fact[1])
 
 
 class _Source(NamedTuple):
@@ -81,22 +80,23 @@ class Extras:
             yield {rse.fact for rse in self.rows.rses().values() if ORIGIN in rse.attributes and not rse.deleted}
 
     def _scopes(self) -> Sequence[str]:
-        """Those of which the catalogue shows a DID, and those that are shared; found by a look into the index for each."""
+        """Those that the catalogue shows, or of which it shows a DID, and those that are shared; by a look into the index for each."""
         if self.scope is not None:
             return [self.scope]
-        found, after = set(self.shared), ""
-        columns = schema.entry.c
-        query = select(columns.scope).where(columns.kind == fields.DID).order_by(columns.scope).limit(1)
-        while (scope := self.session.execute(query.where(columns.scope > after)).scalar()) is not None:
-            found.add(scope)
-            after = scope
+        found, columns = set(self.shared), schema.entry.c
+        for kind in (fields.SCOPE, fields.DID):
+            query, after = select(columns.scope).where(columns.kind == kind).order_by(columns.scope).limit(1), ""
+            while (scope := self.session.execute(query.where(columns.scope > after)).scalar()) is not None:
+                found.add(scope)
+                after = scope
         return sorted(found)
 
     # ---- DIDs
 
     def _unshown_dids(self, scope: str) -> Iterator[Collection[Fact]]:
         query = text(
-            f"SELECT c.name FROM {DIDS.fullname} c WHERE c.scope = :scope AND c.name > :after AND NOT {_SHOWN} ORDER BY c.name LIMIT :size"
+            f"SELECT c.name FROM {DIDS.fullname} c WHERE c.scope = :scope AND c.name > :after AND {_SHOWN} IS NULL "
+            "ORDER BY c.name LIMIT :size"
         )
         values = {"scope": internal(scope), "shown": scope, "size": ROWS_MAX}
         names: Sequence[str] = [""]
@@ -108,7 +108,7 @@ class Extras:
         """Open data of own scopes that is not shown yet."""
         query = text(
             f"SELECT c.scope, c.name FROM {OPEN.fullname} c WHERE c.state = 'P' AND (c.scope, c.name) > (:scope, :name) "
-            f"AND NOT {_shown_anywhere()} ORDER BY c.scope, c.name LIMIT :size"
+            f"AND {_shown_anywhere()} IS NULL ORDER BY c.scope, c.name LIMIT :size"
         )
         last: Union[Row[Any], tuple[str, str]] = ("", "")
         while page := self.session.execute(query, {"scope": last[0], "name": last[1], "size": ROWS_MAX}).all():
@@ -120,7 +120,7 @@ class Extras:
 
     def _sources(self, scopes: Collection[str]) -> Iterator[_Source]:
         for scope in scopes:
-            where = "c.scope = :scope" + ("" if scope in self.shared else f" AND {_SHOWN}")
+            where = "c.scope = :scope" + ("" if scope in self.shared else f" AND {_SHOWN} IS NOT NULL")
             values = {"scope": internal(scope), **({} if scope in self.shared else {"shown": scope})}
             for kind, table in ((fields.ATTACHMENT, CONTENTS), (fields.CONSTITUENT, ARCHIVES)):
                 yield _Source((kind, scope), table, _EDGE, where, values)
@@ -128,7 +128,7 @@ class Extras:
             is_mine = rse.fact.instance == self.rows.instance
             if rse.deleted or (is_mine and rse.id not in self.rows.lent()):
                 continue
-            where = f"c.rse_id = :rse AND c.state IN ({_TOLD}) AND {_shown_anywhere()}" if is_mine else "c.rse_id = :rse"
+            where = f"c.rse_id = :rse AND c.state IN ({_TOLD}) AND {_shown_anywhere()} IS NOT NULL" if is_mine else "c.rse_id = :rse"
             within = "" if self.scope is None else " AND c.scope = :scope"
             values = {"rse": rse.id, **({} if self.scope is None else {"scope": internal(self.scope)})}
             yield _Source((fields.REPLICA, rse.id), REPLICAS, ("scope", "name"), where + within, values)

@@ -6,6 +6,7 @@ not there is not written, and `lacking` names it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Optional
 
@@ -34,11 +35,13 @@ _LETTERS = {state.name: state.value for state in ReplicaState}
 class Inserts:
     """The writer of one transaction."""
 
-    def __init__(self, session: Session, stage: Stage, subscribable: bool) -> None:
-        """`subscribable`: whether local subscriptions are to see foreign collections (Rucio's `is_new`)."""
+    def __init__(self, session: Session, stage: Stage, is_new: bool) -> None:
+        """`is_new`: whether foreign collections are new to Rucio's transmogrifier, so that local subscriptions match them."""
         self.session = session
         self.stage = stage
-        self.subscribable = subscribable
+        self.is_new = is_new
+        self.written: Counter[str] = Counter()
+        """New rows, by what they are."""
 
     # ---- DIDs
 
@@ -59,13 +62,13 @@ class Inserts:
             "did_type": as_in(DIDS.c.did_type, s.did_type),
             "is_open": case((is_file, null()), else_=true()),
             "availability": literal(DIDAvailability.AVAILABLE, DIDS.c.availability.type),
-            "is_new": case((is_file, null()), else_=true()) if self.subscribable else null(),  # NULL keeps it from subscriptions
+            "is_new": case((is_file, null()), else_=true()) if self.is_new else null(),  # NULL keeps it from subscriptions
             "suppressed": false(),
             "purge_replicas": true(),
             "created_at": now,
             "updated_at": now,
         }
-        self._insert(DIDS, values, select(NEW_DIDS))
+        self.written["dids"] += self._insert(DIDS, values, select(NEW_DIDS))
 
     # ---- attachments
 
@@ -96,6 +99,7 @@ class Inserts:
             found = self._lacking(EDGES, (("scope", "name"), ("child_scope", "child_name")))
             return Attachment(Did(external(found[0]), found[1]), Did(external(found[2]), found[3]))
         if new:
+            self.written["attachments"] += new
             self.stage.gather(REEVALUATED, select(s.scope, s.name, literal(DIDReEvaluation.ATTACH.value)).distinct())
         return None
 
@@ -126,6 +130,7 @@ class Inserts:
             found = self._lacking(PLACES, (("scope", "name"),))
             did = Did(external(found.scope), found.name)
             return next(replica for replica in wanted if replica.did == did)
+        self.written["replicas"] += new
         with probing(self.session.connection()):
             sums = placed.with_only_columns(s.rse_id, func.count(), func.coalesce(func.sum(DIDS.c.bytes), 0)).group_by(s.rse_id)
             for rse_id, files, size in self.session.execute(sums).all():

@@ -18,6 +18,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Optional, TypeVar
 
 from rucio.common.exception import RucioException
+from rucio.core.message import add_message
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
@@ -62,13 +63,13 @@ class _Refused(Exception):
 class Materialise:
     """The writer of one transaction."""
 
-    def __init__(self, session: Session, state: SqlState, rows: Rows, instance: str, subscribable: bool = False) -> None:
+    def __init__(self, session: Session, state: SqlState, rows: Rows, instance: str, is_new: bool = False) -> None:
         self.session = session
         self.state = state
         self.rows = rows
         self.instance = instance
         self.authority: Authority = state.authority
-        self.subscribable = subscribable
+        self.is_new = is_new
         self.fit = Fit(session, rows, self.authority, instance)
         self.ground = Ground(session, rows, self.authority, instance)
         self._batch, self._now_ms = "", 0
@@ -82,7 +83,7 @@ class Materialise:
     def _begin(self) -> None:
         """For each try, since what the last one staged was undone with it."""
         stage = Stage(self.session)
-        self.inserts = Inserts(self.session, stage, self.subscribable)
+        self.inserts = Inserts(self.session, stage, self.is_new)
         self.closing = Closing(self.session, stage)
         self.removal = Removal(self.session, self.rows, stage, self.authority, self.instance)
         self.rows.forget_rses()
@@ -109,6 +110,7 @@ class Materialise:
                 self._write()
                 if self._reasons:
                     raise _Refused
+                self._announce()
         except _Refused:
             if self._leave_out():
                 return False
@@ -258,6 +260,12 @@ class Materialise:
             self._refuse(self.fit.taken(shown))
             if not self._reasons:
                 opendata.write(self.session, shown, self.rows.read(shown.keys()))
+
+    def _announce(self) -> None:
+        """One message for hermes (Rucio's own say one for each DID), so that who listens there hears of what others shared."""
+        added, removed = +self.inserts.written, +self.removal.removed
+        if added or removed:
+            add_message("NSYNC_CHANGESET", {"changeset": self._batch, "added": added, "removed": removed}, session=self.session)
 
     def _waiting(self, list_: int) -> Any:
         return self.state.changes.parts(list_) if not self._reasons else ()

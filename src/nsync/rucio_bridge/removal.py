@@ -8,6 +8,7 @@ statement of it again.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator
 
 from rucio.common.types import InternalAccount
@@ -40,6 +41,8 @@ class Removal:
         self.stage = stage
         self.authority = authority
         self.instance = instance
+        self.removed: Counter[str] = Counter()
+        """Rows that went, by what they were."""
         self._guests = frozenset(
             InternalAccount(account_of(one.name)).internal for one in authority.charter.instances if one.name != instance
         )
@@ -61,7 +64,7 @@ class Removal:
                 return
             self.session.execute(insert(HISTORY).from_select(list(everything), gone))
             self.stage.gather(REEVALUATED, gone.with_only_columns(EDGES.c.scope, EDGES.c.name, detached).distinct())
-            delete_staged(self.session, CONTENTS, EDGES, _EDGE)
+            self.removed["attachments"] += delete_staged(self.session, CONTENTS, EDGES, _EDGE)
 
     def replicas(self, replicas: Collection[Replica]) -> dict[Replica, str]:
         """Rows of foreign replicas that no local lock holds; returns those that one does, with what to tell of it."""
@@ -79,7 +82,7 @@ class Removal:
         with probing(self.session.connection()):
             locked = [named[tuple(row)] for row in self.session.execute(placed.where(~free))]
             counted = self.session.execute(sums.where(free).group_by(PLACES.c.rse_id)).all()
-            delete_staged(self.session, REPLICAS, PLACES, _REPLICA, free)
+            self.removed["replicas"] += delete_staged(self.session, REPLICAS, PLACES, _REPLICA, free)
         for rse_id, files, size in counted:
             decrease(rse_id, files, int(size), session=self.session)
         return {fact: f"{fact} left the shared namespace and stays here, unshared, since local rules lock it" for fact in locked}
@@ -101,7 +104,7 @@ class Removal:
                 suspended = {"state": OpenDataDIDState.SUSPENDED, "updated_at": utc_now()}
                 self.session.execute(update(OPEN).where(same(OPEN, NAMES, "scope", "name")).values(suspended))
                 self.stage.put(NAMES, [names for names, did in named.items() if did not in held])
-            delete_staged(self.session, DIDS, NAMES, ("scope", "name"))
+            self.removed["dids"] += delete_staged(self.session, DIDS, NAMES, ("scope", "name"))
         return {
             did: f"{did} left the shared namespace and stays here, suspended and unshared, since local {holder} hold it"
             for did, holder in held.items()

@@ -6,7 +6,7 @@ So capture is "rows that differ from the catalogue" and materialise "catalogue e
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Optional, TypeVar
 
@@ -67,7 +67,7 @@ _EDGE = ", ".join((*_PARENT, *_CHILD))
 _RSE_ID = "replace(CAST(c.rse_id AS VARCHAR(36)), '-', '')"
 _REPLICA_COLUMNS = "c.scope, c.name, c.path, c.state"
 _REPLICA = (  # Rucio's core takes a replica of another size: other bytes, which are nobody's to share
-    f"{REPLICAS.fullname} c JOIN {DIDS.fullname} d ON d.scope = c.scope AND d.name = c.name AND d.bytes = c.bytes AND c.rse_id = :rse"
+    f"{REPLICAS.fullname} c JOIN {DIDS.fullname} d ON d.scope = c.scope AND d.name = c.name AND d.bytes = c.bytes AND {_RSE_ID} = :rse"
 )
 
 
@@ -208,19 +208,21 @@ class Rows:
 
     # ---- finding
 
-    def below(self, dids: Collection[Did]) -> set[Did]:
-        """Everything in one of `dids`, at any depth; what is in archives too."""
-        return self._reached(dids, _PARENT, _CHILD)
+    def below(self, dids: Collection[Did], through: Callable[[set[Did]], set[Did]]) -> set[Did]:
+        """Everything in one of `dids`, at any depth; what is in archives too. Only what is in those that `through` lets pass."""
+        return self._reached(dids, _PARENT, _CHILD, through)
 
     def above(self, dids: Collection[Did]) -> set[Did]:
         """Every collection and archive that holds one of `dids`, at any depth."""
         return self._reached(dids, _CHILD, _PARENT)
 
-    def _reached(self, dids: Collection[Did], near: Sequence[str], far: Sequence[str]) -> set[Did]:
+    def _reached(
+        self, dids: Collection[Did], near: Sequence[str], far: Sequence[str], through: Callable[[set[Did]], set[Did]] = set
+    ) -> set[Did]:
         """What is found from `dids` along attachments, level by level."""
         found: set[Did] = set()
         frontier = set(dids)
-        while frontier:
+        while frontier := through(frontier):
             wanted = list(map(names_of, frontier))
             level: set[Did] = set()
             for table in (CONTENTS, ARCHIVES):

@@ -17,7 +17,9 @@ from sqlalchemy.exc import DBAPIError
 
 from nsync import metrics
 from nsync.authority.charter import Verify
+from nsync.errors import CharterMoved
 from nsync.log.segment import Sign
+from nsync.rucio_bridge import measures
 from nsync.rucio_bridge.bridge import HOLD_MS_MAX, Bridge
 from nsync.store.notary import Alarms, Notary
 from nsync.store.notices import Taken
@@ -55,9 +57,11 @@ class Tending:
             try:
                 await self.once(wake)
                 await self._collect()
+            except CharterMoved:
+                raise  # the whole node begins anew
             except Exception as error:  # rolled back; whatever it was, nothing else stops for it
                 LOG.error("floors are looked at again in %g s: %s", FAILED_PAUSE_S, error, exc_info=not isinstance(error, DBAPIError))
-                metrics.FAILED_TRANSACTIONS.inc()
+                measures.FAILED_TRANSACTIONS.inc()
                 await asyncio.sleep(FAILED_PAUSE_S)
             await asyncio.sleep(TEND_S)
 

@@ -3,8 +3,8 @@
 Row-level triggers for SQLite; the statement-level ones for PostgreSQL are written in `pg_triggers`. On SQLite a trigger cannot trap an
 error: one that finds no outbox makes Rucio's own write fail, so triggers go before the tables.
 
-A trigger is known by its text, so that an older nsync's is told from this one's. Whoever makes one asks for a full audit in the same
-transaction: what changed while it was not there is found by that.
+A trigger is known by its text, so that an older nsync's is told from this one's. Whoever makes or renews one asks for a full audit in the
+same transaction: what changed while it was not there is found by that.
 """
 
 from __future__ import annotations
@@ -90,9 +90,9 @@ def outdated(connection: Connection) -> list[str]:
 # ---- making and dropping them
 
 
-def installation(connection: Connection) -> dict[str, list[str]]:
-    """The SQL that makes the triggers of each table as they should be: nothing where they are."""
-    there, made = installed(connection), wanted(connection)
+def installation(connection: Connection, capturing: bool = True) -> dict[str, list[str]]:
+    """The SQL that makes the triggers of each table as they should be, or drops them all where polls capture: nothing where they are."""
+    there, made = installed(connection), wanted(connection) if capturing else []
     names = {one.name for one in made}
     sql = {"": [_drop(connection, name) for name in there if name not in names]}
     for one in made:
@@ -123,17 +123,15 @@ def remove(connection: Connection) -> None:
     _execute(connection, removal(connection))
 
 
-def install_beside(engine: Engine) -> int:
+def install_beside(engine: Engine, capturing: bool = True) -> int:
     """`install` beside a Rucio that works: a short transaction for each table, so that nobody waits long and none for two of them.
 
     Returns how many tables got other triggers.
     """
     with engine.connect() as connection:
-        tables = installation(connection)
+        tables = installation(connection, capturing)
     for statements in tables.values():
         _in_turn(engine, statements, "triggers were installed")
-    with writing(engine) as connection:
-        audit.ask(connection, "nsync was installed")
     return len(tables)
 
 

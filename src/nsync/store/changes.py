@@ -54,14 +54,17 @@ class Changes:
 
     def add(self, facts: Iterable[Fact], list_: Optional[int] = None) -> None:
         """Put `facts` at the ends of the lists of their kinds, or of `list_`."""
+        self.put([(fact[0] if list_ is None else list_, *keyed.columns(fact)) for fact in facts])
+
+    def put(self, facts: Sequence[tuple[int, bytes, Optional[bytes]]]) -> None:
+        """The same for facts as they stand in tables, each with its list."""
         rows = []
-        for fact in facts:
-            at = fact[0] if list_ is None else list_
-            n = self._counts[at] = self._counts.get(at, 0) + 1
-            rows.append((at, n, *keyed.columns(fact)))
+        for list_, key, whole in facts:
+            n = self._counts[list_] = self._counts.get(list_, 0) + 1
+            rows.append((list_, n, key, whole))
         if rows:
             self._make()
-            bulk_insert(self.connection, _TABLE, ("list", "n", "key", "whole"), sorted(rows, key=lambda row: row[:2]))
+            bulk_insert(self.connection, _TABLE, ("list", "n", "key", "whole"), rows)
 
     def add_moved(self) -> None:
         """Put in what differs from what was set aside (store.shown)."""

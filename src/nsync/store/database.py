@@ -3,11 +3,12 @@
 A transaction that will write takes its turn at its start (R7.3), before it reads anything that it builds on.
 
 - SQLite: BEGIN IMMEDIATE. One that began by reading could not wait for another writer, whatever the time-out (docs/adr/0003).
-- PostgreSQL: an advisory lock of the transaction, one for each schema. It must be READ COMMITTED, and that is enough: all that
-  write are one after the other, and each statement sees what was committed before it began, hence all that the writer before
-  committed, since PostgreSQL shows a commit before it gives up the locks. A stricter level reads from a snapshot as old as the
-  first statement, which is the wait for the lock itself, and would miss it. So one that must see one moment of what others write
-  beside it, and be told when they change what it is about to write, waits for its turn before it begins (`one_moment`).
+- PostgreSQL: a lock of the transaction on one table, `nsync_kept`; before that table is there, an advisory lock of the transaction, one
+  for each schema. Locks of a session would outlast a pooler's transaction, or a transaction them. It must be READ COMMITTED, and that
+  is enough: all that write are one after the other, and each statement sees what was committed before it began, hence all that the
+  writer before committed, since PostgreSQL shows a commit before it gives up the locks. One that must see one moment of what others
+  write beside it, and be told when they change what it is about to write, is REPEATABLE READ (`one_moment`). Its snapshot is as old as
+  its first query, so that must not be the wait: LOCK TABLE is no query, and PostgreSQL looks when it has ended.
 
 What is committed is durable: `open_store` opens SQLite with `synchronous=FULL`; on PostgreSQL `synchronous_commit` must not be off.
 """
@@ -43,15 +44,17 @@ WAL_RESET_BUG = sqlite3.sqlite_version_info < (3, 51, 3)
 PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "cache_size=-65536")
 """64 MiB of pages for each connection: with SQLite's 2 MiB a million entries take a tenth more CPU, for reading pages again."""
 
+_LOCK = "LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE"
+"""Readers go on, triggers among them; those who take their turn, and nobody else, wait."""
+_SETTINGS = "SET LOCAL lock_timeout = {wait_ms}; SET LOCAL jit = off; SET LOCAL plan_cache_mode = force_custom_plan"
+"""Without JIT: of a table that was just filled PostgreSQL expects long work, and compiles 0.4 s for what then takes 2 ms. And with plans
+for the keys that are asked for: one for any 400 keys compares each row with each of them (publishing 5000 files took 25 s so, then 5)."""
+_IF_THERE = "DO $$ BEGIN IF to_regclass('{table}') IS NOT NULL THEN {lock}; END IF; END $$"
 _ADVISORY = text(
-    "SELECT set_config('lock_timeout', :wait_ms, true), set_config('jit', 'off', true), pg_advisory_xact_lock(:key), "
-    "current_setting('transaction_isolation') AS level, current_setting('synchronous_commit') AS syncs"
+    "SELECT pg_advisory_xact_lock(:key), current_setting('transaction_isolation') AS level, current_setting('synchronous_commit') AS syncs"
 )
-"""Without JIT: of a table that was just filled PostgreSQL expects long work, and compiles 0.4 s for what then takes 2 ms."""
-
-_TURN_LOCK = text("SELECT set_config('lock_timeout', :wait_ms, false), pg_advisory_lock(:key)")
-_TURN = "nsync turn"
-"""Of a connection that has waited for its turn already."""
+_ONE_MOMENT = "nsync one moment"
+"""Of a connection whose transaction is to see one moment."""
 
 CONFLICTS_MAX = 8
 _CONFLICTS = ("40001", "40P01")
@@ -76,61 +79,90 @@ def begin_writing(connection: Connection) -> None:
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     elif connection.dialect.name == "postgresql":
-        wait_ms = str(int(WRITE_LOCK_WAIT_S_MAX * 1000))
-        found = connection.execute(_ADVISORY, {"key": lock_key(connection), "wait_ms": wait_ms}).one()
-        if found.level != "read committed" and _TURN not in connection.info:
-            raise ConfigError(
-                f"transactions of this database are {found.level.upper()}, in which a writer misses what the one before it committed; "
-                "make them READ COMMITTED: default_transaction_isolation of the role or database, or isolation_level of the engine"
-            )
-        if found.syncs == "off":
-            raise ConfigError(
-                "synchronous_commit of this database is off, and a crash would lose what peers were told is stored; "
-                "set it to on (or local) for the role or the database"
-            )
+        _take_turn(connection)
+
+
+def _take_turn(connection: Connection) -> None:
+    one_moment = connection.info.get(_ONE_MOMENT, False)
+    lock = _LOCK.format(table=_turn_table())
+    settings = _SETTINGS.format(wait_ms=f"{WRITE_LOCK_WAIT_S_MAX * 1000:.0f}")
+    connection.exec_driver_sql(f"{settings}; {lock if one_moment else _IF_THERE.format(table=_turn_table(), lock=lock)}")
+    found = connection.execute(_ADVISORY, {"key": lock_key(connection)}).one()
+    if found.level != "read committed" and not one_moment:
+        raise ConfigError(
+            f"transactions of this database are {found.level.upper()}, in which a writer misses what the one before it committed; "
+            "make them READ COMMITTED: default_transaction_isolation of the role or database, or isolation_level of the engine"
+        )
+    if found.syncs == "off":
+        raise ConfigError(
+            "synchronous_commit of this database is off, and a crash would lose what peers were told is stored; "
+            "set it to on (or local) for the role or the database"
+        )
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """A connection that sees one moment of the database, beside whoever writes. Nothing that is done through it stays."""
+    with engine.connect() as connection:
+        if connection.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN")
+        else:
+            connection.execution_options(isolation_level="REPEATABLE READ")
+        try:
+            yield connection
+        finally:
+            connection.rollback()
 
 
 @contextmanager
 def one_moment(connection: Connection) -> Iterator[None]:
     """Within, a transaction of `connection` that writes sees what was committed when its turn came, and nothing later.
 
-    What others commit beside it and it would overwrite makes it fail; see `unless_changed`. SQLite is always so, and nobody writes
-    beside it."""
+    The connection is used for nothing else before it is closed. What others commit beside it and it would overwrite makes it fail; see
+    `unless_changed`. SQLite is always so, and nobody writes beside it."""
     if connection.dialect.name != "postgresql":
         yield
         return
-    key, level = lock_key(connection), connection.get_isolation_level()
-    connection.execution_options(isolation_level="AUTOCOMMIT")
-    connection.execute(_TURN_LOCK, {"key": key, "wait_ms": f"{WRITE_LOCK_WAIT_S_MAX * 1000:.0f}"})
-    connection.commit()
+    connection.execution_options(isolation_level="REPEATABLE READ")  # until the pool has it back
+    connection.info[_ONE_MOMENT] = True
     try:
-        connection.info[_TURN] = True
-        connection.execution_options(isolation_level="REPEATABLE READ")
         yield
     finally:
-        connection.info.pop(_TURN, None)
-        connection.rollback()
-        connection.execution_options(isolation_level="AUTOCOMMIT")
-        connection.execute(text("SELECT pg_advisory_unlock(:key), set_config('lock_timeout', '0', false)"), {"key": key})
-        connection.commit()
-        connection.execution_options(isolation_level=level)
+        connection.info.pop(_ONE_MOMENT, None)
 
 
 def unless_changed(transaction: Callable[[], T]) -> T:
     """What `transaction` returns, begun anew when somebody beside it has changed what it was about to write. Raises OperationalError."""
-    for _ in range(CONFLICTS_MAX):
+    for left in reversed(range(CONFLICTS_MAX + 1)):
         try:
             return transaction()
         except OperationalError as error:
             if getattr(error.orig, "sqlstate", None) not in _CONFLICTS:
                 raise
-    return transaction()
+            if not left:
+                raise Overtaken(error.statement, error.params, error.orig or error) from error
+    raise AssertionError("it returns or raises")
+
+
+class Overtaken(OperationalError):
+    """A transaction was begun anew CONFLICTS_MAX times, and never came to its end."""
+
+    def __str__(self) -> str:
+        return (
+            f"a transaction was rolled back {CONFLICTS_MAX + 1} times, since others had changed the same rows meanwhile ({self.orig}); "
+            "nothing of it is done, and it is tried again later. If that goes on, pg_stat_activity tells who changes the rows of "
+            "shared DIDs without pause"
+        )
 
 
 def lock_key(connection: Connection) -> int:
     """The advisory lock of the schema that holds the nsync tables. Locks of another database are others anyway."""
     name = schema.metadata.schema or connection.dialect.default_schema_name or ""
     return int.from_bytes(blake2b(name.encode(), digest_size=8, person=b"nsync write lock").digest(), "big", signed=True)
+
+
+def _turn_table() -> str:
+    return ".".join(filter(None, (schema.metadata.schema, schema.kept.name)))
 
 
 def _turn(connection: Connection) -> AbstractContextManager[Any]:

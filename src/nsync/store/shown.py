@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
+from typing import Any, Optional
 
 from sqlalchemy import Connection, Row, Table, delete, select, text
 
 from nsync.catalogue.entries import Conflict, Entry, entry_from_wire
 from nsync.catalogue.state import Derived
 from nsync.namespace import codec, fields
-from nsync.namespace.keys import Attachment, Did, Fact, Scope, key_bytes
+from nsync.namespace.keys import Attachment, Did, Fact, key_bytes
 from nsync.store import keyed, schema
 from nsync.store.bulk import bulk_insert
 from nsync.store.database import chunks
 
+Changed = tuple[int, bytes, Optional[bytes]]
+"""A fact whose entry changed: its kind, and what stands in `key` and `whole`."""
+
+_key = itemgetter(1)
 _ENTRY, _CONFLICT = schema.entry.c, schema.conflict.c
 
 
@@ -65,29 +70,31 @@ class Shown:
         for table in (schema.entry, schema.conflict):
             self.connection.execute(delete(table))
 
-    def update(self, derived: Derived) -> set[Fact]:
-        """Write what was derived; returns the facts whose entries changed."""
+    def update(self, derived: Derived) -> list[Changed]:
+        """Write what was derived; returns the facts whose entries changed, in the order of their keys."""
         before = self.entries(derived.entries.keys() - derived.before.keys())
         before.update((fact, entry) for fact, entry in derived.before.items() if entry is not None)
-        changed = {fact for fact, entry in derived.entries.items() if entry != before.get(fact)}
-        self._show(derived, before, changed)
+        differ = [(fact, *keyed.columns(fact)) for fact, entry in derived.entries.items() if entry != before.get(fact)]
+        differ.sort(key=_key)
+        self._show(derived, before, differ)
         self._note(derived)
-        return changed
+        return [(fact[0], key, whole) for fact, key, whole in differ]
 
-    def _show(self, derived: Derived, before: Mapping[Fact, Entry], changed: set[Fact]) -> None:
+    def _show(self, derived: Derived, before: Mapping[Fact, Entry], differ: Sequence[tuple[Fact, bytes, Optional[bytes]]]) -> None:
         fresh, moved, gone = [], [], []
-        for fact in changed:
+        for fact, key, whole in differ:
             shown = derived.entries[fact]
             if shown is None:
-                gone.append(keyed.indexed(fact))
+                gone.append(key)
             elif fact in before:
-                moved.append({"at": keyed.indexed(fact), "now": codec.pack(shown)})
+                moved.append({"at": key, "now": codec.pack(shown)})
             else:
-                scope = fact.scope if isinstance(fact, (Scope, Did)) else None
-                name = keyed.name(fact.name) if isinstance(fact, Did) else None
-                fresh.append((*keyed.columns(fact), fact[0], scope, name, codec.pack(shown)))
+                kind = fact[0]
+                scope = fact[1] if kind == fields.DID or kind == fields.SCOPE else None
+                name = keyed.name(fact[2]) if kind == fields.DID else None
+                fresh.append((key, whole, kind, scope, name, codec.pack(shown)))
         columns = ("key", "whole", "kind", "scope", "name", "entry")
-        bulk_insert(self.connection, schema.entry.name, columns, sorted(fresh, key=lambda row: row[0]))
+        bulk_insert(self.connection, schema.entry.name, columns, fresh)
         if moved:
             self.connection.execute(text("UPDATE nsync_entry SET entry = :now WHERE key = :at"), moved)
         for chunk in chunks(gone):

@@ -36,7 +36,7 @@ from nsync.store.collector import collector_paused
 from nsync.store.index import Listing, numbers
 from nsync.store.lines import BranchRow, SqlLines
 from nsync.store.news import News
-from nsync.store.shown import Shown
+from nsync.store.shown import Changed, Shown
 from nsync.store.statements import Op, Statements, read_op
 
 _GUEST = schema.guest.c
@@ -249,7 +249,7 @@ class SqlState:
         self._touch_moved(before)
         self._revoked.clear()
         for changed in self.derive():
-            self.changes.add(sorted(changed))
+            self.changes.put(changed)
 
     def judge_by(self, charter: Charter) -> None:
         """Judge by another charter from here on (store.adoption)."""
@@ -295,7 +295,7 @@ class SqlState:
         """Whether the catalogue has to be rebuilt before anything adds up to it."""
         return kept.read(self.connection, CATALOGUE) not in (None, _RULES)
 
-    def derive(self) -> Iterator[set[Fact]]:
+    def derive(self) -> Iterator[list[Changed]]:
         """Bring the catalogue up to date with what is touched and new, as it is read: parts of the facts whose entries changed."""
         new, others = self.news.sort()
         *first, rest = parts({key for key in others.union(map(key_of, self.touched)) if anchor_of(key) not in new})
@@ -306,7 +306,7 @@ class SqlState:
             self.__dict__.pop(name, None)
 
     @collector_paused()
-    def _derive(self, touched: Collection[Key], new: Mapping[Did, About] = NOBODY) -> set[Fact]:
+    def _derive(self, touched: Collection[Key], new: Mapping[Did, About] = NOBODY) -> list[Changed]:
         return self.shown.update(derive(self, Reader(self.rulings), touched, new))
 
     # ---- what is touched besides

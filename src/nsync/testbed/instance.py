@@ -19,6 +19,10 @@ ACCOUNT = "root"
 RSE = "DISK"
 """The name of each instance's only RSE, the same everywhere: nothing keeps real instances from choosing alike."""
 
+NSYNC_PLUGIN = "nsync.rucio_bridge.plugin.NsyncDidMeta"
+JSON_PLUGIN = "rucio.core.did_meta_plugins.json_meta.JSONDidMeta"
+"""Rucio's own, which it has without configuration, and which fails on SQLite."""
+
 Sections = Mapping[str, Mapping[str, str]]
 
 _ALEMBIC_LOGGING: Sections = {
@@ -99,6 +103,7 @@ def _server_sections(instance: Instance, charter: Path) -> Sections:
             "support_rucio": "nobody@example.org",
         },
         "alembic": {"cfg": str(_alembic_config(instance))},
+        "metadata": {"plugins": NSYNC_PLUGIN if instance.database_url.startswith("sqlite") else f"{JSON_PLUGIN},{NSYNC_PLUGIN}"},
         "opendata": {"rse_expression": "OpenData=True"},
         "client": {
             "rucio_host": instance.server_url,

@@ -38,6 +38,8 @@ class Instance:
     shared_scopes: tuple[str, ...] = ()
     initialised: bool = False
     """Whether the database was made completely."""
+    database: Optional[str] = None
+    """The URL of an empty database that stands elsewhere, as on PostgreSQL; None for a file of SQLite below `home`."""
 
     @property
     def server_url(self) -> str:
@@ -53,7 +55,7 @@ class Instance:
 
     @property
     def database_url(self) -> str:
-        return f"sqlite+nsync:///{self.home / 'rucio.db'}"
+        return self.database or f"sqlite+nsync:///{self.home / 'rucio.db'}"
 
     @property
     def server_config(self) -> Path:

@@ -1,12 +1,4 @@
-"""What holds after any history of three Rucio databases, however their users, bridges and networks interleave.
-
-Users work through Rucio's own core, with few names in the scopes atlas, cms, belle2, the shared one atlas.shared and a
-private one each; what Rucio refuses does not happen. In between the bridges work, and fetch from each other in order, or in frames
-that come twice, regrouped and shuffled. Then everybody settles, and the promises are checked one by one.
-
-Sixty histories, always the same ones, are played in a minute; `NSYNC_HISTORIES=2000` plays that many new ones. A failure prints the
-shortest history that shows it: write it down as a test named for the promise it breaks.
-"""
+"""Histories of users' changes on one Rucio database or three, drawn by Hypothesis, and the promises that hold after each."""
 
 from __future__ import annotations
 
@@ -18,8 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Union
 
-import pytest
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rucio.db.sqla.constants import DIDType, OpenDataDIDState
 
@@ -27,9 +17,9 @@ from nsync.log.segment import decode_frame
 from nsync.namespace.keys import Attachment, Did, Fact, Replica, Rse, Scope, fact_of
 from nsync.namespace.ops import decode_op
 from nsync.rucio_bridge.rows import matches
-from tests.bridge.conftest import SHARED
 from tests.support.database import contents
 from tests.support.federation import NAMES
+from tests.support.federations import SHARED
 from tests.support.instances import REFUSALS, Instance, everything, settle
 
 LONG = "NSYNC_HISTORIES" in os.environ
@@ -414,10 +404,10 @@ CHECKS = (
 )
 
 
-def keep_promises(prepared: dict[str, Path], history: Sequence[Step]) -> None:
+def keep_promises(prepared: dict[str, Path], history: Sequence[Step], tell: type[Story] = Story) -> None:
     """Play `history` on fresh databases, and check every promise."""
     with tempfile.TemporaryDirectory() as directory:
-        story = Story(prepared, Path(directory))
+        story = tell(prepared, Path(directory))
         try:
             story.play(history)
             story.settle()
@@ -457,20 +447,3 @@ KNOWN: list[Step] = [
     Act("belle2", "unreplicate", shared("f3")),
 ]
 """A story in which each promise has its part: private names, sizes, counters, a close, removals."""
-
-
-def test_a_known_history_keeps_the_promises(prepared: dict[str, Path]) -> None:
-    keep_promises(prepared, KNOWN)
-
-
-@pytest.mark.timeout(120 + 10 * HISTORIES)
-@settings(
-    max_examples=HISTORIES,
-    derandomize=not LONG,
-    deadline=None,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-@given(history=HISTORY)
-def test_any_history_of_three_rucio_databases_keeps_the_promises(prepared: dict[str, Path], history: list[Step]) -> None:
-    keep_promises(prepared, history)
