@@ -6,6 +6,7 @@ Every mistake is a ConfigError that names the option, the value and what it shou
 from __future__ import annotations
 
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -41,6 +42,8 @@ class Settings:
     port: int
     source_address: Optional[str]
     shared_scopes: tuple[str, ...]
+    scope_map: Mapping[str, str]
+    """Foreign scopes, and under which other names they stand here."""
     rse_expression: str
     polling: Optional[Polling]
     """None: triggers capture."""
@@ -74,7 +77,7 @@ def read() -> Settings:
         raise ConfigError(
             f"[nsync] key: the key in {_option('key')} is {key.public.hex()[:12]}…, the charter expects {me.key.hex()[:12]}… for {name}"
         )
-    shared = tuple(s for s in config_get_list(SECTION, "shared_scopes", raise_exception=False, default=[], check_config_table=False) if s)
+    shared = _list("shared_scopes")
     for scope in shared:
         if not charter.may_write(me, scope):
             raise ConfigError(
@@ -93,6 +96,7 @@ def read() -> Settings:
         port=port,
         source_address=_source_address(_option("source_address", "")),
         shared_scopes=shared,
+        scope_map=_scope_map(charter, me),
         rse_expression=_option(
             "rse_expression",
             str(config_get("opendata", "rse_expression", raise_exception=False, default="OpenData=True", check_config_table=False)),
@@ -108,6 +112,40 @@ def read() -> Settings:
         is_new=_flag("is_new"),
         bulk=_rows("bulk", str(BULK)),
     )
+
+
+def _scope_map(charter: Charter, me: Instance) -> Mapping[str, str]:
+    from nsync.rucio_bridge.schemas import misfit
+
+    found: dict[str, str] = {}
+    for part in _list("scope_map"):
+        foreign, colon, local = part.partition(":")
+        home = charter.home(foreign)
+        wrong = None
+        if not colon or not local or ":" in local:
+            wrong = "it should be FOREIGN_SCOPE:LOCAL_SCOPE"
+        elif home is None or home.name == me.name:
+            wrong = f"by the charter scope {foreign!r} is " + ("delegated to nobody" if home is None else f"{me.name}'s own")
+        elif (other := charter.home(local)) is not None:
+            wrong = f"by the charter the local name {local!r} is {other.name}'s; choose one that is nobody's"
+        elif foreign in found or local in found.values():
+            wrong = "each scope and each name should stand there once"
+        else:
+            wrong = misfit("scope", local)
+        if wrong is not None:
+            raise ConfigError(f"[nsync] scope_map, {part!r}: {wrong}")
+        found[foreign] = local
+    shared = sorted(found.keys() & set(_list("shared_scopes")))
+    if shared:
+        raise ConfigError(
+            f"[nsync] scope_map: nothing is shared in a scope that has another name here; take {shared[0]} from shared_scopes"
+        )
+    return found
+
+
+def _list(name: str) -> tuple[str, ...]:
+    parts = config_get_list(SECTION, name, raise_exception=False, default=[], check_config_table=False)
+    return tuple(part for part in (str(part).strip() for part in parts) if part)
 
 
 def is_polled() -> bool:

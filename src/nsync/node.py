@@ -186,6 +186,7 @@ class Node:
     async def _prepare(self) -> None:
         await self._write(lambda: check_installed(self.bridge, triggered=self.settings.polling is None))
         await self._write(lambda: self.bridge.adopt(self.settings.charter_text, wall_ms()))
+        await self._write(lambda: self.bridge.map_scopes(self.settings.scope_map))
         await self._write(lambda: self.bridge.share(self.settings.shared_scopes))
         await self.keeper.recall()
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Optional
 import pytest
 from sqlalchemy import text
 
-from nsync.rucio_bridge import mending, parked, triggers
+from nsync.rucio_bridge import mending, parked, scopes, triggers
 from nsync.rucio_bridge.drift import DRIFT, OUTRULED, PARKED, UNHEARD, UNPUBLISHED, Difference, Drift, compare
 from nsync.rucio_bridge.mending import Mended
 from nsync.rucio_bridge.rows import Rows, matches
@@ -30,7 +30,7 @@ class Found(NamedTuple):
 
 
 def diff(one: Instance, scope: Optional[str] = None) -> Found:
-    with one.sessions() as session:
+    with one.sessions() as session, scopes.in_force(session.connection()):
         state = SqlLog(session.connection(), one.bridge.authority).state
         finder = Drift(session, state, Rows(session, one.name, EXPRESSION), one.bridge.me)
         found = list(finder.run(scope))

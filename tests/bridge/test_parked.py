@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rucio.db.sqla.constants import DIDType
+
 from nsync.namespace.keys import Did, Rse
 from tests.support.instances import Instance, settle
 
@@ -119,3 +121,21 @@ def remove_what_cms_holds(instances: list[Instance]) -> None:
     cms.add_rule(SHARED, "d1")
     atlas.delete_did(SHARED, "d1")
     settle(instances)
+
+
+def test_who_retracts_what_never_fitted_here_removes_nothing(instances: list[Instance]) -> None:
+    """The local DID of that name is another one, and nothing holds it."""
+    atlas, cms, _ = instances
+    cms.bridge.share([])
+    atlas.add_scope(SHARED)
+    settle(instances)
+    cms.add_did(SHARED, "d1")
+    cms.add_did(SHARED, "d2")
+    atlas.add_did(SHARED, "d1", DIDType.CONTAINER)
+    settle(instances)
+    assert "exists here as dataset" in cms.parked()[Did(SHARED, "d1")]
+    atlas.delete_did(SHARED, "d1")
+    settle(instances)
+    cms.bridge.retry_parked(cms.now_ms)
+    assert cms.parked() == {}
+    assert cms.query("SELECT name, did_type FROM dids WHERE scope = :scope", scope=SHARED) == [("d1", "D"), ("d2", "D")]

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +20,10 @@ from nsync.rucio_bridge.materialise import Materialise
 from nsync.rucio_bridge.watch import LOOK_S
 from nsync.store.database import writing
 from nsync.transport.times import happens
+from tests.bridge.test_accepted import accept
+from tests.bridge.test_scope_map import tell_the_story
 from tests.bridge.test_watch import LONG_S, SOON_S, aside, watched
-from tests.support.instances import Instance
+from tests.support.instances import Instance, settle
 from tests.support.postgres import Server
 from tests.support.rucio_postgres import PostgresInstance
 
@@ -205,3 +208,38 @@ def _insert_many(atlas: PostgresInstance, ended: threading.Event) -> None:
                 connection.execute(text("INSERT INTO nsync_outbox (kind, a) VALUES ('scope', :name)"), {"name": f"s{i}"})
     finally:
         ended.set()
+
+
+# ---- a scope under another name
+
+
+def test_a_mapped_scope_is_shown_and_the_private_one_of_its_name_is_left_alone(
+    atlas: PostgresInstance, template_database: Path, tmp_path: Path
+) -> None:
+    cms = Instance(template_database, tmp_path, "cms", ["cms"])
+    tell_the_story(atlas, cms)
+    cms.close()
+
+
+# ---- a changeset without what does not fit
+
+
+def test_what_is_accepted_partially_is_written_but_for_what_does_not_fit(
+    atlas: PostgresInstance, template_database: Path, tmp_path: Path
+) -> None:
+    cms = Instance(template_database, tmp_path, "cms", ["cms"])
+    cms.add_scope("cms")
+    settle([cms, atlas])
+    atlas.add_files("cms", ["f1"], 7, "00000007")
+    cms.add_files("cms", ["f1", "f2"])
+    cms.add_did("cms", "d1")
+    cms.attach("cms", "d1", [("cms", "f1"), ("cms", "f2")])
+    settle([cms, atlas])
+    ((batch,),) = atlas.query("SELECT DISTINCT batch FROM nsync_parked")
+    accept(atlas, str(batch))
+    assert atlas.query("SELECT child_name FROM contents WHERE scope = 'cms'") == [("f2",)]
+    assert len(atlas.parked()) == 3 and not atlas.bridge.retry_parked(atlas.now_ms).released
+    atlas.delete_replicas("cms", ["f1"])
+    atlas.bridge.retry_parked(atlas.now_ms)
+    assert atlas.parked() == {} and atlas.rows().items() >= cms.rows().items()
+    cms.close()

@@ -56,6 +56,7 @@ def settings(site: Site) -> Settings:
         port=site.federation.ports[site.name],
         source_address=None,
         shared_scopes=(),
+        scope_map={},
         rse_expression="OpenData=True",
         polling=None,
         audit_interval_s=0.0,

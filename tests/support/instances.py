@@ -25,7 +25,7 @@ from nsync.authority.charter import Place
 from nsync.catalogue.entries import Conflict, Entry
 from nsync.namespace.keys import Fact
 from nsync.namespace.ops import Statement, encode_op
-from nsync.rucio_bridge import parked
+from nsync.rucio_bridge import parked, scopes
 from nsync.rucio_bridge.bridge import Bridge
 from nsync.rucio_bridge.rows import Rows
 from nsync.rucio_bridge.snapshot import shared_rows
@@ -163,7 +163,7 @@ class Instance:
 
     def written(self, facts: Collection[Fact]) -> dict[Fact, Entry]:
         """The rows of `facts`, as entries."""
-        with self.sessions() as session:
+        with self.sessions() as session, scopes.in_force(session.connection()):
             return dict(Rows(session, self.name, EXPRESSION).read(facts))
 
     # ---- the users' part

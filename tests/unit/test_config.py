@@ -85,6 +85,21 @@ def test_what_is_required(options: Options, option: str) -> None:
         ("metrics", ("9440", "127.0.0.1:99999")),
         ("source_address", ("atlas.example.org", "127.0.0.1:80", "127.0.0.256", "x")),
         ("shared_scopes", ("belle2.x",)),
+        (
+            "scope_map",
+            (
+                "atlas",
+                "atlas:",
+                ":far",
+                "atlas:a:b",
+                "nobody:far",
+                "cms:far",
+                "atlas:belle2.x",
+                "atlas:far,atlas:b",
+                "atlas:far,belle2:far",
+            ),
+        ),
+        ("scope_map", ("atlas:far away", "atlas:" + "f" * 300, "atlas:..")),
         ("instance", ("dune",)),
         ("charter", ("/nowhere/charter.json",)),
     ],
@@ -109,6 +124,15 @@ def test_what_cannot_be_is_named(options: Options, option: str, values: tuple[st
 def test_what_is_at_the_edge_is_taken(options: Options, option: str, value: str) -> None:
     options[option] = value
     config.read()
+
+
+def test_scopes_are_mapped_and_none_that_is_shared(options: Options) -> None:
+    assert config.read().scope_map == {}
+    options["scope_map"] = "atlas.shared:far.atlas, belle2:far.belle2"
+    assert config.read().scope_map == {"atlas.shared": "far.atlas", "belle2": "far.belle2"}
+    options["shared_scopes"] = "cms,atlas.shared"
+    with pytest.raises(ConfigError, match=r"scope_map: nothing is shared .* take atlas.shared from shared_scopes"):
+        config.read()
 
 
 def test_without_tls_only_this_host_is_called_and_only_when_configured(options: Options, tmp_path: Path) -> None:

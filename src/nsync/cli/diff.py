@@ -14,6 +14,7 @@ from nsync.auth.keys import verify
 from nsync.authority.effective import Authority
 from nsync.catalogue.rules import shown
 from nsync.cli.output import as_json, fail
+from nsync.rucio_bridge import scopes
 from nsync.store import migrations
 from nsync.transport.times import wall_ms
 
@@ -105,9 +106,10 @@ def _look(engine: Engine, charter: Charter, me: Instance, settings: Settings, sc
         if state.is_behind:
             fail("the catalogue is behind the logs; run 'nsync bridge rebuild'")
         finder = Drift(session, state, Rows(session, me.name, settings.rse_expression), me)
-        for one in finder.run(scope):
-            if listed_max is None or len(listed) < listed_max:
-                listed.append(one)
+        with scopes.in_force(connection):
+            for one in finder.run(scope):
+                if listed_max is None or len(listed) < listed_max:
+                    listed.append(one)
         if scope is not None and not finder.compared:
             fail(f"the catalogue shows nothing in scope {scope!r}; 'nsync status --json' lists the scopes that it shows")
         return _Look(finder.compared, {standing: finder.counts[standing] for standing in STANDINGS}, listed)

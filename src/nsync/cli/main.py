@@ -30,7 +30,7 @@ COMMANDS = {
     "bridge": Lazy("nsync.cli.bridge:bridge", "Install and check nsync's part of a Rucio database.", "rucio"),
     "status": Lazy("nsync.cli.status:status", "Show what this instance has, lacks, and what needs attention.", "rucio"),
     "peer": Lazy("nsync.cli.peer:peer", "Show how the peers fare; try one, or end its back-off.", "rucio"),
-    "conflict": Lazy("nsync.cli.status:conflict", "List conflicts and what does not fit here.", "rucio"),
+    "conflict": Lazy("nsync.cli.conflict:conflict", "List conflicts and what does not fit here; accept a part.", "rucio"),
     "log": Lazy("nsync.cli.provenance:log", "List what was said about a DID, by whom, and what became of it.", "rucio"),
     "explain": Lazy("nsync.cli.provenance:explain", "Say why the catalogue shows what it shows of a DID.", "rucio"),
     "did": Lazy("nsync.cli.provenance:did", "Show how far the instances are with one DID.", "rucio"),

@@ -19,6 +19,7 @@ from nsync.catalogue.rules import shown
 from nsync.cli.output import add_row, as_json, fail
 from nsync.log.stored import Head
 from nsync.namespace.keys import Did, fact_of, key_bytes
+from nsync.rucio_bridge import scopes
 from nsync.store import migrations, peers, provenance
 from nsync.store.database import reading
 from nsync.store.status import believed
@@ -234,7 +235,7 @@ def _here(about: _About, spoken: Spoken) -> _Here:
     from nsync.rucio_bridge.rows import Rows
 
     entry = about.state.entries([about.did]).get(about.did)
-    with Session(bind=about.connection) as session:
+    with Session(bind=about.connection) as session, scopes.in_force(about.connection):
         rows = Rows(session, about.me.name, about.rse_expression)
         facts = {about.did, *map(fact_of, spoken.keys)}
         differences = list(Drift(session, about.state, rows, about.me).of(facts))

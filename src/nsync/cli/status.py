@@ -1,4 +1,4 @@
-"""`nsync status` and `nsync conflict`: what this instance has, what it lacks, and what waits for a decision.
+"""`nsync status`: what this instance has, what it lacks, and whether something waits for a decision.
 
 What needs Rucio is imported when a command runs: Rucio reads its configuration at import, and `--help` needs none.
 """
@@ -12,7 +12,6 @@ import click
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Connection
-from sqlalchemy.orm import Session
 
 from nsync.auth.keys import verify
 from nsync.authority.charter import Charter, Instance
@@ -20,7 +19,7 @@ from nsync.authority.effective import Authority
 from nsync.cli.output import add_row, as_json
 from nsync.log.floor import Floor
 from nsync.log.stored import PeerRecord
-from nsync.rucio_bridge import charters, parked
+from nsync.rucio_bridge import charters
 from nsync.store import kept, migrations, peers
 from nsync.store import status as store
 from nsync.store.log import SqlLog
@@ -196,54 +195,3 @@ def _names(instance: Instance) -> list[str]:
 
 def _log(log: store.LogStatus, waits: Mapping[bytes, str]) -> dict[str, object]:
     return {"stored": log.stored, "applied": log.applied, "refused": log.refused, "waits": waits.get(log.author)}
-
-
-@click.group()
-def conflict() -> None:
-    """What a rule of the namespace took away, and what does not fit this Rucio."""
-
-
-@conflict.command("list")
-@click.option("--all", "all_", is_flag=True, help="List also what only waits with something else.")
-@click.option("--json", "json_", is_flag=True, help="Print JSON; always everything.")
-def list_(all_: bool, json_: bool) -> None:
-    """List conflicts and parked facts, each with what resolves it.
-
-    A conflict is the same at every instance: a rule preferred one statement to another. A parked fact is this
-    instance's own affair: rows that its Rucio cannot take. Exit codes: 0 nothing listed, 1 failed, 4 something is.
-    """
-    from nsync.rucio_bridge.engine import get_engine
-
-    engine = get_engine()
-    with engine.connect() as connection:
-        migrations.require_current(connection)
-        conflicts = store.conflicts(connection)
-    with Session(engine) as session:
-        waiting = parked.listing(session)
-    if json_:
-        about = [{"about": str(key), **found._asdict()} for key, found in conflicts]
-        as_json({"conflicts": about, "parked": [{**entry._asdict(), "fact": str(entry.fact)} for entry in waiting]})
-    else:
-        for key, found in conflicts:
-            click.echo(f"{key}: {found.rule}\n  stands: {found.winner}\n  lost:   {found.loser}\n  to resolve: {found.resolve}")
-        batches: dict[str, list[parked.ParkedFact]] = {}
-        for entry in waiting:
-            batches.setdefault(entry.batch, []).append(entry)
-        for batch, facts in batches.items():
-            click.echo("\n".join(_parked(batch, facts, all_)))
-    if conflicts or waiting:
-        raise SystemExit(EXIT_ATTENTION)
-
-
-def _parked(batch: str, facts: list[parked.ParkedFact], all_: bool) -> list[str]:
-    """What is parked of one changeset: the causes first, the rest counted unless all is wanted."""
-    ordered = sorted(facts, key=lambda entry: entry.reason.startswith("waits for"))
-    causes = sum(not entry.reason.startswith("waits for") for entry in facts)
-    shown = ordered if all_ else ordered[: max(causes, 1)]  # one at least: the cause may lie in another changeset
-    lines = [f"parked with changeset {batch}:", *(f"  {entry.fact}\n    {entry.reason}" for entry in shown)]
-    rest = len(ordered) - len(shown)
-    return (
-        [*lines, f"  and {rest} {'facts wait' if rest > 1 else 'fact waits'} with {'them' if len(shown) > 1 else 'it'} (--all lists all)"]
-        if rest
-        else lines
-    )

@@ -25,6 +25,7 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, text, upda
 
 from nsync.namespace.keys import Attribute, Scope, scope_of
 from nsync.rucio_bridge.captured import ATTACHMENT, CAPTURED, CONSTITUENT, DID, REPLICA, outbox_row, rse_ids
+from nsync.rucio_bridge.scopes import swapped
 from nsync.store import kept, schema
 from nsync.store.keyed import key_in
 
@@ -184,7 +185,7 @@ class _Audit:
         """Those that are shared, and those of which the catalogue shows something and this instance may say it."""
         shared = set(self.connection.execute(select(schema.shared_scope.c.scope)).scalars())
         shown = self.connection.execute(select(schema.entry.c.scope).where(schema.entry.c.kind == 1, schema.entry.c.scope.is_not(None)))
-        return sorted(shared | {scope for scope in shown.scalars() if self.may_write(scope)})
+        return sorted(shared | {scope for scope in shown.scalars() if self.may_write(scope) and swapped(scope) == scope})
 
     def _rows(self, unit: Unit, after: Sequence[str], room: int) -> tuple[int, Optional[Sequence[str]]]:
         """How many rows were named, and the last one where there may be more."""

@@ -26,7 +26,7 @@ from nsync.log.segment import Segment, Sign, changesets
 from nsync.log.stored import FULL, Head, Receipt, StoredSegment, refusals
 from nsync.metrics import REFUSED_SEGMENTS
 from nsync.namespace.ops import ACKNOWLEDGE
-from nsync.rucio_bridge import audit, charters, parked, poll, triggers
+from nsync.rucio_bridge import audit, charters, ground, parked, poll, scopes, triggers
 from nsync.rucio_bridge.capture import Capture, outbox_is_empty
 from nsync.rucio_bridge.guard import unknown_schema
 from nsync.rucio_bridge.materialise import Materialise
@@ -66,6 +66,13 @@ class Worked(NamedTuple):
     def idle(self) -> bool:
         """Whether there was nothing to do."""
         return self.published == 0 and not self.applied and not self.audited
+
+
+class Accepted(NamedTuple):
+    """How many facts of a batch are written once it is accepted partially, and which wait on."""
+
+    written: int
+    rest: tuple[parked.ParkedFact, ...]
 
 
 Look = Callable[[Session, list[Applied], bool], None]
@@ -151,7 +158,8 @@ class Bridge:
             begin_writing(session.connection())
             if not adopts:
                 self._require_charter(session.connection())
-            yield session
+            with scopes.in_force(session.connection()):
+                yield session
 
     def _require_charter(self, connection: Connection) -> None:
         """Raises CharterMoved where another node has gone over to another charter: what this one would write is read by the old one."""
@@ -181,6 +189,11 @@ class Bridge:
         """Share exactly `shared_scopes` and public open data. Tables and triggers come from 'nsync bridge install'."""
         with self._writing() as session:
             triggers.share(session.connection(), set(shared_scopes))
+
+    def map_scopes(self, scope_map: Mapping[str, str]) -> None:
+        """Show foreign scopes under the local names of `scope_map`. Raises ConfigError where rows stand in the way."""
+        with self._writing() as session:
+            ground.map_scopes(session, scope_map, self.authority.charter)
 
     def adopt(self, text: str, now_ms: int) -> None:
         """Go over to the charter of the file `text` and keep it (R5.1). Raises ConfigError unless it goes on from the one in force."""
@@ -420,6 +433,28 @@ class Bridge:
             released = self._materialise(session, log, name, now_ms)
             failpoint("retry-before-commit")
         return published, released
+
+    def accept(self, batch: str) -> None:
+        """Let what waits in `batch` wait by itself, so that the next retry writes the rest (R7.6). Raises ConfigError when there is
+        nothing to accept."""
+        with self._writing() as session:
+            parked.accept(session, batch)
+
+    def would_accept(self, batch: str, now_ms: int) -> Accepted:
+        """What accepting `batch` will do: it is done, and undone. Raises ConfigError."""
+        return unless_changed(lambda: self._would_accept(batch, now_ms))
+
+    def _would_accept(self, batch: str, now_ms: int) -> Accepted:
+        with self._beside_rucio() as session:
+            if not self._is_known_rucio(session):
+                raise ConfigError(f"nothing can be written: {self._warned}")
+            waits = parked.accept(session, batch)
+            log, name = SqlLog(session.connection(), self.authority), f"{batch}{parked.REST}"
+            before = parked.list_batch(session, name, log.state.changes)
+            self._materialise(session, log, name, now_ms)
+            rest = parked.listing(session, name)
+            session.rollback()
+        return Accepted(min(waits, before - len(rest)), tuple(rest))
 
     def _newest_waiting(self) -> int:
         """The arrival of the newest segment if there are any that are not applied, or 0."""

@@ -26,7 +26,9 @@ from nsync.namespace import fields, keys
 from nsync.namespace.keys import Attachment, Attribute, Constituent, Did, Fact, Key, Replica, Rse, Scope, ends_of
 from nsync.namespace.ops import STATEMENTS_MAX, Assert, Retract, Statement, encode_op
 from nsync.rucio_bridge import metadata, parked, triggers
+from nsync.rucio_bridge.lookup import external
 from nsync.rucio_bridge.rows import Rows
+from nsync.rucio_bridge.scopes import swapped
 from nsync.store import schema
 from nsync.store.database import chunks
 from nsync.store.state import SqlState
@@ -87,18 +89,18 @@ class Capture:
         rses = self.rows.rses()
         for kind, a, b, c, d in captured:
             if kind == triggers.SCOPE:
-                facts.add(Scope(str(a)))
+                facts.add(Scope(external(str(a))))
             elif kind == triggers.DID:
-                facts.add(Did(str(a), str(b)))
+                facts.add(_did(a, b))
             elif kind == triggers.ATTACHMENT:
-                facts.add(Attachment(Did(str(a), str(b)), Did(str(c), str(d))))
+                facts.add(Attachment(_did(a, b), _did(c, d)))
             elif kind == triggers.CONSTITUENT:
-                facts.add(Constituent(Did(str(a), str(b)), Did(str(c), str(d))))
+                facts.add(Constituent(_did(a, b), _did(c, d)))
             elif kind == triggers.REPLICA and c in rses:
-                facts.add(Replica(Did(str(a), str(b)), rses[c].fact))
+                facts.add(Replica(_did(a, b), rses[c].fact))
             elif kind == triggers.RSE and a in rses:
                 facts.add(rses[a].fact)
-        return facts
+        return {fact for fact in facts if isinstance(fact, Rse) or swapped(fact[1]) == fact[1]}  # nothing is said of a mapped scope
 
     def shared(self, facts: set[Fact]) -> set[Fact]:
         """Those that are shared, with everything that sharing them shares (R7.2): default deny."""
@@ -246,6 +248,10 @@ class Capture:
             if isinstance(did, Did) and isinstance(entry, DidEntry) and entry.closed
         ]
         return self.state.sayable(self.me, found)
+
+
+def _did(scope: Optional[str], name: Optional[str]) -> Did:
+    return Did(external(str(scope)), str(name))
 
 
 def _said(entry: Optional[Entry]) -> dict[str, Any]:

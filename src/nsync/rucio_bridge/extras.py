@@ -20,6 +20,7 @@ from nsync.rucio_bridge.constituents import ARCHIVES
 from nsync.rucio_bridge.lookup import external, internal
 from nsync.rucio_bridge.opendata import OPEN
 from nsync.rucio_bridge.rows import CONTENTS, DIDS, ORIGIN, REPLICAS, Rows
+from nsync.rucio_bridge.scopes import swapped_sql
 from nsync.store import schema
 
 ROWS_MAX = 10_000
@@ -29,11 +30,14 @@ Place = tuple[int, str]
 """A kind of facts, and the scope in whose rows they are written; of replicas the id of their RSE."""
 
 _SHOWN = "(SELECT 1 FROM nsync_entry e WHERE e.kind = 2 AND e.scope = :shown AND e.name = c.name LIMIT 1)"
-_SHOWN_ANYWHERE = "(SELECT 1 FROM nsync_entry e WHERE e.kind = 2 AND e.scope = c.scope AND e.name = c.name LIMIT 1)"
 """Each found through the index: of an EXISTS PostgreSQL makes a join, which of tables that it has not counted yet takes the square of
 their rows."""
 _TOLD = ", ".join(f"'{ReplicaState[name].value}'" for name in fields.STATES)
 _EDGE = ("name", "child_scope", "child_name")
+
+
+def _shown_anywhere() -> str:
+    return f"(SELECT 1 FROM nsync_entry e WHERE e.kind = 2 AND e.scope = {swapped_sql('c.scope')} AND e.name = c.name LIMIT 1)"
 
 
 def place_of(fact: Fact, rse_ids: Mapping[Rse, str]) -> Place:
@@ -104,7 +108,7 @@ class Extras:
         """Open data of own scopes that is not shown yet."""
         query = text(
             f"SELECT c.scope, c.name FROM {OPEN.fullname} c WHERE c.state = 'P' AND (c.scope, c.name) > (:scope, :name) "
-            f"AND {_SHOWN_ANYWHERE} IS NULL ORDER BY c.scope, c.name LIMIT :size"
+            f"AND {_shown_anywhere()} IS NULL ORDER BY c.scope, c.name LIMIT :size"
         )
         last: Union[Row[Any], tuple[str, str]] = ("", "")
         while page := self.session.execute(query, {"scope": last[0], "name": last[1], "size": ROWS_MAX}).all():
@@ -124,7 +128,7 @@ class Extras:
             is_mine = rse.fact.instance == self.rows.instance
             if rse.deleted or (is_mine and rse.id not in self.rows.lent()):
                 continue
-            where = f"c.rse_id = :rse AND c.state IN ({_TOLD}) AND {_SHOWN_ANYWHERE} IS NOT NULL" if is_mine else "c.rse_id = :rse"
+            where = f"c.rse_id = :rse AND c.state IN ({_TOLD}) AND {_shown_anywhere()} IS NOT NULL" if is_mine else "c.rse_id = :rse"
             within = "" if self.scope is None else " AND c.scope = :scope"
             values = {"rse": rse.id, **({} if self.scope is None else {"scope": internal(self.scope)})}
             yield _Source((fields.REPLICA, rse.id), REPLICAS, ("scope", "name"), where + within, values)

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from functools import cache, cached_property, lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Optional
 
-from jsonschema.validators import validator_for
-from rucio.common.schema import get_schema_value
 from rucio.common.types import InternalScope
 from rucio.db.sqla import models
 from sqlalchemy import select
@@ -20,10 +18,13 @@ from sqlalchemy.orm import Session
 from nsync.authority.effective import Authority
 from nsync.catalogue.entries import DidEntry, Entry, RseEntry
 from nsync.namespace import fields
-from nsync.namespace.keys import Did, Fact, Rse
-from nsync.rucio_bridge import metadata
+from nsync.namespace.keys import Did, Fact, Protocol, Rse
+from nsync.rucio_bridge import accounts, metadata
+from nsync.rucio_bridge.accounts import account_of as account_of
 from nsync.rucio_bridge.opendata import NAMES, bearers
 from nsync.rucio_bridge.rows import SCOPES, Rows
+from nsync.rucio_bridge.schemas import is_valid, misfit
+from nsync.rucio_bridge.scopes import swapped
 from nsync.store import schema
 
 RSE_NAME_CHARS_MAX = 255
@@ -33,19 +34,9 @@ SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 HOSTNAME = re.compile(r"(?:[A-Za-z0-9_\[][A-Za-z0-9_.:\]-]*)?")
 """A scheme and a host, and nothing that a tool to which Rucio hands the URL could take for an option."""
 
+_RENAME_RSE = "{} must rename its RSE {!r}, and then 'nsync conflict accept BATCH --partial' writes what waits here with the old name"
+
 Actual = Mapping[Fact, Entry]
-
-
-@cache
-def _allowed(what: str) -> Any:
-    """The validator of this Rucio's schema for a scope, name or RSE: made once, since `validate_schema` takes a millisecond a name."""
-    schema = get_schema_value(what.upper())
-    return validator_for(schema)(schema)
-
-
-def account_of(instance: str) -> str:
-    """The account that owns here what `instance` shares."""
-    return f"nsync-{instance}"
 
 
 def is_home(authority: Authority, instance: str, did: Did) -> bool:
@@ -68,11 +59,13 @@ class Fit:
         self.authority = authority
         self.instance = instance
         self._asked: dict[str, Optional[str]] = {}
+        self._accounts: dict[str, Optional[str]] = {}
+        self._owners: dict[str, Optional[str]] = {}
 
     def reasons(self, kind: int, wanted: Mapping[Fact, Entry], actual: Actual) -> dict[Fact, str]:
         """Why entries of facts of one kind, that differ from their rows, cannot be written here; nothing for those that can."""
         ask: Optional[Callable[[Any, Any], Optional[str]]] = {
-            fields.SCOPE: lambda fact, entry: _misfit("scope", fact[1]),
+            fields.SCOPE: lambda fact, entry: _scope_reason(fact[1]) or (None if fact in actual else self._owner_reason(fact[1])),
             fields.DID: lambda fact, entry: self._did_reason(fact, entry, actual.get(fact)),
             fields.RSE: self._rse_reason,
             fields.REPLICA: lambda fact, entry: _path_reason(entry.path),
@@ -101,14 +94,28 @@ class Fit:
         home = self.authority.charter.home(scope)
         if home is None or home.name == self.instance:
             return None
-        owner = self.session.execute(select(SCOPES.c.account).where(SCOPES.c.scope == InternalScope(scope))).scalar()
+        local = swapped(scope)
+        owner = self.session.execute(select(SCOPES.c.account).where(SCOPES.c.scope == InternalScope(local))).scalar()
         if owner is None or owner.external == account_of(home.name) or scope in self._shared_scopes:
             return None
         return (
-            f"scope {scope!r} of {home.name} exists here too, and belongs to account {owner.external!r}: a private scope of the same "
+            f"scope {local!r} of {home.name} exists here too, and belongs to account {owner.external!r}: a private scope of the same "
             f"name; if it is meant to be {home.name}'s, give it to account {account_of(home.name)!r} ('rucio scope update'), "
-            "else this stays parked"
+            f"else show that of {home.name} under another name: '[nsync] scope_map = {scope}:OTHER' in rucio.cfg"
         )
+
+    def _owner_reason(self, scope: str) -> Optional[str]:
+        """Why the account of the home of `scope` cannot own it here."""
+        if scope not in self._owners:
+            home = self.authority.charter.home(scope)
+            self._owners[scope] = self._account_reason(home.name) if home is not None else None
+        return self._owners[scope]
+
+    def _account_reason(self, instance: str) -> Optional[str]:
+        """Why the account that is to own what `instance` shares cannot. One that is suspended can: nobody acts as it."""
+        if instance not in self._accounts:
+            self._accounts[instance] = accounts.unfit(self.session, instance)
+        return self._accounts[instance]
 
     @cached_property
     def _shared_scopes(self) -> set[str]:
@@ -116,7 +123,9 @@ class Fit:
         return set(self.session.execute(select(schema.shared_scope.c.scope)).scalars())
 
     def _did_reason(self, did: Did, entry: DidEntry, row: Optional[Entry]) -> Optional[str]:
-        reason = _scope_misfit(did[1]) or _misfit("name", did[2])
+        reason = _scope_reason(did[1]) or _name_reason(did[2])
+        if reason is None and row is None:
+            reason = self._account_reason(entry.origin) or self._owner_reason(did[1])
         if reason is not None:
             return reason
         if isinstance(row, DidEntry) and not row.identity.agrees(entry.identity):
@@ -145,17 +154,13 @@ class Fit:
         if fact.instance == self.instance:
             return None
         name = rse_name(fact)
-        if not _allowed("rse").is_valid(name):
-            return f"RSE name {name!r} is not allowed by this Rucio's schema; {fact.instance} must rename its RSE {fact.rse!r}"
+        if not is_valid("rse", name):
+            return f"RSE name {name!r} is not allowed by this Rucio's schema; {_RENAME_RSE.format(*fact[1:])}"
         if len(name) > RSE_NAME_CHARS_MAX:
-            return f"RSE name {name[:60]!r}… has {len(name)} characters; Rucio holds {RSE_NAME_CHARS_MAX}"
-        for protocol in entry.protocols:
-            if PROTOCOL_CLASS.fullmatch(protocol.impl) is None:
-                return (
-                    f"{fact} wants the protocol implementation {protocol.impl!r}; only classes of rucio.rse.protocols are taken from a peer"
-                )
-            if SCHEME.fullmatch(protocol.scheme) is None or HOSTNAME.fullmatch(protocol.hostname) is None:
-                return f"{fact} has a protocol at {protocol.scheme!r} {protocol.hostname!r}, which is no scheme and host"
+            return f"RSE name {name[:60]!r}… has {len(name)} characters; Rucio holds {RSE_NAME_CHARS_MAX}; {_RENAME_RSE.format(*fact[1:])}"
+        wrong = next((wrong for protocol in entry.protocols if (wrong := _protocol_misfit(protocol)) is not None), None)
+        if wrong is not None:
+            return f"{fact} {wrong}; {fact.instance} must change it"
         taken = self.session.execute(select(models.RSE.id).where(models.RSE.rse == name)).first()
         if taken is not None and self.rows.rse_of(fact) is None:
             return f"an RSE called {name!r} exists here and is not {fact.instance}'s; rename it"
@@ -173,33 +178,29 @@ _SCOPES = {
 """Where the scopes stand in whose rows a fact is written, by its kind."""
 
 
-def _misfit(what: str, value: str) -> Optional[str]:
-    width, pattern = _limits(what)
-    if len(value) > width:
-        return f"{what} {value[:60]!r}… has {len(value)} characters; this Rucio's schema holds {width}"
-    if _LEADS_OUT.search(value):
-        return f"{what} {value!r} names a path outside of its directory; its home must rename it"
-    if not (pattern.search(value) if pattern is not None else _allowed(what).is_valid(value)):
-        return f"{what} {value!r} is not allowed by this Rucio's schema (policy package); its home must rename it"
-    return None
+def _scope_reason(scope: str) -> Optional[str]:
+    wrong = _scope_misfit(swapped(scope))
+    if wrong is None:
+        return None
+    return f"{wrong}; its home must rename it, or show it here under another name: '[nsync] scope_map = {scope}:OTHER' in rucio.cfg"
 
 
-@cache
-def _limits(what: str) -> tuple[int, Optional[re.Pattern[str]]]:
-    """How wide a column is, and the expression of this Rucio's schema where it says nothing else: a validator takes ten times as long."""
-    width, rules = int(get_schema_value(f"{what.upper()}_LENGTH")), get_schema_value(what.upper())
-    is_plain = (
-        isinstance(rules, dict) and rules.get("type") == "string" and rules.keys() <= _PLAIN and rules.get("maxLength", width) == width
-    )
-    return width, re.compile(rules["pattern"]) if is_plain and "pattern" in rules else None
-
-
-_PLAIN = {"description", "type", "pattern", "maxLength"}
+def _name_reason(name: str) -> Optional[str]:
+    wrong = misfit("name", name)
+    return f"{wrong}; its home must rename it" if wrong is not None else None
 
 
 @lru_cache(maxsize=4096)
 def _scope_misfit(scope: str) -> Optional[str]:
-    return _misfit("scope", scope)
+    return misfit("scope", scope)
+
+
+def _protocol_misfit(protocol: Protocol) -> Optional[str]:
+    if PROTOCOL_CLASS.fullmatch(protocol.impl) is None:
+        return f"wants the protocol implementation {protocol.impl!r}; only classes of rucio.rse.protocols are taken from a peer"
+    if SCHEME.fullmatch(protocol.scheme) is None or HOSTNAME.fullmatch(protocol.hostname) is None:
+        return f"has a protocol at {protocol.scheme!r} {protocol.hostname!r}, which is no scheme and host"
+    return None
 
 
 def _path_reason(path: str) -> Optional[str]:
@@ -208,6 +209,5 @@ def _path_reason(path: str) -> Optional[str]:
     return None
 
 
-_LEADS_OUT = re.compile(r"(?:^|/)\.{1,2}(?:/|\Z)")
 _NOT_BELOW = re.compile(r"(?:^|/)\.{0,2}(?:/|\Z)")
 """Begins with a slash, or has a part that is empty, "." or ".."."""

@@ -6,22 +6,55 @@ Few rows with side effects, so Rucio's own functions write them, with the bridge
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Optional
 
 from rucio.common.types import InternalAccount, InternalScope
-from rucio.core.account import account_exists, add_account
+from rucio.core.account import add_account
 from rucio.core.rse import add_protocol, add_rse, add_rse_attribute, del_rse_attribute
 from rucio.core.scope import add_scope, check_scope
 from rucio.db.sqla import models
 from rucio.db.sqla.constants import AccountType
-from sqlalchemy import delete
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from nsync.authority.charter import Charter
 from nsync.authority.effective import Authority
 from nsync.catalogue.entries import RseEntry
+from nsync.errors import ConfigError
 from nsync.namespace.keys import Did, Rse, Scope
-from nsync.rucio_bridge.fit import Actual, account_of, rse_name
-from nsync.rucio_bridge.rows import ORIGIN, SHARED_ATTRIBUTES, Rows
+from nsync.rucio_bridge import accounts
+from nsync.rucio_bridge.accounts import account_of
+from nsync.rucio_bridge.fit import Actual, rse_name
+from nsync.rucio_bridge.rows import DIDS, ORIGIN, SCOPES, SHARED_ATTRIBUTES, Rows
+from nsync.rucio_bridge.scopes import keep_map, kept_map, swapped
+
+
+def map_scopes(session: Session, scope_map: Mapping[str, str], charter: Charter) -> None:
+    """Show foreign scopes under the local names of `scope_map` from now on. Nothing renames rows, so it may change only for a scope of
+    which nothing stands here. Raises ConfigError."""
+    before = kept_map(session.connection())
+    for scope in sorted(before.keys() | scope_map.keys()):
+        home, was, name = charter.home(scope), before.get(scope, scope), scope_map.get(scope, scope)
+        if home is None or was == name:
+            continue
+        mine = InternalAccount(account_of(home.name))
+        if _owner(session, was) == mine and session.execute(select(DIDS.c.name).where(DIDS.c.scope == InternalScope(was)).limit(1)).first():
+            way_out = f"write {scope}:{was} there" if was != scope else f"take {scope} out of it"
+            raise ConfigError(
+                f"[nsync] scope_map: DIDs of {home.name}'s scope {scope} stand here as {was}, and cannot be renamed; {way_out}"
+            )
+        owner = _owner(session, name)
+        if name != scope and owner not in (None, mine):
+            raise ConfigError(
+                f"[nsync] scope_map = {scope}:{name}: scope {name} belongs to account {owner} here; choose a name that no scope has"
+            )
+    if scope_map != before:
+        keep_map(session.connection(), scope_map)
+
+
+def _owner(session: Session, scope: str) -> Optional[InternalAccount]:
+    owner: Optional[InternalAccount] = session.execute(select(SCOPES.c.account).where(SCOPES.c.scope == InternalScope(scope))).scalar()
+    return owner
 
 
 class Ground:
@@ -41,7 +74,7 @@ class Ground:
     def account(self, instance: str) -> InternalAccount:
         """The account that owns here what `instance` shares; made when it is needed first."""
         account = InternalAccount(account_of(instance))
-        if not account_exists(account, session=self.session):
+        if not accounts.exists(self.session, account):
             add_account(account, AccountType.SERVICE, None, session=self.session)
         return account
 
@@ -49,8 +82,9 @@ class Ground:
         scopes = {fact.scope for fact in wanted if isinstance(fact, (Scope, Did)) and fact not in actual}
         for name in sorted(scopes):
             home = self.authority.charter.home(name)
-            if home is not None and not check_scope(InternalScope(name), session=self.session):
-                add_scope(InternalScope(name), self.account(home.name), session=self.session)
+            scope = InternalScope(swapped(name))
+            if home is not None and not check_scope(scope, session=self.session):
+                add_scope(scope, self.account(home.name), session=self.session)
 
     def _rses(self, wanted: Actual, actual: Actual) -> None:
         for fact, entry in wanted.items():

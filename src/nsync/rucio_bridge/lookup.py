@@ -18,6 +18,7 @@ from sqlalchemy import Row, text
 from sqlalchemy.orm import Session
 
 from nsync.namespace.keys import Did
+from nsync.rucio_bridge.scopes import swapped
 from nsync.store.database import chunks
 
 KEYS_MAX = 10_000
@@ -59,15 +60,23 @@ def names_of(did: Did) -> Names:
     return internal(did.scope), did.name
 
 
-@lru_cache(maxsize=4096)
 def internal(scope: str) -> str:
-    """A scope as Rucio's columns hold it."""
+    """A scope of the catalogue as Rucio's columns hold it."""
+    return _internal(swapped(scope))
+
+
+def external(scope: str) -> str:
+    """The scope of the catalogue that a column holds."""
+    return swapped(_external(scope))
+
+
+@lru_cache(maxsize=4096)
+def _internal(scope: str) -> str:
     return str(InternalScope(scope).internal)
 
 
 @lru_cache(maxsize=4096)
-def external(scope: str) -> str:
-    """The scope that a column holds."""
+def _external(scope: str) -> str:
     return str(InternalScope(scope, from_external=False).external)
 
 

@@ -5,7 +5,8 @@ order and part by part, so that a changeset of a million files needs no more mem
 run writes nothing, and whatever waits can simply be tried again.
 
 All facts of a call appear together or not at all: they are written within a savepoint, and the first that does not fit ends the
-writing. Then the other parts are only looked through for more reasons, what was written is undone, and all are parked (R7.6).
+writing. Then the other parts are only looked through for more reasons, what was written is undone, and all are parked (R7.6). Where
+the operator accepted that facts wait by themselves (`parked.aside`), the rest is tried without them and what hangs on them by key.
 
 Attachments that the shared view dropped are detached; what else leaves, and what is held, is for `removal` to say (R5.7).
 """
@@ -41,11 +42,10 @@ from nsync.store.state import SqlState
 
 LOG = logging.getLogger(__name__)
 
-_LEFT = " left"
-"""Ends the name of a batch of what left the namespace and stays here: it waits apart from the rest of its changeset."""
-
 REASONS_MAX = 1000
 """How many facts of one call are told a reason of their own; the others wait with them."""
+ASIDE_MAX = 100_000
+"""How many facts of one call can wait by themselves; where more do not fit, nothing of it is written. Each is some 500 bytes of memory."""
 
 FACTS = (fields.SCOPE, fields.RSE, fields.DID, fields.ATTACHMENT, fields.CONSTITUENT, fields.REPLICA)
 """The lists of changes in the order in which they are written: what others refer to comes first."""
@@ -69,24 +69,42 @@ class Materialise:
         self.rows = rows
         self.instance = instance
         self.authority: Authority = state.authority
-        stage = Stage(session)
+        self.is_new = is_new
         self.fit = Fit(session, rows, self.authority, instance)
         self.ground = Ground(session, rows, self.authority, instance)
-        self.inserts = Inserts(session, stage, is_new)
-        self.closing = Closing(session, stage)
-        self.removal = Removal(session, rows, stage, self.authority, instance)
-        self._reasons: dict[Fact, str] = {}
         self._batch, self._now_ms = "", 0
-        self._keeps = False
         self._has_parked = False
+        self._aside: dict[Fact, str] = {}
+        """What waits by itself, and why."""
+        self._absent: set[Fact] = set()
+        """Those of them that have no row here, so that what hangs on them has none either."""
+        self._begin()
+
+    def _begin(self) -> None:
+        """For each try, since what the last one staged was undone with it."""
+        stage = Stage(self.session)
+        self.inserts = Inserts(self.session, stage, self.is_new)
+        self.closing = Closing(self.session, stage)
+        self.removal = Removal(self.session, self.rows, stage, self.authority, self.instance)
+        self.rows.forget_rses()
+        self.state.changes.forget(COLLECTIONS, OPENED, GONE)
+        self._reasons: dict[Fact, str] = {}
+        self._lacking: set[Fact] = set()
+        self._keeps = False
 
     def run(self, batch: str, now_ms: int) -> bool:
         """Write what changed (`SqlState.changes`), or park it; tells whether all of it is written."""
-        changes = self.state.changes
         self._batch, self._now_ms = batch, now_ms
         self._has_parked = parked.any_(self.session)
         if self._has_parked:
             self._join_batches()
+        while not self._try():
+            self._begin()
+        self.state.changes.clear()
+        return not self._reasons and not self._keeps and not self._aside
+
+    def _try(self) -> bool:
+        """Write all that does not wait by itself, or park it; False when more of it can wait by itself than was known."""
         try:
             with self.session.begin_nested():
                 self._write()
@@ -94,16 +112,17 @@ class Materialise:
                     raise _Refused
                 self._announce()
         except _Refused:
+            if self._leave_out():
+                return False
             self._park_all()
         except (DBAPIError, OverflowError, RucioException) as error:
             if not _is_about_the_rows(error):
                 raise
-            LOG.exception("changeset %s cannot be written here", batch)
+            LOG.exception("changeset %s cannot be written here", self._batch)
             why = str(error.orig if isinstance(error, DBAPIError) else error).partition("\n")[0]  # without values, the time among them
             self._reasons = {self._first(): f"Rucio refused the rows: {why[:500]}"}
             self._park_all()
-        changes.clear()
-        return not self._reasons and not self._keeps
+        return True
 
     def _join_batches(self) -> None:
         """What waits in a batch with something that changed, or that it needs, is tried with it. An RSE that fits is not held up by a
@@ -138,6 +157,8 @@ class Materialise:
 
     @collector_paused()
     def _write_part(self, kind: int, part: Entries) -> None:
+        if self._aside:
+            part = self._without_aside(part)
         private = self.fit.closed_off(part.keys())
         self._refuse({fact: reason for fact, reason in private.items() if part[fact] is not None})
         different = {fact: entry for fact, entry in part.items() if fact not in private} if private else part
@@ -146,7 +167,7 @@ class Materialise:
             actual = self.rows.read(different.keys())
             different = {fact: entry for fact, entry in different.items() if not matches(entry, actual.get(fact))}
         wanted = {fact: entry for fact, entry in different.items() if entry is not None}
-        gone = [fact for fact, entry in different.items() if entry is None]
+        gone = self._ever_here([fact for fact, entry in different.items() if entry is None])
         self._refuse(self.fit.reasons(kind, wanted, actual))
         if kind == fields.ATTACHMENT:
             self.closing.changed({fact.parent for fact in _of(Attachment, part)})
@@ -155,6 +176,13 @@ class Materialise:
         if self._has_parked:
             parked.release(self.session, part.keys() - set(gone))
         _WRITERS[kind](self, wanted, gone, actual)
+
+    def _ever_here(self, gone: list[Fact]) -> list[Fact]:
+        """Without those that waited all the time: a row of such a name is another one, of local users'."""
+        if not self._has_parked or not gone:
+            return gone
+        never = parked.among(self.session, gone, had_row=(False,))
+        return [fact for fact in gone if fact not in never]
 
     def _ground(self, wanted: Actual, gone: Collection[Fact], actual: Actual) -> None:
         self.ground.lay(wanted, actual)
@@ -250,7 +278,7 @@ class Materialise:
 
     def _refuse(self, reasons: Mapping[Fact, str]) -> None:
         for fact, reason in reasons.items():
-            if len(self._reasons) >= REASONS_MAX:
+            if len(self._reasons) >= (ASIDE_MAX if self._batch.endswith(parked.REST) else REASONS_MAX):
                 return
             self._reasons[fact] = reason
 
@@ -259,6 +287,7 @@ class Materialise:
         if fact is not None:
             here = self.rows.read(ends_of(fact))
             lacking = next(need for need in ends_of(fact) if need not in here)
+            self._lacking.add(lacking)
             self._refuse({fact: f"waits for {lacking}, which is not in this Rucio"})
 
     def _keep(self, kept: Mapping[Any, str], gone: Collection[Fact]) -> None:
@@ -266,7 +295,40 @@ class Materialise:
         self._release([fact for fact in gone if fact not in kept])
         if kept:
             self._keeps = True
-            self._park(kept, kept, f"{self._batch.removesuffix(_LEFT)}{_LEFT}")
+            self._park(kept, kept, f"{parked.base(self._batch)}{parked.LEFT}", kept)
+
+    def _leave_out(self) -> bool:
+        """Whether all that was refused may wait by itself; it is left out then, and the rest can be tried."""
+        refused = self._reasons.keys() - self._aside.keys()
+        if not self._has_parked or not refused or len(self._aside) >= ASIDE_MAX or refused != parked.aside(self.session, refused):
+            return False
+        self.rows.forget_rses()
+        entries, actual = self.state.entries(refused), self.rows.read(refused)
+        self._aside.update((fact, self._reasons[fact]) for fact in refused)
+        self._absent |= {fact for fact in refused if not _is_of(actual.get(fact), entries.get(fact))} | self._lacking
+        return True
+
+    def _without_aside(self, part: Entries) -> Entries:
+        """Without what waits by itself, and what hangs on it by key, which is told to wait too."""
+        reasons = {fact: reason for fact, entry in part.items() if entry is not None and (reason := self._why_aside(fact)) is not None}
+        if not reasons:
+            return part
+        actual = self.rows.read(reasons)
+        waits = {fact: reason for fact, reason in reasons.items() if fact in self._aside or fact not in actual}
+        had_row = {fact for fact in waits if _is_of(actual.get(fact), part[fact])}
+        self._release(reasons.keys() - waits.keys())
+        self._set_aside(waits, had_row)
+        return {fact: entry for fact, entry in part.items() if fact not in reasons}
+
+    def _why_aside(self, fact: Fact) -> Optional[str]:
+        if fact in self._aside:
+            return self._aside[fact]
+        end = next((end for end in ends_of(fact) if end in self._absent), None)
+        return f"waits for {end}, which does not fit here" if end is not None else None
+
+    def _set_aside(self, reasons: Mapping[Fact, str], had_row: Collection[Fact]) -> None:
+        if reasons and parked.set_aside(self.session, self._batch, reasons, self._now_ms, had_row):
+            LOG.warning("%d facts wait by themselves, as accepted: %s", len(reasons), "; ".join(sorted(set(reasons.values()))[:3]))
 
     def _release(self, facts: Collection[Fact]) -> None:
         if self._has_parked:
@@ -277,7 +339,7 @@ class Materialise:
         return next(min(part, key=key_bytes) for kind in FACTS for part in self.state.changes.parts(kind) if part)
 
     def _park_all(self) -> None:
-        """Park what differs from its row, with the reasons; what agrees waits no more."""
+        """Park what differs from its row, with the reasons; what agrees waits no more, and what waits by itself goes on doing so."""
         self.rows.forget_rses()
         for kind in FACTS:
             for part in self.state.changes.parts(kind):
@@ -285,8 +347,11 @@ class Materialise:
                 shut = {fact for fact in private if part[fact] is not None}
                 waits = {fact for fact, entry in part.items() if fact not in private and not matches(entry, actual.get(fact))} | shut
                 waits |= part.keys() & self._reasons.keys()
+                had_row = {fact for fact in waits if _is_of(actual.get(fact), part[fact])}
                 self._release(part.keys() - waits)
-                self._park(waits, self._reasons, self._batch, {fact for fact in waits if _is_of(actual.get(fact), part[fact])})
+                aside = parked.aside(self.session, waits) if self._has_parked else set()
+                self._set_aside({fact: self._reasons[fact] for fact in aside & self._reasons.keys()}, had_row)
+                self._park(waits - aside, self._reasons, self._batch.removesuffix(parked.REST), had_row)
 
     def _park(self, facts: Collection[Fact], reasons: Mapping[Any, str], batch: str, had_row: Collection[Fact] = ()) -> None:
         if facts and parked.park(self.session, batch, facts, reasons, self._now_ms, had_row):

@@ -1,16 +1,18 @@
 """What waits for the operator: facts whose entries do not fit this Rucio instance, each with its reason (R7.6).
 
-Those of one batch (a changeset, and what came later and hangs on it) wait together, so that a changeset is seen whole or not at all.
+Those of one batch (a changeset, and what came later and hangs on it) wait together, so that a changeset is seen whole or not at all;
+unless the operator accepted it partially: then each of them waits by itself, and holds up only what hangs on it by key.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
-from sqlalchemy import Row, delete, insert, select
+from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
+from nsync.errors import ConfigError
 from nsync.namespace.keys import Attribute, Fact, Key, key_bytes
 from nsync.store import schema
 from nsync.store.changes import PART_FACTS, Changes
@@ -18,6 +20,16 @@ from nsync.store.database import chunks
 from nsync.store.keyed import columns, indexed, key_in
 
 _PARKED = schema.parked.c
+
+LEFT = " left"
+"""Ends the name of a batch of what left the namespace and stays here: it waits apart from the rest of its changeset."""
+REST = " rest"
+"""Ends the name of a batch that was accepted partially."""
+
+
+def base(batch: str) -> str:
+    """The name of the changeset."""
+    return batch.removesuffix(LEFT).removesuffix(REST)
 
 
 class ParkedFact(NamedTuple):
@@ -53,6 +65,15 @@ def batches_with(session: Session, wanted: Collection[Fact]) -> set[str]:
     return found
 
 
+def aside(session: Session, wanted: Collection[Fact]) -> set[Fact]:
+    """Those of `wanted` that wait by themselves."""
+    found: set[Fact] = set()
+    for chunk in chunks(sorted(map(indexed, wanted))):
+        query = select(_PARKED.key, _PARKED.whole).where(_PARKED.key.in_(chunk), _PARKED.batch.endswith(REST))
+        found |= set(map(_fact, session.execute(query)))
+    return found
+
+
 def batches(session: Session) -> list[str]:
     """The names of all batches."""
     return list(session.execute(select(_PARKED.batch).distinct().order_by(_PARKED.batch)).scalars())
@@ -67,9 +88,10 @@ def list_batch(session: Session, batch: str, changes: Changes) -> int:
     return count
 
 
-def listing(session: Session) -> list[ParkedFact]:
-    """All that waits, the oldest first."""
-    rows = session.execute(select(schema.parked).order_by(_PARKED.since_ms, _PARKED.batch, _PARKED.key))
+def listing(session: Session, batch: Optional[str] = None) -> list[ParkedFact]:
+    """All that waits, or all of one batch, the oldest first."""
+    query = select(schema.parked).order_by(_PARKED.since_ms, _PARKED.batch, _PARKED.key)
+    rows = session.execute(query if batch is None else query.where(_PARKED.batch == batch))
     return [ParkedFact(_fact(row), row.batch, row.reason, row.since_ms) for row in rows]
 
 
@@ -79,13 +101,50 @@ def park(
     """Let `facts` wait together; tells whether that says anything new. Those without a reason wait for the first that has one."""
     first = min(reasons, key=key_bytes)
     says = {fact: reasons.get(fact, f"waits for {first}, which came with it") for fact in facts}
+    if says == _held(session, facts):
+        return False
+    _put(session, batch, says, now_ms, had_row)
+    return True
+
+
+def set_aside(session: Session, batch: str, reasons: Mapping[Fact, str], now_ms: int, had_row: Collection[Fact] = ()) -> bool:
+    """Let each of the facts wait by itself for its reason; tells whether that says anything new."""
+    held = _held(session, aside(session, reasons))
+    news = {fact: reason for fact, reason in reasons.items() if held.get(fact) != reason}
+    if news:
+        _put(session, f"{base(batch)}{REST}", news, now_ms, had_row)
+    return bool(news)
+
+
+def accept(session: Session, batch: str) -> int:
+    """Let what waits in `batch` wait by itself, fact by fact: the next try writes those that fit. Returns how many wait; raises
+    ConfigError when there is nothing to accept."""
+    waits = session.execute(select(func.count()).where(_PARKED.batch == batch)).scalar_one()
+    if not waits or batch != base(batch):
+        raise ConfigError(not_to_accept(batch, waits))
+    session.execute(update(schema.parked).where(_PARKED.batch == batch).values(batch=f"{batch}{REST}"))
+    return waits
+
+
+def not_to_accept(batch: str, waits: int) -> str:
+    """Why `batch` cannot be accepted partially."""
+    if not waits:
+        return f"nothing is parked as {batch!r}; 'nsync conflict list' has the names of what is"
+    if batch.endswith(REST):
+        return f"{batch!r} is accepted already: what fits is written by itself, every 30 s"
+    return f"{batch!r} is what left the namespace and is held here: it goes once what holds it is gone, which its reasons name"
+
+
+def _held(session: Session, facts: Collection[Fact]) -> dict[Fact, str]:
     held: dict[Fact, str] = {}
     for chunk in chunks(sorted(map(indexed, facts))):
         found = session.execute(select(_PARKED.key, _PARKED.whole, _PARKED.reason).where(_PARKED.key.in_(chunk)))
         held.update({_fact(row): row.reason for row in found})
-    if says == held:
-        return False
-    release(session, facts)
+    return held
+
+
+def _put(session: Session, batch: str, says: Mapping[Fact, str], now_ms: int, had_row: Collection[Fact]) -> None:
+    release(session, says.keys())
     rows = [
         {
             **dict(zip(("key", "whole"), columns(fact))),
@@ -97,7 +156,6 @@ def park(
         for fact in sorted(says, key=key_bytes)
     ]
     session.execute(insert(schema.parked), rows)
-    return True
 
 
 def release(session: Session, facts: Collection[Fact]) -> None:

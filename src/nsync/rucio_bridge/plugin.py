@@ -23,6 +23,7 @@ from nsync.authority import amendments
 from nsync.authority.effective import Authority
 from nsync.catalogue.entries import DidEntry
 from nsync.namespace.keys import Did, fact_of
+from nsync.rucio_bridge import scopes
 from nsync.store import kept, migrations
 from nsync.store.log import SqlLog
 from nsync.store.provenance import parked_of
@@ -72,12 +73,14 @@ def _refuse(what: str) -> NoReturn:
 
 
 def provenance(connection: Connection, did: Did) -> dict[str, Any]:
-    """What the plugin tells of `did`."""
+    """What the plugin tells of `did`, whose scope has the name that it has in this Rucio."""
     if migrations.current(connection) != _revision():
         return {}
     text = kept.read(connection, "charter")
     if text is None:
         return {}
+    with scopes.in_force(connection):
+        did = Did(scopes.swapped(did.scope), did.name)
     state = SqlLog(connection, _authority(text)).state
     entry = state.shown.entries([did]).get(did)
     reason = parked_of(connection, [did]).get(did)

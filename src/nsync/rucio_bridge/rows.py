@@ -30,6 +30,7 @@ from nsync.rucio_bridge.metadata import DID_META, NoJsonEntry, holds_json
 from nsync.rucio_bridge.opendata import DOCUMENTS, RECORDS, STATES
 from nsync.rucio_bridge.opendata import DOIS as DOIS
 from nsync.rucio_bridge.opendata import OPEN as OPEN
+from nsync.rucio_bridge.scopes import swapped
 
 LOG = logging.getLogger(__name__)
 
@@ -258,7 +259,7 @@ def matches(entry: Optional[Entry], row: Optional[Entry]) -> bool:
 
 def did_key(did: Did) -> tuple[InternalScope, str]:
     """A DID as Rucio's columns hold it."""
-    return InternalScope(did.scope), did.name
+    return InternalScope(swapped(did.scope)), did.name
 
 
 def of_did(table: Table, did: Did) -> ColumnElement[bool]:
@@ -289,7 +290,7 @@ def _path(rse: LocalRse, did: Did, path: Optional[str]) -> str:
     """The path below the prefix: what the RSE's algorithm makes of the name, or what the row says."""
     if not rse.deterministic:
         return (path or "").lstrip("/")
-    return str(_translation(rse.name, tuple(sorted(rse.attributes.items()))).path(did.scope, did.name)).lstrip("/")
+    return str(_translation(rse.name, tuple(sorted(rse.attributes.items()))).path(swapped(did.scope), did.name)).lstrip("/")
 
 
 @lru_cache(maxsize=1000)

@@ -8,13 +8,15 @@ deterministic RSE has none; for the columns `is_archive` and `constituent` see `
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, TextClause, text
 
 from nsync.namespace import fields
 from nsync.namespace.keys import Did, Replica, Rse
+from nsync.rucio_bridge import scopes
 from nsync.store.keyed import indexed
 
 Rows = dict[str, frozenset[tuple[Any, ...]]]
@@ -72,8 +74,14 @@ _ATTRIBUTES = "SELECT rse_id, key, value FROM rse_attr_map WHERE key = 'OpenData
 
 
 def shared_rows(connection: Connection, instance: str) -> Rows:
-    """Rucio's rows of what the catalogue shows at `instance`, by table; RSEs stand there as (instance, name)."""
-    rows = {table: frozenset(map(tuple, connection.execute(text(query)))) for table, query in _QUERIES.items()}
+    """Rucio's rows of what the catalogue shows at `instance`, by table, with the catalogue's names of scopes; RSEs stand there as
+    (instance, name)."""
+    with scopes.in_force(connection):
+        return _shared_rows(connection, instance)
+
+
+def _shared_rows(connection: Connection, instance: str) -> Rows:
+    rows = {table: frozenset(map(tuple, connection.execute(_told(query)))) for table, query in _QUERIES.items()}
     if connection.dialect.name == "postgresql":
         rows.update((table, frozenset(_plain(connection, table, query))) for table, query in _JSON.items())
     return {**rows, "replicas": frozenset(_replicas(connection, instance)), "rses": frozenset(_rses(connection, instance))}
@@ -81,14 +89,14 @@ def shared_rows(connection: Connection, instance: str) -> Rows:
 
 def _plain(connection: Connection, table: str, query: str) -> Iterator[tuple[str, str, str]]:
     """Documents in one form of each; metadata without a key say what no metadata say."""
-    for scope, name, document in connection.execute(text(query)):
+    for scope, name, document in connection.execute(_told(query)):
         if document not in (None, "null", "{}") or table != "did_meta":
             yield scope, name, json.dumps(json.loads(document or "null"), sort_keys=True)
 
 
 def _replicas(connection: Connection, instance: str) -> Iterator[tuple[Any, ...]]:
     shared = _shown_keys(connection, fields.REPLICA)
-    for scope, name, rse, origin, *rest in connection.execute(text(_REPLICAS)):
+    for scope, name, rse, origin, *rest in connection.execute(_told(_REPLICAS)):
         place = _place(instance, rse, origin)
         if origin is not None or indexed(Replica(Did(scope, name), place)) in shared:
             yield (scope, name, place.instance, place.rse, *rest)
@@ -112,3 +120,11 @@ def _place(instance: str, rse: str, origin: Any) -> Rse:
 
 def _shown_keys(connection: Connection, kind: int) -> set[bytes]:
     return set(map(bytes, connection.execute(text("SELECT key FROM nsync_entry WHERE kind = :kind"), {"kind": kind}).scalars()))
+
+
+def _told(query: str) -> TextClause:
+    """With the catalogue's names in the place of Rucio's scopes."""
+    return text(_SCOPES.sub(lambda found: scopes.swapped_sql(found[0]), query))
+
+
+_SCOPES = re.compile(r"\b(?!e\.)[a-z]+\.scope\b|\bchild_scope\b")

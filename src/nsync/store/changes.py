@@ -93,6 +93,12 @@ class Changes:
             self.connection.exec_driver_sql(f"DELETE FROM {_TABLE}")  # noqa: S608
             self._counts = {}
 
+    def forget(self, *lists: int) -> None:
+        """Empty some lists, whatever a savepoint that was undone had put there."""
+        for list_ in lists:
+            if self._counts.pop(list_, 0):
+                self.connection.exec_driver_sql(f"DELETE FROM {_TABLE} WHERE list = {int(list_)}")  # noqa: S608
+
     def _make(self) -> None:
         """The table stays with its connection: what an earlier transaction left is not ours."""
         if not self._is_made:

@@ -228,14 +228,14 @@ parked = Table(
     metadata,
     Column("key", LargeBinary, primary_key=True),
     Column("whole", LargeBinary),
-    Column("batch", String(64), nullable=False),
+    Column("batch", String(128), nullable=False),
     Column("reason", Text, nullable=False),
     Column("since_ms", BigInteger, nullable=False),
     Column("had_row", Boolean, nullable=False),
     Index("nsync_parked_batch", "batch"),
     sqlite_with_rowid=False,
 )
-"""Facts whose entries cannot be materialised here; those of one batch wait together (R7.6). `had_row`: what they show had its row."""
+"""Facts whose entries cannot be materialised here, by batch (R7.6, rucio_bridge.parked). `had_row`: what they show had its row."""
 
 peer = Table(
     "nsync_peer",

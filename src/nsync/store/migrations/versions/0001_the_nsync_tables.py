@@ -143,7 +143,7 @@ def upgrade() -> None:
         "nsync_parked",
         sa.Column("key", sa.LargeBinary(), nullable=False),
         sa.Column("whole", sa.LargeBinary(), nullable=True),
-        sa.Column("batch", sa.String(length=64), nullable=False),
+        sa.Column("batch", sa.String(length=128), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("since_ms", sa.BigInteger(), nullable=False),
         sa.Column("had_row", sa.Boolean(), nullable=False),
