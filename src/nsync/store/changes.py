@@ -56,6 +56,7 @@ class Changes:
         """Put `facts` at the ends of the lists of their kinds, or of `list_`."""
         self.put([(fact[0] if list_ is None else list_, *keyed.columns(fact)) for fact in facts])
 
+    @collector_paused()
     def put(self, facts: Sequence[tuple[int, bytes, Optional[bytes]]]) -> None:
         """The same for facts as they stand in tables, each with its list."""
         rows = []
