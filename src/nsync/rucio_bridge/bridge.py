@@ -10,37 +10,33 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Callable, NamedTuple, Optional
 
 from sqlalchemy import Connection, Engine, exists, func, select
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
-from nsync.authority.charter import Charter, Instance, Place, Verify
+from nsync.authority.charter import Charter, Instance, Verify
 from nsync.authority.effective import Authority
-from nsync.errors import CharterMoved, ConfigError
+from nsync.errors import ConfigError
 from nsync.failpoints import failpoint
-from nsync.log.segment import Segment, Sign, changesets
-from nsync.log.stored import FULL, Head, Receipt, StoredSegment, refusals
-from nsync.metrics import REFUSED_SEGMENTS
+from nsync.log.segment import Sign, changesets
 from nsync.namespace.ops import ACKNOWLEDGE
 from nsync.rucio_bridge import audit, charters, ground, parked, poll, scopes, triggers
 from nsync.rucio_bridge.capture import Capture, outbox_is_empty
 from nsync.rucio_bridge.guard import unknown_schema
+from nsync.rucio_bridge.inbox import Inbox
 from nsync.rucio_bridge.materialise import Materialise
 from nsync.rucio_bridge.mending import Mended, Mending
 from nsync.rucio_bridge.rows import Rows
 from nsync.store import schema
 from nsync.store.database import begin_writing, one_moment, unless_changed
-from nsync.store.log import Applied, SqlLog, decode_batch
+from nsync.store.log import Applied, SqlLog
 from nsync.store.notary import Opened
 
 LOG = logging.getLogger(__name__)
-
-REFUSED_TOLD_S = 60.0
-"""What one peer brings that is refused goes to the log so often at most; the metric counts all of it."""
 
 HOLD_MS_MAX = 100
 """How long a run of changesets may hold SQLite's one write lock; a single larger changeset may hold it longer."""
@@ -82,17 +78,7 @@ class _Undone(Exception):
     """Rolls back what was a rehearsal."""
 
 
-class _Verified(NamedTuple):
-    """A batch of frames whose signatures were checked."""
-
-    frames: Sequence[bytes]
-    authority: Authority
-    segments: Sequence[Segment]
-    refused: Sequence[str]
-    """Why others of them are none."""
-
-
-class Bridge:
+class Bridge(Inbox):
     """One instance's database. Every method is synchronous and one transaction; call them off the event loop."""
 
     def __init__(
@@ -112,42 +98,24 @@ class Bridge:
         """`is_new`: whether foreign collections are new to Rucio's transmogrifier, so that local subscriptions match them. `bulk`: how
         many rows a full audit looks at in one transaction. `polling`: in place of triggers. `audit_interval_s`: between two full
         audits that nobody asks for; 0 for none."""
-        self.engine = engine
+        super().__init__(engine, authority, me, verify)
         self._poll = None if polling is None else poll.Poll(polling)
         self._audit_interval_ms = int(audit_interval_s * 1000)
-        self.authority = authority
-        self.me = me
         self._sign = sign
-        self._verify = verify
         self._rse_expression = rse_expression
         self._is_new = is_new
         self._bulk = bulk
-        self._sessions = sessionmaker(bind=engine)
         self._warned: Optional[str] = None
         self.held_back: Optional[str] = None
         """Why nothing is signed here for now; the node says so (R3.7)."""
         self._read_only: Optional[str] = None
         """Why nothing is signed here, as it was told last."""
-        self._charter = (b"", b"")
-        """The file of the charter that this node reads the database by, and its hash; empty before `adopt`."""
         self._retried = ""
         """The parked batch that was tried last."""
         self._passed_over: dict[bytes, int] = {}
         """Authors whose next changeset failed here, and until when (ms) they are left alone."""
-        self._told_s: dict[str, float] = {}
-        """When it was told last of each peer that something it brought is refused."""
-        self._full: Optional[_Verified] = None
-        """The last batch, when there was no room for some of it: who brought it comes with the same one again."""
         self._stuck = (0, 0)
         """The newest waiting segment when nothing could be applied, and until when (ms) not to look again for its sake."""
-
-    @contextmanager
-    def _writing(self) -> Iterator[Session]:
-        """A session in a transaction that may write; leaving with an error rolls it back."""
-        with self._sessions.begin() as session:
-            begin_writing(session.connection())
-            self._require_charter(session.connection())
-            yield session
 
     @contextmanager
     def _beside_rucio(self, adopts: bool = False) -> Iterator[Session]:
@@ -161,29 +129,12 @@ class Bridge:
             with scopes.in_force(session.connection()):
                 yield session
 
-    def _require_charter(self, connection: Connection) -> None:
-        """Raises CharterMoved where another node has gone over to another charter: what this one would write is read by the old one."""
-        if self._charter[0]:
-            self._charter = charters.hash_in_force(connection, self._verify, self._charter)
-            if self._charter[1] != self.authority.charter.hash:
-                raise CharterMoved("another node on this database has gone over to another charter; this one begins anew with it")
-
     @contextmanager
     def opened(self, now_ms: int) -> Iterator[Opened]:
         """A transaction of the notary's (store.notary.Ground)."""
         with self._beside_rucio() as session:
             log = SqlLog(session.connection(), self.authority)
             yield Opened(log, self._is_known_rucio(session), lambda by: self._materialise(session, log, by, now_ms))
-
-    def compact(self, ms_max: float) -> int:
-        """Collect below the newest floor for about `ms_max`; returns how many ops went. See `is_compact`."""
-        with self._writing() as session:
-            return SqlLog(session.connection(), self.authority).compact(ms_max)
-
-    def is_compact(self) -> bool:
-        """Whether nothing is left to collect below the newest floor."""
-        with self.engine.connect() as connection:
-            return SqlLog(connection, self.authority).is_compact()
 
     def share(self, shared_scopes: Sequence[str]) -> None:
         """Share exactly `shared_scopes` and public open data. Tables and triggers come from 'nsync bridge install'."""
@@ -220,60 +171,6 @@ class Bridge:
                     LOG.warning("floors after %d are voted for anew, as the charter says", len(log.lines.decided_floors))
             charters.keep(connection, text)
         return charter
-
-    # ---- what peers ask (transport's SegmentLog)
-
-    def heads(self) -> list[Head]:
-        """The end of each stored log."""
-        with self.engine.connect() as connection:
-            return SqlLog(connection, self.authority).stored_heads()
-
-    def unknown(self, theirs: Collection[Head]) -> list[Head]:
-        """Those of a peer's heads that are not stored here."""
-        with self.engine.connect() as connection:
-            return SqlLog(connection, self.authority).unknown(theirs)
-
-    def locator(self, author: bytes) -> list[Place]:
-        """Places of `author`'s log here, to ask peers from."""
-        with self.engine.connect() as connection:
-            return SqlLog(connection, self.authority).locator(author)
-
-    def segments_after(self, have: Mapping[bytes, Sequence[Place]], bytes_max: int) -> list[StoredSegment]:
-        """The next stored segments of the authors in `have` beyond the places given."""
-        with self.engine.connect() as connection:
-            return SqlLog(connection, self.authority).segments_after(have, bytes_max)
-
-    def receive(self, frames: Sequence[bytes], sender: str) -> Receipt:
-        """Verify `frames` and store what is new; it is durable when this returns."""
-        segments, refused = self._verified(frames)
-        failpoint("receive-verified")
-        received = Receipt(0, ())
-        if segments:
-            with self._writing() as session:
-                log = SqlLog(session.connection(), self.authority)
-                log.heard(self.me.author, [Head(s.header.author, s.header.last, s.hash) for s in segments])
-                received = log.store(segments)
-                failpoint("receive-before-commit")
-            failpoint("receive-after-commit")
-        self._full = _Verified(frames, self.authority, segments, refused) if received.full else None
-        receipt = Receipt(received.stored, (*refused, *received.rejected))
-        self._tell_refused([text for text in receipt.rejected if FULL not in text], sender)
-        return receipt
-
-    def _tell_refused(self, texts: Sequence[str], sender: str) -> None:
-        REFUSED_SEGMENTS.labels(sender).inc(len(texts))
-        now_s = time.monotonic()
-        if texts and now_s - self._told_s.get(sender, -math.inf) >= REFUSED_TOLD_S:
-            self._told_s[sender] = now_s
-            for text in refusals(texts, "a segment", sender):
-                LOG.warning("%s", text)
-
-    def _verified(self, frames: Sequence[bytes]) -> tuple[Sequence[Segment], Sequence[str]]:
-        """The segments in `frames`, and why others are refused; checked once for a batch for which there was no room."""
-        full = self._full
-        if full is not None and full.frames is frames and full.authority is self.authority:
-            return full.segments, full.refused
-        return decode_batch(frames, self.authority, self._verify)
 
     def rebuild(self, now_ms: int) -> int:
         """Derive the catalogue anew, and write the rows of what is different then; returns how many facts that are.
