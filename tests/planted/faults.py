@@ -20,9 +20,10 @@ from nsync.catalogue.rules import Reader
 from nsync.crdt import Slot, lwwmap, mvregister, orset, past
 from nsync.namespace import keys
 from nsync.namespace.keys import Attribute
-from nsync.rucio_bridge import drift, materialise, parked, removal
+from nsync.rucio_bridge import drift, inserts, parked, removal
 from nsync.rucio_bridge.bridge import Bridge
 from nsync.rucio_bridge.capture import Capture
+from nsync.rucio_bridge.closing import Closing
 from nsync.rucio_bridge.drift import Drift
 from nsync.rucio_bridge.extras import Extras, place_of
 from nsync.rucio_bridge.fit import Fit
@@ -426,7 +427,7 @@ FAULTS = (
     ),
     Fault(
         "a guest cannot take back what waits",
-        method(Capture, "_taken_back", lambda self, facts, rows: []),
+        method(Capture, "_taken_back", lambda self, facts, rows, shown: []),
         f"{CONCURRENCY}::test_a_guest_takes_back_a_close_that_the_home_has_not_acknowledged",
     ),
     # ---- materialise
@@ -447,7 +448,7 @@ FAULTS = (
     ),
     Fault(
         "what depends on something parked is written without it",
-        function(parked.with_their_batches, lambda session, wanted: set()),
+        function(parked.batches_with, lambda session, wanted: set()),
         f"{CONFLICTS}::test_a_parked_changeset_stays_whole_when_a_part_of_it_changes",
     ),
     Fault(
@@ -462,18 +463,23 @@ FAULTS = (
     ),
     Fault(
         "sizes of closed collections are left as they were",
-        method(materialise, "stale", lambda rows, changed: []),
+        method(Closing, "recount", lambda self: 0),
         f"{HISTORIES}::test_a_known_history_keeps_the_promises",
     ),
     Fault(
         "foreign replicas are not counted",
-        function(materialise.increase, lambda *_, **__: None),
+        function(inserts.increase, lambda *_, **__: None),
         f"{HISTORIES}::test_a_known_history_keeps_the_promises",
     ),
     Fault(
         "the judge is not told of attachments",
-        method(Materialise, "_attach", lambda self, edges: None),
+        method(Closing, "_have_evaluated", lambda self: None),
         f"{CONFLICTS}::test_a_local_rule_covers_what_is_attached_later",
+    ),
+    Fault(
+        "what fits is written though something does not",
+        method(Materialise, "_refuse", lambda self, reasons: None),
+        "bridge.test_materialised::test_what_does_not_fit_is_parked_whole_in_whatever_part_it_comes",
     ),
     Fault(
         "a commit of Rucio's wakes nobody",
