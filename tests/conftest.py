@@ -87,6 +87,15 @@ def postgres_server() -> Iterator[postgres.Server]:
         pytest.fail(str(error), pytrace=False)
 
 
+@pytest.fixture(scope="session")
+def rucio_on_postgres(postgres_server: postgres.Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The name of a Rucio database on PostgreSQL, with nsync's tables and triggers, to copy."""
+    from tests.support.federations import empty_postgres
+
+    with empty_postgres(postgres_server, tmp_path_factory.mktemp("postgres")) as name:
+        yield name
+
+
 @pytest.fixture
 def postgres_url(postgres_server: postgres.Server) -> Iterator[str]:
     """The URL of a new, empty database, dropped after the test."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from tests.support.federations import KINDS, MIXED, POSTGRESQL, SHARED, SQLITE, Prepared, empty_postgres, prepare
+from tests.support.federations import KINDS, MIXED, POSTGRESQL, SHARED, SQLITE, Prepared, prepare
 from tests.support.grown import GROWN, grow
 from tests.support.instances import Instance
 from tests.support.postgres import Server
@@ -40,13 +40,6 @@ def federation(prepared: dict[str, Path], tmp_path: Path) -> Iterator[list[Insta
 
 
 # ---- on either kind of database
-
-
-@pytest.fixture(scope="session")
-def rucio_on_postgres(postgres_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The name of a Rucio database on PostgreSQL to copy."""
-    with empty_postgres(postgres_server, tmp_path_factory.mktemp("postgres")) as name:
-        yield name
 
 
 @pytest.fixture(scope="session")

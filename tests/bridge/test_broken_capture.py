@@ -20,11 +20,11 @@ from nsync.namespace import fields
 from nsync.namespace.keys import Attachment, Attribute, Did, Replica, Rse
 from nsync.rucio_bridge import triggers
 from nsync.rucio_bridge.audit import PAUSE_MS
-from tests.bridge.test_postgres import atlas, outbox, rucio_on_postgres
+from tests.bridge.test_postgres import atlas, outbox
 from tests.support.postgres import Server
 from tests.support.rucio_postgres import PostgresInstance
 
-__all__ = ["atlas", "rucio_on_postgres"]  # fixtures
+__all__ = ["atlas"]  # a fixture
 
 pytestmark = pytest.mark.postgres
 

@@ -100,9 +100,8 @@ def retry(lab: Lab) -> None:
 
 def look_at_all(lab: Lab) -> None:
     """In parts, so that there are several transactions."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(audit, "ROWS_MAX", 8)
-        lab.work()
+    lab.bridge._bulk = 8
+    lab.work()
 
 
 def rebuild(lab: Lab) -> None:

@@ -19,11 +19,9 @@ import pytest
 from sqlalchemy import make_url
 
 from nsync.rucio_bridge import triggers
-from tests.bridge.test_capture_install import made, rucio_on_postgres
+from tests.bridge.test_capture_install import made
 from tests.support.federation import KEYS, URLS, charter_document
 from tests.support.instances import Instance
-
-__all__ = ["rucio_on_postgres"]  # a fixture
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -10,17 +10,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import make_url
 
 from nsync.namespace.ops import Assert, Retract, decode_op
 from nsync.rucio_bridge import takeover
 from nsync.store import serving
 from nsync.store.log import SqlLog
 from tests.support.federation import ROOTS
+from tests.support.instances import common_rows
 from tests.support.nodes import Federation, Process, Site, nsync, wait_until
 from tests.support.postgres import Server
 from tests.support.postgres_nodes import PostgresSite, places
-from tests.support.rucio_postgres import build
 
 pytestmark = pytest.mark.postgres
 
@@ -30,14 +29,6 @@ SOON_S = 15.0
 ALARMING = ("\tERROR\t", "\tCRITICAL\t", "Traceback", "\tWARNING\t")
 USUAL = ("could not be reached", "is decided: more than two thirds voted for it")
 """Peers are not there before they are started, or after they are stopped; and floors are told so."""
-
-
-@pytest.fixture(scope="module")
-def rucio_on_postgres(postgres_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The name of a database to copy."""
-    with postgres_server.database() as url:
-        build(url, tmp_path_factory.mktemp("postgres"))
-        yield str(make_url(url).database)
 
 
 @pytest.fixture
@@ -120,7 +111,7 @@ def test_two_nodes_at_work_at_once_do_everything_once(bed: Federation, atlas: li
         arrives(cms, "atlas", f"a{i}", nodes, 60)
         arrives(atlas[0], "cms", f"c{i}", nodes, 60)
         arrives(belle2, "atlas", f"a{i}", nodes, 60)
-    wait_until(lambda: atlas[0].rows() == cms.rows() == belle2.rows(), lambda: "equal rows")
+    wait_until(lambda: common_rows(atlas[0], cms, belle2), lambda: "equal rows")
     floors = "SELECT count(*) FROM nsync_floor"
     wait_until(lambda: atlas[0].query(floors)[0][0] >= 1, lambda: "floor 1")
     shares = [node.said().count("\tpublished ") for node in nodes[:2]], [node.said().count("\tapplied cms ") for node in nodes[:2]]
@@ -181,7 +172,7 @@ def test_the_other_takes_over_from_one_that_stops_amid_a_transaction(bed: Federa
     arrives(cms, "atlas", "last", [stops, there])
     for node in (stops, there):
         node.stop()
-    assert said_twice(atlas[0]) == [] and cms.rows() == atlas[0].rows()
+    assert said_twice(atlas[0]) == [] and common_rows(cms, atlas[0])
 
 
 def test_a_charter_that_one_node_goes_over_to_is_followed_by_the_other(bed: Federation, atlas: list[PostgresSite]) -> None:

@@ -52,7 +52,7 @@ def engine_of(path: Path, durable: bool = True) -> Engine:
 
 
 def install(path: Path) -> None:
-    """nsync's tables and triggers in the Rucio database at `path`, in which there is nothing to audit yet."""
+    """nsync's tables and triggers in the Rucio database at `path`."""
     from nsync.rucio_bridge import triggers
     from nsync.store.database import writing
 
@@ -60,7 +60,6 @@ def install(path: Path) -> None:
     migrations.upgrade(engine)
     with writing(engine) as connection:
         triggers.install(connection)
-        connection.execute(schema.audit.delete())
     engine.dispose()
 
 
@@ -248,6 +247,13 @@ def everything(instance: Instance) -> dict[str, list[tuple[object, ...]]]:
     else:
         tables, row = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'", "*"
     return {table: sorted(instance.query(f"SELECT {row} FROM {table} r"), key=repr) for (table,) in instance.query(tables)}
+
+
+def common_rows(*instances: Instance) -> bool:
+    """Whether the shared rows are equal, in the tables that are in all of these databases: JSON is in none of SQLite's."""
+    rows = [instance.rows() for instance in instances]
+    tables = set.intersection(*map(set, rows))
+    return all(one[table] == rows[0][table] for one in rows for table in tables)
 
 
 def settle(instances: Sequence[Instance]) -> None:

@@ -294,12 +294,12 @@ def observed(lab: Lab, job: Job, *arguments: Any) -> Observed:
     return found._replace(statements=statements[0])
 
 
-def _told(transaction: Callable[[], Any], then: Callable[[], None]) -> Callable[[], Any]:
+def _told(transaction: Callable[..., Any], then: Callable[[], None]) -> Callable[..., Any]:
     """`transaction`, followed by `then`."""
 
     @contextmanager
-    def told() -> Iterator[Any]:
-        with transaction() as session:
+    def told(**options: Any) -> Iterator[Any]:
+        with transaction(**options) as session:
             yield session
         then()
 

@@ -143,8 +143,11 @@ class Materialise:
         for kind in FACTS:
             for part in self.state.changes.parts(kind):
                 self._write_part(kind, part)
-            if kind in _PLACES:
-                failpoint(_PLACES[kind])
+            if kind == fields.DID:
+                failpoint("rows-dids")
+            if kind == fields.CONSTITUENT:
+                failpoint("rows-contents")
+        failpoint("rows-replicas")
         self._close()
         failpoint("rows-closed")
         self._open_data()
@@ -368,7 +371,6 @@ _WRITERS = {
 }
 _COMPARED_IN_SQL = (fields.ATTACHMENT, fields.REPLICA)
 """Kinds whose rows need not be read to see what is different, since nothing of them could be in the way."""
-_PLACES = {fields.DID: "rows-dids", fields.CONSTITUENT: "rows-contents", fields.REPLICA: "rows-replicas"}
 
 
 def _of(kind: type[T], facts: Collection[Fact]) -> list[T]:
