@@ -23,12 +23,12 @@ PLACES = ("work-locked:2", "publish-drained", "log-head-advanced", "publish-logg
 WORK = """
 import resource, sys
 from nsync.auth.keys import verify
-from nsync.rucio_bridge import audit
 from nsync.rucio_bridge.bridge import Bridge
 from tests.support.federation import AUTHORITY, CHARTER, KEYS
 from tests.support.instances import EXPRESSION, engine_of
-audit.ROWS_MAX = int(sys.argv[2])
-bridge = Bridge(engine_of(sys.argv[1], durable=False), AUTHORITY, CHARTER.by_name("atlas"), KEYS["atlas"].sign, verify, EXPRESSION)
+
+engine, atlas = engine_of(sys.argv[1], durable=False), CHARTER.by_name("atlas")
+bridge = Bridge(engine, AUTHORITY, atlas, KEYS["atlas"].sign, verify, EXPRESSION, bulk=int(sys.argv[2]))
 now_ms = 1_700_000_000_000
 while not bridge.work(now_ms).idle:
     now_ms += 1000

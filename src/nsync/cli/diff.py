@@ -15,7 +15,6 @@ from nsync.authority.effective import Authority
 from nsync.catalogue.rules import shown
 from nsync.cli.output import as_json, fail
 from nsync.rucio_bridge import scopes
-from nsync.store import migrations
 from nsync.transport.times import wall_ms
 
 if TYPE_CHECKING:
@@ -59,12 +58,13 @@ def diff(scope: Optional[str], repair: bool, yes: bool, all_: bool, json_: bool)
 
     Exit codes: 0 no drift (or all repaired), 1 failed, 4 drift found.
     """
+    if (yes and not repair) or (json_ and repair and not yes):
+        raise click.UsageError("--yes goes with --repair, and --repair --json needs it")
     from nsync import config
     from nsync.rucio_bridge import charters
     from nsync.rucio_bridge.engine import get_engine
+    from nsync.store import migrations
 
-    if (yes and not repair) or (json_ and repair and not yes):
-        raise click.UsageError("--yes goes with --repair, and --repair --json needs it")
     settings, engine = config.read(), get_engine()
     with engine.connect() as connection:
         migrations.require_current(connection)

@@ -20,7 +20,7 @@ from nsync.cli.output import add_row, as_json, fail
 from nsync.log.stored import Head
 from nsync.namespace.keys import Did, fact_of, key_bytes
 from nsync.rucio_bridge import scopes
-from nsync.store import migrations, peers, provenance
+from nsync.store import peers, provenance
 from nsync.store.database import reading
 from nsync.store.status import believed
 
@@ -64,6 +64,7 @@ def _opened(name: str) -> Iterator[_About]:
     from nsync import config
     from nsync.rucio_bridge import charters
     from nsync.rucio_bridge.engine import get_engine
+    from nsync.store import migrations
     from nsync.store.log import SqlLog
 
     scope, colon, rest = name.partition(":")
