@@ -26,7 +26,7 @@ from nsync.log.stored import REFUSED_TOLD_MAX
 from nsync.namespace import codec, keys
 from nsync.namespace.keys import Attachment, Attribute, Did, Identity, Protocol, Replica, Rse, Scope, to_wire
 from nsync.namespace.ops import Assert, Retract, Statement, encode_op
-from nsync.rucio_bridge import bridge, parked
+from nsync.rucio_bridge import inbox, parked
 from nsync.store.log import SqlLog
 from nsync.store.status import status
 from tests.conformance.make import sealed
@@ -188,7 +188,7 @@ def test_who_comes_again_with_what_is_refused_fills_no_log(atlas: Instance, capl
     assert [record.getMessage().split(" brought")[0] for record in caplog.records] == [
         f"refused a segment that {n}" for n in ("cms", "lhcb")
     ]
-    monkeypatch.setattr(bridge, "REFUSED_TOLD_S", 0)
+    monkeypatch.setattr(inbox, "REFUSED_TOLD_S", 0)
     atlas.bridge.receive([frame], "cms")
     assert len(caplog.records) == 3
 

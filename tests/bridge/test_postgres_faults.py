@@ -31,7 +31,7 @@ from tests.support.victims import NOW_MS, Ground, Job, Lab, at, difference, ever
 pytestmark = pytest.mark.postgres
 
 SEED = 20_260_101
-RANDOM_CUTS = 6
+RANDOM_CUTS = 3
 RANDOM_STOPS = 4
 WAIT_S = 0.3
 STOPS = ("work-locked", "publish-logged", "log-head-advanced", "rows-dids", "work-before-commit", "work-after-commit")

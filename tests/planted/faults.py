@@ -117,7 +117,7 @@ def _echo_stays(self: Bridge, session: Any, log: SqlLog, batch: str, now_ms: int
 
 def _applies_first(original: Callable[..., Any]) -> Callable[..., Any]:
     def publish(self: Bridge, session: Any, now_ms: int) -> Any:
-        while self._apply_one(session, now_ms):
+        while self._apply_one(session, now_ms, []):
             pass
         return original(self, session, now_ms)
 
