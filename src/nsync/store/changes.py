@@ -7,9 +7,9 @@ fact may come twice: who reads them compares with what is there, and finds nothi
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Optional
+from typing import Optional
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, text
 
 from nsync.catalogue.entries import AttachmentEntry, Entry, entry_from_wire
 from nsync.namespace import codec, fields
@@ -84,9 +84,18 @@ class Changes:
         """What is in a list, each with its entry or None, a part at a time; also what is put in meanwhile."""
         after = 0
         while after < self.count(list_):
-            rows = self.connection.execute(_PART, {"list": list_, "after": after, "size": PART_FACTS}).all()
-            after = rows[-1].n
-            yield _entries(rows)
+            part, after = self._part(list_, after)
+            yield part
+
+    @collector_paused()
+    def _part(self, list_: int, after: int) -> tuple[Entries, int]:
+        """The next part of a list, and the place of its last fact."""
+        found: Entries = {}
+        for n, key, whole, entry in self.connection.execute(_PART, {"list": list_, "after": after, "size": PART_FACTS}):
+            fact: Fact = key_of(codec.load(key if whole is None else whole))  # type: ignore[assignment]
+            found[fact] = None if entry is None else _ATTACHED if fact[0] == fields.ATTACHMENT else entry_from_wire(fact, codec.load(entry))
+            after = n
+        return found, after
 
     def clear(self) -> None:
         """Empty all lists."""
@@ -106,15 +115,6 @@ class Changes:
             self.connection.exec_driver_sql(_MAKE[self.connection.dialect.name])
             self.connection.exec_driver_sql(f"DELETE FROM {_TABLE}")  # noqa: S608
             self._is_made = True
-
-
-@collector_paused()
-def _entries(rows: Sequence[Row[Any]]) -> Entries:
-    found: Entries = {}
-    for _, key, whole, entry in rows:
-        fact: Fact = key_of(codec.load(key if whole is None else whole))  # type: ignore[assignment]
-        found[fact] = None if entry is None else _ATTACHED if fact[0] == fields.ATTACHMENT else entry_from_wire(fact, codec.load(entry))
-    return found
 
 
 _ATTACHED = AttachmentEntry()
