@@ -121,8 +121,18 @@ class Capture:
         before = {did for did in dids if _is_public(shown.get(did))}
         opened = {did for did, row in self.rows.read_dids(dids).items() if _is_public(row)} - before
         self._warn_of_undelegated(opened)
-        inside = {did for did in self._shown(dids) if any(map(_is_public, self.state.entries(self.rows.above({did})).values()))}
+        inside = self._inside_public(self._shown(dids))
         return opened | self.rows.below(before | opened | inside, self._attachable)
+
+    def _inside_public(self, dids: set[Did]) -> set[Did]:
+        """Those of `dids` that lie in something PUBLIC, at any depth."""
+        held = self.rows.held_by(dids)
+        frontier = {did for did, entry in self.state.entries(held.keys()).items() if isinstance(did, Did) and _is_public(entry)}
+        found: set[Did] = set()
+        while frontier:
+            frontier = {child for did in frontier for child in held.get(did, ())} - found
+            found |= frontier
+        return found & dids
 
     def _attachable(self, dids: set[Did]) -> set[Did]:
         """Those of `dids` to which this instance may attach: what else is in them here has no business in the shared namespace."""

@@ -210,27 +210,32 @@ class Rows:
 
     def below(self, dids: Collection[Did], through: Callable[[set[Did]], set[Did]]) -> set[Did]:
         """Everything in one of `dids`, at any depth; what is in archives too. Only what is in those that `through` lets pass."""
-        return self._reached(dids, _PARENT, _CHILD, through)
-
-    def above(self, dids: Collection[Did]) -> set[Did]:
-        """Every collection and archive that holds one of `dids`, at any depth."""
-        return self._reached(dids, _CHILD, _PARENT)
-
-    def _reached(
-        self, dids: Collection[Did], near: Sequence[str], far: Sequence[str], through: Callable[[set[Did]], set[Did]] = set
-    ) -> set[Did]:
-        """What is found from `dids` along attachments, level by level."""
         found: set[Did] = set()
         frontier = set(dids)
         while frontier := through(frontier):
             wanted = list(map(names_of, frontier))
             level: set[Did] = set()
             for table in (CONTENTS, ARCHIVES):
-                rows = self._look_up(", ".join(far), f"{table.fullname} c", near, wanted)
+                rows = self._look_up(", ".join(_CHILD), f"{table.fullname} c", _PARENT, wanted)
                 level.update(Did(external(scope), name) for scope, name in rows)
             frontier = level - found
             found |= level
         return found
+
+    def held_by(self, dids: Collection[Did]) -> dict[Did, set[Did]]:
+        """The collections and archives that hold one of `dids`, at any depth, each with what of that it holds itself."""
+        held: dict[Did, set[Did]] = {}
+        frontier = set(dids)
+        while frontier:
+            wanted, level = list(map(names_of, frontier)), set()
+            for table in (CONTENTS, ARCHIVES):
+                for row in self._look_up(_EDGE, f"{table.fullname} c", _CHILD, wanted):
+                    parent = Did(external(row[0]), row[1])
+                    if parent not in held:
+                        level.add(parent)
+                    held.setdefault(parent, set()).add(Did(external(row[2]), row[3]))
+            frontier = level
+        return held
 
     def hanging_on(self, dids: Collection[Did]) -> set[Fact]:
         """The attachments and constituents that have one of `dids` at either end, and their replicas at RSEs that are lent."""
