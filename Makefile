@@ -16,7 +16,7 @@ check: .venv/dev.stamp  ## the gates that every commit passes
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench-quick: .venv/bench.stamp  ## every measurement at 100 000 entries, in three minutes
+bench-quick: .venv/bench.stamp  ## every measurement at 100 000 entries, in some ten minutes
 	$(BIN)/python -m benchmarks --quick
 
 bench: .venv/bench.stamp  ## every measurement at ten million entries, and the table in docs/BENCHMARKS.md

@@ -1,7 +1,7 @@
 """Measure, print, and keep the numbers.
 
 python -m benchmarks                     # all rows at 10 million entries, and the table in docs/BENCHMARKS.md
-python -m benchmarks --quick             # all rows at 100 000, in three minutes
+python -m benchmarks --quick             # all rows at 100 000, in some ten minutes
 python -m benchmarks codec verify_ops    # families or rows whose names begin so
 python -m benchmarks --entries 200000 bridge.pg    # one of the bridge's families, with a tenth as many files
 """
