@@ -5,13 +5,13 @@ What needs Rucio is imported when a command runs: Rucio reads its configuration 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Optional
 
 import click
 
 from nsync.auth.keys import verify
-from nsync.cli.output import as_json, fail, serve_no_metrics
+from nsync.cli.here import settings_in_force
+from nsync.cli.output import as_json, fail
 from nsync.rucio_bridge import audit as audits
 from nsync.rucio_bridge import charters, triggers
 from nsync.rucio_bridge.guard import unknown_schema
@@ -160,19 +160,10 @@ def rebuild(json_: bool) -> None:
     Needed when a new nsync judges by other rules: the node says so, and applies nothing until then. Rucio's own writers wait
     meanwhile: some 10 000 files a second. Exit codes: 0 done, 1 failed.
     """
-    from nsync import config
-
-    serve_no_metrics()
+    settings = settings_in_force()
     from nsync.node import bridge_of
-    from nsync.rucio_bridge.engine import get_engine
 
-    settings = config.read()
-    with get_engine().connect() as connection:
-        charter = charters.in_force(connection, verify) or settings.charter
-    me = charter.by_name(settings.me.name)
-    if me is None:
-        fail(f"the charter in force names no instance {settings.me.name!r}")
-    moved = bridge_of(replace(settings, charter=charter, me=me)).rebuild(wall_ms())
+    moved = bridge_of(settings).rebuild(wall_ms())
     if json_:
         as_json({"changed": moved})
     else:

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 import click
 from sqlalchemy.orm import Session
 
-from nsync.auth.keys import verify
-from nsync.authority.effective import Authority
 from nsync.catalogue.entries import Conflict, DidEntry, Entry
+from nsync.cli.here import settings_in_force
 from nsync.cli.output import as_json, fail
 from nsync.namespace.keys import Fact, Key, Rse, ends_of, fact_of
-from nsync.rucio_bridge import charters, parked, scopes
+from nsync.rucio_bridge import parked, scopes
 from nsync.rucio_bridge.parked import ParkedFact
 from nsync.store import migrations
 from nsync.store import status as store
@@ -157,18 +156,10 @@ def _look() -> _Look:
 
 
 def _bridge() -> Bridge:
-    from nsync import config
-    from nsync.rucio_bridge import bridge
-    from nsync.rucio_bridge.engine import get_engine
+    settings = settings_in_force()
+    from nsync.node import bridge_of
 
-    settings, engine = config.read(), get_engine()
-    with engine.connect() as connection:
-        migrations.require_current(connection)
-        charter = charters.in_force(connection, verify) or settings.charter
-    me = charter.by_name(settings.me.name)
-    if me is None:
-        fail(f"the charter in force names no instance {settings.me.name!r}")
-    return bridge.Bridge(engine, Authority(charter), me, settings.key.sign, verify, settings.rse_expression)
+    return bridge_of(settings)
 
 
 def _rows(facts: Collection[Fact]) -> dict[Fact, str]:

@@ -10,17 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
 import click
 
-from nsync.auth.keys import verify
 from nsync.authority.effective import Authority
 from nsync.catalogue.rules import shown
+from nsync.cli.here import settings_in_force
 from nsync.cli.output import as_json, fail
 from nsync.rucio_bridge import scopes
 from nsync.transport.times import wall_ms
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
-    from nsync.authority.charter import Charter, Instance
     from nsync.config import Settings
     from nsync.rucio_bridge.drift import Difference
     from nsync.rucio_bridge.mending import Mended
@@ -60,26 +57,15 @@ def diff(scope: Optional[str], repair: bool, yes: bool, all_: bool, json_: bool)
     """
     if (yes and not repair) or (json_ and repair and not yes):
         raise click.UsageError("--yes goes with --repair, and --repair --json needs it")
-    from nsync import config
-    from nsync.rucio_bridge import charters
-    from nsync.rucio_bridge.engine import get_engine
-    from nsync.store import migrations
-
-    settings, engine = config.read(), get_engine()
-    with engine.connect() as connection:
-        migrations.require_current(connection)
-        charter = charters.in_force(connection, verify) or settings.charter
-    me = charter.by_name(settings.me.name)
-    if me is None:
-        fail(f"the charter in force names no instance {settings.me.name!r}")
-    look = _look(engine, charter, me, settings, scope, None if all_ else LISTED_MAX)
+    settings = settings_in_force()
+    look = _look(settings, scope, None if all_ else LISTED_MAX)
     mended: Optional[Mended] = None
     if repair and look.counts["drift"]:
         if not yes:
             _print(look, None)
             click.confirm(f"Write the catalogue's entries back where {look.counts['drift']} fields or rows drift?", abort=True)
-        mended = _mend(engine, charter, me, settings, scope)
-        look = _look(engine, charter, me, settings, scope, None if all_ else LISTED_MAX)
+        mended = _mend(settings, scope)
+        look = _look(settings, scope, None if all_ else LISTED_MAX)
     if json_:
         as_json(_json(look, mended))
     else:
@@ -88,24 +74,25 @@ def diff(scope: Optional[str], repair: bool, yes: bool, all_: bool, json_: bool)
         raise SystemExit(EXIT_ATTENTION)
 
 
-def _look(engine: Engine, charter: Charter, me: Instance, settings: Settings, scope: Optional[str], listed_max: Optional[int]) -> _Look:
+def _look(settings: Settings, scope: Optional[str], listed_max: Optional[int]) -> _Look:
     from sqlalchemy.orm import Session
 
     from nsync.rucio_bridge.drift import STANDINGS, Drift
+    from nsync.rucio_bridge.engine import get_engine
     from nsync.rucio_bridge.guard import unknown_schema
     from nsync.rucio_bridge.rows import Rows
     from nsync.store.database import reading
     from nsync.store.log import SqlLog
 
     listed: list[Difference] = []
-    with reading(engine) as connection, Session(bind=connection) as session:
+    with reading(get_engine()) as connection, Session(bind=connection) as session:
         reason = unknown_schema(connection)
         if reason is not None:
             fail(reason)
-        state = SqlLog(connection, Authority(charter)).state
+        state = SqlLog(connection, Authority(settings.charter)).state
         if state.is_behind:
             fail("the catalogue is behind the logs; run 'nsync bridge rebuild'")
-        finder = Drift(session, state, Rows(session, me.name, settings.rse_expression), me)
+        finder = Drift(session, state, Rows(session, settings.me.name, settings.rse_expression), settings.me)
         with scopes.in_force(connection):
             for one in finder.run(scope):
                 if listed_max is None or len(listed) < listed_max:
@@ -115,11 +102,10 @@ def _look(engine: Engine, charter: Charter, me: Instance, settings: Settings, sc
         return _Look(finder.compared, {standing: finder.counts[standing] for standing in STANDINGS}, listed)
 
 
-def _mend(engine: Engine, charter: Charter, me: Instance, settings: Settings, scope: Optional[str]) -> Mended:
-    from nsync.rucio_bridge.bridge import Bridge
+def _mend(settings: Settings, scope: Optional[str]) -> Mended:
+    from nsync.node import bridge_of
 
-    bridge = Bridge(engine, Authority(charter), me, settings.key.sign, verify, settings.rse_expression)
-    return bridge.mend_drift(scope, wall_ms())
+    return bridge_of(settings).mend_drift(scope, wall_ms())
 
 
 # ---- telling it

@@ -14,13 +14,13 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from nsync.auth.keys import verify
-from nsync.authority.charter import Charter, Instance
+from nsync.authority.charter import Instance
 from nsync.authority.effective import Authority
+from nsync.cli.here import settings_in_force
 from nsync.cli.output import add_row, as_json, fail
 from nsync.errors import NotAuthorised, NsyncError
 from nsync.log.stored import Head, PeerRecord
-from nsync.store import migrations, peers
+from nsync.store import peers
 from nsync.store.database import writing
 from nsync.store.log import SqlLog
 from nsync.transport import session
@@ -41,12 +41,11 @@ class Here(NamedTuple):
 
     settings: Settings
     engine: Engine
-    charter: Charter
 
     @property
     def peers(self) -> dict[str, Instance]:
         """Everybody else who has not retired."""
-        return {i.name: i for i in self.charter.instances if i.name != self.settings.me.name and i.retired is None}
+        return {i.name: i for i in self.settings.charter.instances if i.name != self.settings.me.name and i.retired is None}
 
     def peer(self, name: str) -> Instance:
         """The peer called `name`, or the end of the command."""
@@ -63,15 +62,10 @@ class Here(NamedTuple):
 
 def here() -> Here:
     """Read configuration and database. Raises ConfigError."""
-    from nsync import config
-    from nsync.rucio_bridge import charters
+    settings = settings_in_force(is_member=False)
     from nsync.rucio_bridge.engine import get_engine
 
-    settings, engine = config.read(), get_engine()
-    with engine.connect() as connection:
-        migrations.require_current(connection)
-        charter = charters.in_force(connection, verify) or settings.charter
-    return Here(settings, engine, charter)
+    return Here(settings, get_engine())
 
 
 @click.group()
@@ -114,7 +108,7 @@ def show(name: str, json_: bool) -> None:
     if json_:
         as_json({**_json(record), "url": instance.url, "author": instance.author.hex()})
     else:
-        authority = Authority(this.charter)
+        authority = Authority(this.settings.charter)
         click.echo(f"{name} of {instance.member} at {instance.url}, author {instance.author.hex()}")
         click.echo(f"last answer {_ago(record.contact_ms, now_ms)}, round trip {_ms(record.round_trip_ms)}, clock {_clock(record)}")
         click.echo(f"{_bytes(record.bytes_in)} came from it, {_bytes(record.bytes_out)} went to it")
@@ -141,7 +135,7 @@ def ping(name: str, json_: bool) -> None:
     this = here()
     instance, meter = this.peer(name), Meter()
     with this.engine.connect() as connection:
-        heads = SqlLog(connection, Authority(this.charter)).stored_heads()
+        heads = SqlLog(connection, Authority(this.settings.charter)).stored_heads()
     error: Optional[NsyncError] = None
     try:
         asyncio.run(_hello(this, instance, meter, heads))
@@ -173,9 +167,9 @@ def reset(name: str) -> None:
 
 async def _hello(this: Here, instance: Instance, meter: Meter, heads: list[Head]) -> None:
     settings = this.settings
-    me = this.charter.by_name(settings.me.name) or settings.me
+    me = settings.me
     async with open_session(settings.source_address) as http:
-        await PeerClient(http, this.charter, me, instance, settings.key, meter).hello(session.digest(heads))
+        await PeerClient(http, this.settings.charter, me, instance, settings.key, meter).hello(session.digest(heads))
 
 
 async def _offset(meter: Meter) -> Optional[int]:

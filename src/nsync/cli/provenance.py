@@ -13,9 +13,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from nsync.auth.keys import verify
 from nsync.authority.effective import Authority
 from nsync.catalogue.rules import shown
+from nsync.cli.here import settings_in_force
 from nsync.cli.output import add_row, as_json, fail
 from nsync.log.stored import Head
 from nsync.namespace.keys import Did, fact_of, key_bytes
@@ -61,21 +61,17 @@ _as_json = click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @contextmanager
 def _opened(name: str) -> Iterator[_About]:
     """The DID `name`, SCOPE:NAME. Ends the command when it is written otherwise."""
-    from nsync import config
-    from nsync.rucio_bridge import charters
-    from nsync.rucio_bridge.engine import get_engine
-    from nsync.store import migrations
-    from nsync.store.log import SqlLog
-
     scope, colon, rest = name.partition(":")
     if not (scope and colon and rest):
         raise click.UsageError(f"{name!r} is no DID: write SCOPE:NAME")
-    settings, engine = config.read(), get_engine()
-    with reading(engine) as connection:
-        migrations.require_current(connection)
-        charter = charters.in_force(connection, verify) or settings.charter
-        me = charter.by_name(settings.me.name) or settings.me
-        yield _About(connection, SqlLog(connection, Authority(charter)).state, charter, me, settings.rse_expression, Did(scope, rest))
+    settings = settings_in_force(is_member=False)
+    from nsync.rucio_bridge.engine import get_engine
+    from nsync.store.log import SqlLog
+
+    charter = settings.charter
+    with reading(get_engine()) as connection:
+        state = SqlLog(connection, Authority(charter)).state
+        yield _About(connection, state, charter, settings.me, settings.rse_expression, Did(scope, rest))
 
 
 def _unknown(about: _About) -> NoReturn:

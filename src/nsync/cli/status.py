@@ -13,14 +13,13 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Connection
 
-from nsync.auth.keys import verify
 from nsync.authority.charter import Charter, Instance
 from nsync.authority.effective import Authority
+from nsync.cli.here import settings_in_force
 from nsync.cli.output import add_row, as_json
 from nsync.log.floor import Floor
 from nsync.log.stored import PeerRecord
-from nsync.rucio_bridge import charters
-from nsync.store import kept, migrations, peers
+from nsync.store import kept, peers
 from nsync.store import status as store
 from nsync.store.log import SqlLog
 from nsync.store.notary import ALARMS
@@ -78,16 +77,13 @@ def status(json_: bool) -> None:
     'nsync peer list'. Exit codes: 0 all in order, 1 failed, 3 something is still to be fetched, applied or published,
     4 conflicts, parked or refused changesets, alarms, or nothing is published here.
     """
-    from nsync import config
+    settings = settings_in_force(is_member=False)
     from nsync.rucio_bridge.engine import get_engine
 
-    settings = config.read()
     with get_engine().connect() as connection:
-        migrations.require_current(connection)
-        charter = charters.in_force(connection, verify) or settings.charter
-        look = _look(connection, charter, charter.by_name(settings.me.name) or settings.me)
+        look = _look(connection, settings.charter, settings.me)
     if json_:
-        as_json({"instance": settings.me.name, **_json(look, charter)})
+        as_json({"instance": settings.me.name, **_json(look, settings.charter)})
     else:
         _print(look, settings.me.name)
     if look.attention:
