@@ -50,17 +50,16 @@ class Closing:
             for rule in self.session.execute(rules).scalars():
                 generate_rule_notifications(rule=rule, session=self.session)
 
-    def recount(self) -> int:
-        """Count anew, and have rules evaluated, where content changed; returns of how many collections the sizes changed."""
+    def recount(self) -> None:
+        """Count anew, and have rules evaluated, where content changed."""
         for table in (RESIZED, REEVALUATED, SIZES):
             self.stage.gathered(table)
         now = {"now": utc_now()}
         with probing(self.session.connection()):
             self.session.execute(_COUNT)
-            changed = self.session.execute(_RESIZE, now)
+            self.session.execute(_RESIZE, now)
             self.session.execute(_RESIZE_LOCKS, now)
         self._have_evaluated()
-        return int(changed.rowcount)  # type: ignore[attr-defined]
 
     def _have_evaluated(self) -> None:
         is_postgresql = self.session.connection().dialect.name == "postgresql"

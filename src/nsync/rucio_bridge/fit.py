@@ -20,7 +20,7 @@ from nsync.catalogue.entries import DidEntry, Entry, RseEntry
 from nsync.namespace import fields
 from nsync.namespace.keys import Did, Fact, Protocol, Rse
 from nsync.rucio_bridge import accounts, metadata
-from nsync.rucio_bridge.accounts import account_of as account_of
+from nsync.rucio_bridge.accounts import account_of
 from nsync.rucio_bridge.opendata import NAMES, bearers
 from nsync.rucio_bridge.rows import SCOPES, Rows
 from nsync.rucio_bridge.schemas import is_valid, misfit

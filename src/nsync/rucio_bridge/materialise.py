@@ -154,8 +154,9 @@ class Materialise:
         failpoint("rows-open-data")
         for part in self._waiting(GONE):
             dids = [did for did in part if isinstance(did, Did)]
-            metadata.let_go(self.session, self.state.about, dids)
-            self._keep(self.removal.dids(dids), dids)
+            leaving = self.removal.leaving(dids)
+            metadata.let_go(self.session, self.state.about, leaving)
+            self._keep(self.removal.dids(leaving), dids)
         failpoint("rows-removed")
 
     @collector_paused()
@@ -173,7 +174,7 @@ class Materialise:
         gone = self._ever_here([fact for fact, entry in different.items() if entry is None])
         self._refuse(self.fit.reasons(kind, wanted, actual))
         if kind == fields.ATTACHMENT:
-            self.closing.changed({fact.parent for fact in _of(Attachment, part)})
+            self.closing.changed({fact.parent for fact in _of(Attachment, different)})
         if self._reasons:
             return
         if self._has_parked:
@@ -193,8 +194,9 @@ class Materialise:
 
     def _dids(self, wanted: Actual, gone: Collection[Fact], actual: Actual) -> None:
         entries = {did: entry for did, entry in wanted.items() if isinstance(did, Did) and isinstance(entry, DidEntry)}
-        self.ground.lay({did: entry for did, entry in entries.items() if did not in actual}, actual)
-        self.inserts.dids({did: entry for did, entry in entries.items() if did not in actual}, self.ground.account)
+        new = {did: entry for did, entry in entries.items() if did not in actual}
+        self.ground.lay({did: entry for did, entry in new.items()}, {})
+        self.inserts.dids(new, self.ground.account)
         metadata.write(self.session, wanted, actual)
         changes = self.state.changes
         changes.add((did for did, entry in entries.items() if entry.closed is not None), COLLECTIONS)

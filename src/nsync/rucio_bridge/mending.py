@@ -20,8 +20,8 @@ from nsync.authority.charter import Instance
 from nsync.catalogue.entries import DidEntry
 from nsync.namespace.keys import FILE, Attachment, Constituent, Did, Fact, Replica, Rse, ends_of, key_bytes
 from nsync.rucio_bridge import parked
+from nsync.rucio_bridge.accounts import account_of
 from nsync.rucio_bridge.drift import DRIFT, EXTRA, Drift
-from nsync.rucio_bridge.fit import account_of
 from nsync.rucio_bridge.lookup import look_up, names_of
 from nsync.rucio_bridge.materialise import Materialise
 from nsync.rucio_bridge.opendata import OPEN

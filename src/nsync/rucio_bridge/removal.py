@@ -20,7 +20,8 @@ from sqlalchemy.orm import Session
 
 from nsync.authority.effective import Authority
 from nsync.namespace.keys import Attachment, Did, Replica
-from nsync.rucio_bridge.fit import account_of, is_home
+from nsync.rucio_bridge.accounts import account_of
+from nsync.rucio_bridge.fit import is_home
 from nsync.rucio_bridge.lookup import external, internal, look_up, names_of, utc_now
 from nsync.rucio_bridge.rows import CONTENTS, DIDS, OPEN, REPLICAS, Rows
 from nsync.rucio_bridge.stage import EDGES, NAMES, PLACES, REEVALUATED, Stage, as_in, delete_staged, known, probing, same
@@ -87,11 +88,16 @@ class Removal:
             decrease(rse_id, files, int(size), session=self.session)
         return {fact: f"{fact} left the shared namespace and stays here, unshared, since local rules lock it" for fact in locked}
 
-    def dids(self, dids: Collection[Did]) -> dict[Did, str]:
-        """DIDs on which nothing local depends; in its own scopes this instance loses only rows that came from a guest.
+    def leaving(self, dids: Collection[Did]) -> set[Did]:
+        """Those whose rows go on others' word: all but what this instance's own users made in its own scopes."""
+        own = [names_of(did) for did in dids if is_home(self.authority, self.instance, did)]
+        rows = look_up(self.session, "d.scope, d.name, d.account", f"{DIDS.fullname} d", ("d.scope", "d.name"), own)
+        return set(dids) - {Did(external(scope), name) for scope, name, account in rows if account not in self._guests}
 
-        Returns those that something holds, with what to tell of each; they are suspended."""
-        named = {names_of(did): did for did in set(dids) - self._own(dids)}
+    def dids(self, dids: Collection[Did]) -> dict[Did, str]:
+        """Those of `leaving` on which nothing local depends. Returns those that something holds, with what to tell of each; they are
+        suspended."""
+        named = {names_of(did): did for did in dids}
         if not named:
             return {}
         self.stage.put(NAMES, list(named))
@@ -109,12 +115,6 @@ class Removal:
             did: f"{did} left the shared namespace and stays here, suspended and unshared, since local {holder} hold it"
             for did, holder in held.items()
         }
-
-    def _own(self, dids: Collection[Did]) -> set[Did]:
-        """Those whose rows this instance's own users made in its own scopes."""
-        own = [names_of(did) for did in dids if is_home(self.authority, self.instance, did)]
-        rows = look_up(self.session, "d.scope, d.name, d.account", f"{DIDS.fullname} d", ("d.scope", "d.name"), own)
-        return {Did(external(scope), name) for scope, name, account in rows if account not in self._guests}
 
     def _holders(self) -> Iterator[tuple[tuple[str, str], str]]:
         """Which of the staged DIDs are held, and by what."""

@@ -11,12 +11,11 @@ from functools import lru_cache
 from typing import Any, NamedTuple, Optional, TypeVar
 
 from rucio.common.exception import InvalidRSEExpression
-from rucio.common.types import InternalScope
 from rucio.core.rse_expression_parser import parse_expression
 from rucio.db.sqla import models
 from rucio.db.sqla.constants import ReplicaState
 from rucio.rse.translation import RSEDeterministicTranslation
-from sqlalchemy import ColumnElement, Row, Table, and_, select
+from sqlalchemy import Row, Table, select
 from sqlalchemy.orm import Session
 
 from nsync.catalogue.entries import AttachmentEntry, ConstituentEntry, DidEntry, Entry, ReplicaEntry, RseEntry, ScopeEntry
@@ -25,10 +24,10 @@ from nsync.namespace.keys import Attachment, Constituent, Did, Fact, Identity, P
 from nsync.rucio_bridge import metadata
 from nsync.rucio_bridge.constituents import ARCHIVES
 from nsync.rucio_bridge.lookup import Names, external, internal, look_up, names_of
-from nsync.rucio_bridge.lookup import utc_now as utc_now
+from nsync.rucio_bridge.metadata import CONTENTS as CONTENTS
 from nsync.rucio_bridge.metadata import DID_META, NoJsonEntry, holds_json
-from nsync.rucio_bridge.opendata import DOCUMENTS, RECORDS, STATES
-from nsync.rucio_bridge.opendata import DOIS as DOIS
+from nsync.rucio_bridge.metadata import DIDS as DIDS
+from nsync.rucio_bridge.opendata import DOCUMENTS, DOIS, RECORDS, STATES
 from nsync.rucio_bridge.opendata import OPEN as OPEN
 from nsync.rucio_bridge.scopes import swapped
 
@@ -39,8 +38,6 @@ ORIGIN = "nsync_origin"
 SHARED_ATTRIBUTES = ("OpenData",)
 """RSE attributes that travel. The others steer the local Rucio: they are neither said to a peer nor taken from one."""
 
-DIDS = models.DataIdentifier.__table__
-CONTENTS = models.DataIdentifierAssociation.__table__
 REPLICAS = models.RSEFileAssociation.__table__
 RSES = models.RSE.__table__
 SCOPES = models.Scope.__table__
@@ -91,6 +88,7 @@ class Rows:
         self.instance = instance
         self._expression = rse_expression
         self._rses: Optional[dict[str, LocalRse]] = None
+        self._by_fact: Optional[dict[Rse, LocalRse]] = None
         self._lent: Optional[set[str]] = None
 
     # ---- RSEs
@@ -114,11 +112,13 @@ class Rows:
 
     def rse_of(self, fact: Rse) -> Optional[LocalRse]:
         """The local RSE that stands for `fact`."""
-        return next((rse for rse in self.rses().values() if rse.fact == fact and not rse.deleted), None)
+        if self._by_fact is None:
+            self._by_fact = {rse.fact: rse for rse in self.rses().values() if not rse.deleted}
+        return self._by_fact.get(fact)
 
     def forget_rses(self) -> None:
         """RSEs were added: read them again."""
-        self._rses = None
+        self._rses = self._by_fact = None
 
     def lent(self) -> set[str]:
         """The ids of the local RSEs whose replicas are shared: the operator's expression (R7.2)."""
@@ -260,17 +260,6 @@ def matches(entry: Optional[Entry], row: Optional[Entry]) -> bool:
     if isinstance(entry, RseEntry) and isinstance(row, RseEntry):
         return entry.protocols == row.protocols and shared_attributes(dict(entry.attributes)) == row.attributes
     return isinstance(entry, ScopeEntry) or entry == row
-
-
-def did_key(did: Did) -> tuple[InternalScope, str]:
-    """A DID as Rucio's columns hold it."""
-    return InternalScope(swapped(did.scope)), did.name
-
-
-def of_did(table: Table, did: Did) -> ColumnElement[bool]:
-    """The condition that a row of `table` is about `did`."""
-    scope, name = did_key(did)
-    return and_(table.c.scope == scope, table.c.name == name)
 
 
 def shared_attributes(attributes: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
