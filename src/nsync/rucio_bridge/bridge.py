@@ -24,17 +24,19 @@ from nsync.errors import ConfigError
 from nsync.failpoints import failpoint
 from nsync.log.segment import Sign, changesets
 from nsync.namespace.ops import ACKNOWLEDGE
-from nsync.rucio_bridge import audit, charters, ground, parked, poll, scopes, triggers
+from nsync.rucio_bridge import audit, charters, ground, mending, parked, poll, scopes, triggers
 from nsync.rucio_bridge.capture import Capture, outbox_is_empty
+from nsync.rucio_bridge.drift import Drift
 from nsync.rucio_bridge.guard import unknown_schema
 from nsync.rucio_bridge.inbox import Inbox
 from nsync.rucio_bridge.materialise import Materialise
 from nsync.rucio_bridge.mending import Mended, Mending
 from nsync.rucio_bridge.rows import Rows
 from nsync.store import schema
-from nsync.store.database import begin_writing, one_moment, unless_changed
+from nsync.store.database import begin_writing, one_moment, reading, unless_changed
 from nsync.store.log import Applied, SqlLog
 from nsync.store.notary import Opened
+from nsync.store.state import SqlState
 
 LOG = logging.getLogger(__name__)
 
@@ -198,17 +200,24 @@ class Bridge(Inbox):
         return moved
 
     def mend_drift(self, scope: Optional[str], now_ms: int) -> Mended:
-        """Write the catalogue's entries back into the rows of other instances' data that drifted, in `scope` or everywhere (R7.5)."""
-        return unless_changed(lambda: self._mend_drift(scope, now_ms))
+        """Write the catalogue's entries back into the rows of other instances' data that drifted, in `scope` or everywhere (R7.5).
 
-    def _mend_drift(self, scope: Optional[str], now_ms: int) -> Mended:
+        It is looked for without the write lock, and signs nothing."""
+        with reading(self.engine) as connection, scopes.in_force(connection), self._sessions(bind=connection) as session:
+            finder = Drift(session, SqlLog(connection, self.authority).state, self._rows(session), self.me)
+            found = mending.look(finder, scope)
+        return unless_changed(lambda: self._mend_drift(found, now_ms))
+
+    def _mend_drift(self, found: mending.Found, now_ms: int) -> Mended:
         with self._beside_rucio() as session:
             if not self._is_known_rucio(session):
                 raise ConfigError(f"nothing is repaired: {self._warned}")
-            self._publish(session, now_ms)  # what was changed here is said before rows are written (R7.1)
+
+            def state() -> SqlState:
+                return SqlLog(session.connection(), self.authority).state
+
             with triggers.unheard(session.connection()):
-                state = lambda: SqlLog(session.connection(), self.authority).state  # noqa: E731
-                return Mending(session, state, lambda: self._rows(session), self.me).run(scope, now_ms)
+                return Mending(session, state, lambda: self._rows(session), self.me).run(found, now_ms)
 
     # ---- the two effects
 

@@ -1,9 +1,10 @@
 """Drift is mended on request: the catalogue's entries are written back into rows of other instances' data (R7.5).
 
-In one transaction: drift is looked for, and what was found is materialised. What materialise takes for somebody else's is put
-right before, since it is only a row that was edited: the size and checksums of a file that this bridge wrote, and an open-data
-entry of which the catalogue has nothing. Nothing is removed that local rules or locks hold, or that a local account made (R5.7), and
-nothing is written that does not fit: it is told, and stays drift.
+What drifts is looked for beside everybody (`look`), and judged again in the transaction that mends it. What materialise takes for
+somebody else's is put right before, since it is only a row that was edited: the size and checksums of a file that this bridge wrote,
+and an open-data entry of which the catalogue has nothing. Nothing is removed that local rules or locks hold, or that a local account
+made (R5.7); a DID of which something else is local users' to say is left alone; nothing is signed; and what does not fit is not
+written: it is told, and stays drift.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from nsync.authority.charter import Instance
 from nsync.catalogue.entries import DidEntry
+from nsync.namespace import fields, keys
 from nsync.namespace.keys import FILE, Attachment, Constituent, Did, Fact, Replica, Rse, ends_of, key_bytes
 from nsync.rucio_bridge import parked
 from nsync.rucio_bridge.accounts import account_of
@@ -25,7 +27,8 @@ from nsync.rucio_bridge.drift import DRIFT, EXTRA, Drift
 from nsync.rucio_bridge.lookup import look_up, names_of
 from nsync.rucio_bridge.materialise import Materialise
 from nsync.rucio_bridge.opendata import OPEN
-from nsync.rucio_bridge.rows import CONTENTS, DIDS, REPLICAS, Rows, matches
+from nsync.rucio_bridge.rows import CONTENTS, DIDS, REPLICAS, RSE_ID, Rows, matches
+from nsync.store.provenance import parked_of
 from nsync.store.state import SqlState
 
 LOG = logging.getLogger(__name__)
@@ -36,6 +39,7 @@ BATCH = "repair of drift"
 """How texts and the parked table name what is written."""
 
 _LOCKS = models.ReplicaLock.__table__
+_DATASET_LOCKS = models.DatasetLock.__table__
 _RULES = models.ReplicationRule.__table__
 
 
@@ -50,6 +54,24 @@ class Mended(NamedTuple):
     """Whether there was too much for one transaction."""
 
 
+class Found(NamedTuple):
+    """What drifts, at most FACTS_MAX of it, and whether there is more."""
+
+    facts: frozenset[Fact]
+    more: bool
+
+
+def look(finder: Drift, scope: Optional[str]) -> Found:
+    """What drifts in `scope`, or everywhere."""
+    found: set[Fact] = set()
+    for one in finder.run(scope):
+        if one.standing == DRIFT and one.fact not in found:
+            if len(found) == FACTS_MAX:
+                return Found(frozenset(found), True)
+            found.add(one.fact)
+    return Found(frozenset(found), False)
+
+
 class Mending:
     """The mender of one transaction. `state` and `rows` make new ones: an attempt may be rolled back."""
 
@@ -62,37 +84,42 @@ class Mending:
         authority = state().authority
         self._proxies = {account_of(one.name) for one in authority.charter.instances if one.name != me.name}
 
-    def run(self, scope: Optional[str], now_ms: int) -> Mended:
-        """Mend what drifts in `scope`, or everywhere."""
+    def run(self, found: Found, now_ms: int) -> Mended:
+        """Mend what still drifts of what was found."""
         state, rows = self._state(), self._rows()
         drifts: dict[Fact, set[str]] = {}
-        more = False
-        for one in Drift(self.session, state, rows, self.me).run(scope):
-            if one.standing == DRIFT and (one.fact in drifts or len(drifts) < FACTS_MAX):
+        others: set[Fact] = set()
+        for one in Drift(self.session, state, rows, self.me).of(found.facts):
+            if one.standing == DRIFT:
                 drifts.setdefault(one.fact, set()).add(EXTRA if one.what == EXTRA else one.field)
-            more = more or (one.standing == DRIFT and one.fact not in drifts)
-        self.left.update(self._held({fact for fact, fields in drifts.items() if EXTRA in fields}))
+            else:
+                others.add(one.fact)
+        self.left.update((fact, _UNSAID) for fact in drifts.keys() & others)
+        self.left.update(self._held(rows, {fact for fact, moved in drifts.items() if EXTRA in moved}))
         self.left.update(self._others_identities(state, {fact for fact in drifts if isinstance(fact, Did)}))
         self.left.update(self._waiting(drifts))
         wanted = drifts.keys() - self.left.keys()
         self._identities(state, {fact for fact in wanted if isinstance(fact, Did) and drifts[fact] & _OF_IDENTITY})
         self._sizes(rows, {fact for fact in wanted if isinstance(fact, Replica) and "bytes" in drifts[fact]})
-        self._open_data(state, {fact for fact in wanted if isinstance(fact, Did)})
+        self._open_data(state, {fact for fact in wanted if isinstance(fact, Did) and drifts[fact] & _OF_OPEN_DATA})
         done = self._materialise(set(wanted), now_ms)
-        return Mended(tuple(sorted(done, key=key_bytes)), self.left, more)
+        return Mended(tuple(sorted(done, key=key_bytes)), self.left, found.more)
 
     # ---- what is not touched
 
-    def _held(self, extra: Collection[Fact]) -> Iterator[tuple[Fact, str]]:
+    def _held(self, rows: Rows, extra: Collection[Fact]) -> Iterator[tuple[Fact, str]]:
         """Rows that the catalogue does not show, and stay."""
         edges = {fact: fact.child for fact in extra if isinstance(fact, (Attachment, Constituent))}
-        for table, how in ((_LOCKS, "locks"), (_RULES, "rules")):
-            there = self._among(f"{table.fullname} c", set(edges.values()))
-            for fact in [fact for fact, child in edges.items() if child in there]:
-                yield fact, f"local {how} hold {edges.pop(fact)}: end them, or take it out yourself"
-        replicas = {fact: fact.did for fact in extra if isinstance(fact, Replica)}
-        locked = self._among(f"{REPLICAS.fullname} c", set(replicas.values()), "c.lock_cnt > 0")
-        yield from ((fact, "local rules lock it") for fact, did in replicas.items() if did in locked)
+        known = rows.read_dids(set(edges.values()))
+        below = {did: {did} if row.identity.type == FILE else {did, *rows.below({did}, set)} for did, row in known.items()}
+        inside: set[Did] = set().union(*below.values())
+        for table, how in ((_LOCKS, "locks"), (_DATASET_LOCKS, "locks"), (_RULES, "rules")):
+            there = self._among(f"{table.fullname} c", inside)
+            for fact in [fact for fact, child in edges.items() if not there.isdisjoint(below.get(child, ()))]:
+                yield fact, f"local {how} hold {edges.pop(fact)}, or what is in it: end them, or take it out yourself"
+        replicas = {fact: local.id for fact in extra if isinstance(fact, Replica) and (local := rows.rse_of(fact.rse)) is not None}
+        locked = self._locked({fact.did for fact in replicas})
+        yield from ((fact, "local rules lock it") for fact, rse_id in replicas.items() if (fact.did, rse_id) in locked)
         owners = self._owners({fact for fact in extra if isinstance(fact, Did)})
         for did, owner in owners.items():
             if owner not in self._proxies:
@@ -121,34 +148,37 @@ class Mending:
     # ---- what materialise leaves to its operator
 
     def _identities(self, state: SqlState, dids: Collection[Did]) -> None:
+        said = []
         for did, entry in state.entries(dids).items():
             if isinstance(did, Did) and isinstance(entry, DidEntry):
-                scope, name = names_of(did)
                 one = entry.identity
                 sums = {"adler32": one.adler32.hex() if one.adler32 else None, "md5": one.md5.hex() if one.md5 else None}
-                for statement in _IDENTITIES:
-                    self.session.execute(statement, {"scope": scope, "name": name, "bytes": one.size, **sums})
+                said.append({**_at(did), "bytes": one.size, **sums})
+        for statement in _IDENTITIES if said else ():
+            self.session.execute(statement, said)
 
     def _sizes(self, rows: Rows, replicas: Collection[Replica]) -> None:
-        for fact in replicas:
-            local = rows.rse_of(fact.rse)
-            if local is not None:
-                scope, name = names_of(fact.did)
-                self.session.execute(_SIZE, {"scope": scope, "name": name, "rse": local.id})
+        local = {fact: rows.rse_of(fact.rse) for fact in replicas}
+        said = [{**_at(fact.did), "rse": rse.id} for fact, rse in local.items() if rse is not None]
+        if said:
+            self.session.execute(_SIZE, said)
 
     def _open_data(self, state: SqlState, dids: Collection[Did]) -> None:
         """Take away what local users opened, of which the catalogue has nothing; of other states there is no way back but this."""
         rows = self._rows().read_dids(dids)
+        closed: list[dict[str, str]] = []
+        drafts: list[dict[str, str]] = []
         for did, entry in state.entries(dids).items():
             row = rows.get(did) if isinstance(did, Did) else None
             if not isinstance(did, Did) or not isinstance(entry, DidEntry) or row is None or entry.opendata is not None:
                 continue
-            names = dict(zip(("scope", "name"), names_of(did)))
             if (entry.doi, entry.record, entry.opendata_meta) == (None, None, None):
-                if (row.opendata, row.doi, row.record, row.opendata_meta) != (None, None, None, None):
-                    self.session.execute(text(f"DELETE FROM {OPEN.fullname} WHERE scope = :scope AND name = :name"), names)
+                closed.append(_at(did))
             elif row.opendata is not None:
-                self.session.execute(text(f"UPDATE {OPEN.fullname} SET state = 'D' WHERE scope = :scope AND name = :name"), names)
+                drafts.append(_at(did))
+        for statement, said in ((_FORGET_OPEN, closed), (_DRAFT, drafts)):
+            if said:
+                self.session.execute(statement, said)
 
     # ---- the rest
 
@@ -159,7 +189,7 @@ class Mending:
             state.changes.add(sorted(wanted, key=key_bytes))
             with self.session.begin_nested() as attempt:
                 Materialise(self.session, state, self._rows(), self.me.name).run(BATCH, now_ms)
-                unfit = {one.fact: one.reason for one in parked.listing(self.session) if one.batch == BATCH}
+                unfit = {one.fact: one.reason for one in parked.listing(self.session, BATCH)}
                 if unfit:
                     attempt.rollback()
             if not unfit:
@@ -176,20 +206,24 @@ class Mending:
         """Those whose rows are right now; the others are told."""
         entries, rows = self._state().entries(wanted), self._rows().read(wanted)
         right = {fact for fact in wanted if matches(entries.get(fact), rows.get(fact))}
-        kept = {one.fact: one.reason for one in parked.listing(self.session) if one.fact in wanted}
+        kept = parked_of(self.session.connection(), wanted)
         self.left.update((fact, kept.get(fact, "its row cannot be made as the catalogue has it")) for fact in wanted - right)
         LOG.info("%d facts that drifted are as the catalogue has them again; %d are left", len(right), len(self.left))
         return right
 
     # ---- leaves
 
-    def _among(self, source: str, dids: Collection[Did], where: str = "1 = 1") -> set[Did]:
+    def _among(self, source: str, dids: Collection[Did]) -> set[Did]:
         """Those of `dids` that `source` has."""
         names = {names_of(did): did for did in dids}
-        found = look_up(
-            self.session, "c.scope, c.name", f"{source} JOIN (SELECT 1 AS one) o ON {where}", ("c.scope", "c.name"), list(names)
-        )
-        return {names[scope, name] for scope, name in found}
+        return {names[scope, name] for scope, name in look_up(self.session, "c.scope, c.name", source, ("c.scope", "c.name"), list(names))}
+
+    def _locked(self, dids: Collection[Did]) -> set[tuple[Did, str]]:
+        """The replicas of `dids` that local rules lock, with the ids of their RSEs."""
+        names = {names_of(did): did for did in dids}
+        source = f"{REPLICAS.fullname} c JOIN (SELECT 1 AS one) o ON c.lock_cnt > 0"
+        rows = look_up(self.session, f"c.scope, c.name, {RSE_ID}", source, ("c.scope", "c.name"), list(names))
+        return {(names[scope, name], rse_id) for scope, name, rse_id in rows}
 
     def _owners(self, dids: Collection[Did]) -> Mapping[Did, str]:
         names = {names_of(did): did for did in dids}
@@ -197,9 +231,18 @@ class Mending:
         return {names[scope, name]: account for scope, name, account in rows}
 
 
+def _at(did: Did) -> dict[str, str]:
+    scope, name = names_of(did)
+    return {"scope": scope, "name": name}
+
+
+_UNSAID = "something else of it was changed here too, and is not said yet, or waits: 'nsync bridge audit' lets it be published"
 _OF_IDENTITY = {"bytes", "adler32", "md5"}
+_OF_OPEN_DATA = {keys.OPENDATA, keys.DOI, fields.RECORD, fields.OPENDATA_META}
 _SUMS = "bytes = COALESCE(:bytes, bytes), adler32 = COALESCE(:adler32, adler32), md5 = COALESCE(:md5, md5)"
 _AT = "scope = :scope AND name = :name"
+_FORGET_OPEN = text(f"DELETE FROM {OPEN.fullname} WHERE {_AT}")
+_DRAFT = text(f"UPDATE {OPEN.fullname} SET state = 'D' WHERE {_AT}")
 _IDENTITIES = [
     text(f"UPDATE {DIDS.fullname} SET {_SUMS} WHERE {_AT}"),
     text(f"UPDATE {REPLICAS.fullname} SET {_SUMS} WHERE {_AT}"),

@@ -61,10 +61,10 @@ _JSON = _hangs_on(DOCUMENTS, "w", "o") + _hangs_on(DID_META, "m", "d")
 _PARENT, _CHILD = ("c.scope", "c.name"), ("c.child_scope", "c.child_name")
 _EDGE = ", ".join((*_PARENT, *_CHILD))
 
-_RSE_ID = "replace(CAST(c.rse_id AS VARCHAR(36)), '-', '')"
+RSE_ID = "replace(CAST(c.rse_id AS VARCHAR(36)), '-', '')"
 _REPLICA_COLUMNS = "c.scope, c.name, c.path, c.state"
 _REPLICA = (  # Rucio's core takes a replica of another size: other bytes, which are nobody's to share
-    f"{REPLICAS.fullname} c JOIN {DIDS.fullname} d ON d.scope = c.scope AND d.name = c.name AND d.bytes = c.bytes AND {_RSE_ID} = :rse"
+    f"{REPLICAS.fullname} c JOIN {DIDS.fullname} d ON d.scope = c.scope AND d.name = c.name AND d.bytes = c.bytes AND {RSE_ID} = :rse"
 )
 
 
@@ -245,7 +245,7 @@ class Rows:
             found.update(_edge(Attachment, row) for row in self._look_up(_EDGE, f"{CONTENTS.fullname} c", ends, wanted))
             found.update(_edge(Constituent, row) for row in self._look_up(_EDGE, f"{ARCHIVES.fullname} c", ends, wanted))
         rses = self.rses()
-        for scope, name, rse_id in self._look_up(f"c.scope, c.name, {_RSE_ID}", f"{REPLICAS.fullname} c", _PARENT, wanted):
+        for scope, name, rse_id in self._look_up(f"c.scope, c.name, {RSE_ID}", f"{REPLICAS.fullname} c", _PARENT, wanted):
             if rse_id in self.lent():
                 found.add(Replica(Did(external(scope), name), rses[rse_id].fact))
         return found
