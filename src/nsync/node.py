@@ -140,13 +140,17 @@ class Node:
     async def run_once(self) -> list[SyncReport]:
         """Exchange with every peer, publish, apply what came, exchange once more, and tell how that went."""
         with self._closing():
-            await self._prepare()
-            beside = [asyncio.ensure_future(one) for one in (self._tell_progress(), self._keep_beating())]
+            takeover.introduce(self.bridge.engine)
+            looking = asyncio.ensure_future(self._keep_taking_over())
+            beside: list[asyncio.Future[None]] = []
             try:
+                await self._prepare()
+                beside = [asyncio.ensure_future(one) for one in (self._tell_progress(), self._keep_beating())]
                 return await self._once()
             finally:
-                for task in beside:
+                for task in (looking, *beside):
                     task.cancel()
+                await asyncio.gather(looking, *beside, return_exceptions=True)
 
     async def _once(self) -> list[SyncReport]:
         before = await self.gossip.sync_once()  # a restored database must not sign before it knows what its peers have of its own log

@@ -14,9 +14,11 @@ import pytest
 from rucio.db.sqla.constants import OpenDataDIDState
 from sqlalchemy import text
 
-from nsync.rucio_bridge import triggers
+from nsync.namespace.keys import Did
+from nsync.rucio_bridge import audit, triggers
 from nsync.rucio_bridge.capture import Capture
 from nsync.rucio_bridge.materialise import Materialise
+from nsync.rucio_bridge.rehearsal import rehearse
 from nsync.rucio_bridge.watch import LOOK_S
 from nsync.store.database import writing
 from nsync.transport.times import happens
@@ -69,6 +71,44 @@ def test_an_update_that_says_nothing_and_what_is_not_shared_are_not_captured(atl
     with atlas.engine.begin() as connection:
         assert connection.execute(text("UPDATE dids SET updated_at = now()")).rowcount == 2
     assert outbox(atlas) == []
+
+
+def test_what_changed_while_data_became_public_is_published_too(atlas: PostgresInstance) -> None:
+    """In a scope that is not watched triggers know of a DID only once it is shown."""
+    atlas.add_scope("atlas.open")
+    atlas.publish_dataset("atlas.open", "d1")
+    with atlas.engine.begin() as slow:
+        slow.execute(text("UPDATE dids SET project = 'late' WHERE name = 'd1.f0'"))
+        assert atlas.work() == 1
+        with atlas.engine.begin() as quick:
+            quick.execute(text("UPDATE dids SET project = 'shown' WHERE name = 'd1.f1'"))
+        assert atlas.work() == 1 and ("project", "late") not in atlas.catalogue()[Did("atlas.open", "d1.f0")].meta  # type: ignore[union-attr]
+    assert atlas.work() == 1 and atlas.work() == 0
+    found = atlas.catalogue()
+    assert [found[Did("atlas.open", f"d1.f{n}")].meta for n in (0, 1, 2)] == [  # type: ignore[union-attr]
+        (("project", "late"),),
+        (("project", "shown"),),
+        (),
+    ]
+    assert atlas.query("SELECT reason FROM nsync_audit") == []
+
+
+def test_nothing_is_written_over_what_an_audit_waits_to_see(atlas: PostgresInstance, template_database: Path, tmp_path: Path) -> None:
+    cms = Instance(template_database, tmp_path, "cms", ["cms"], durable=False)
+    cms.add_scope("cms")
+    cms.add_did("cms", "d1")
+    cms.work()
+    atlas.fetch(cms)
+    with writing(atlas.engine) as connection:
+        audit.ask(connection, "asked for by a test")
+    with atlas.engine.begin() as slow:
+        slow.execute(text("UPDATE accounts SET email = 'x' WHERE account = 'root'"))
+        atlas.work()
+        assert atlas.query("SELECT 1 FROM dids WHERE scope = 'cms'") == []
+        assert not rehearse(atlas.bridge, ["atlas"], {}, atlas.now_ms).is_all
+    atlas.work()
+    assert atlas.query("SELECT name FROM dids WHERE scope = 'cms'") == [("d1",)]
+    cms.close()
 
 
 def test_what_the_bridge_writes_is_no_change_and_what_rucio_commits_meanwhile_is(atlas: PostgresInstance) -> None:

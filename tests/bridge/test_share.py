@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
+import pytest
 from rucio.db.sqla.constants import OpenDataDIDState
 
+from nsync.catalogue.entries import Entry
+from nsync.namespace.keys import Fact
+from nsync.rucio_bridge.rows import Rows
 from tests.support.instances import Instance, settle
 
 
@@ -95,3 +100,29 @@ def test_a_foreign_rse_follows_its_instance(instances: list[Instance]) -> None:
         assert doors() == expected
     assert cms.query("SELECT availability_write, availability_delete FROM rses WHERE rse = 'ATLAS_DISK'") == [(0, 0)]
     assert cms.parked() == {}
+
+
+def test_what_is_added_to_public_data_costs_what_is_added(instances: list[Instance], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not the data again, which may have a million files."""
+    belle2 = instances[2]
+    belle2.bridge.share([])
+    belle2.add_scope("belle2.open")
+    belle2.publish_dataset("belle2.open", "d1", files=40)
+    settle(instances)
+    belle2.set_open("belle2.open", "d1", True)
+    belle2.add_files("belle2.open", ["late"])
+    belle2.attach("belle2.open", "d1", [("belle2.open", "late")])
+    belle2.set_open("belle2.open", "d1", False)
+    sizes: list[int] = []
+    read = Rows.read
+
+    def counted(self: Rows, facts: Collection[Fact]) -> dict[Fact, Entry]:
+        sizes.append(len(facts))
+        return read(self, facts)
+
+    monkeypatch.setattr(Rows, "read", counted)
+    belle2.work()
+    assert max(sizes) < 10
+    monkeypatch.undo()
+    settle(instances)
+    assert instances[0].rows() == belle2.rows() and len(belle2.rows()["replicas"]) == 41

@@ -112,7 +112,7 @@ def test_a_session_is_ended_when_its_node_is_silent_amid_a_transaction(
 def test_a_rehearsal_leaves_nothing_behind(nodes: list[PostgresInstance]) -> None:
     nodes[0].add_did(PROPOSER, "d1")
     before = nodes[0].query("SELECT kind, a, b FROM nsync_outbox"), nodes[0].query("SELECT last FROM nsync_branch")
-    found = rehearse(nodes[1].bridge, [PROPOSER], nodes[1].now_ms)
+    found = rehearse(nodes[1].bridge, [PROPOSER], {}, nodes[1].now_ms)
     assert found.published == {"did": 1} and found.is_all and not found.parked
     assert (nodes[0].query("SELECT kind, a, b FROM nsync_outbox"), nodes[0].query("SELECT last FROM nsync_branch")) == before
     assert nodes[0].work() == 1

@@ -94,7 +94,7 @@ def _tell_rehearsal(settings: Settings, json_: bool) -> None:
         text = charters.text_in_force(connection)
     settings = _with_charter(settings, text) if text is not None else settings
     logging.getLogger("nsync").setLevel(logging.ERROR)  # what is undone is told below
-    found = rehearsal.rehearse(bridge_of(settings), settings.shared_scopes, wall_ms())
+    found = rehearsal.rehearse(bridge_of(settings), settings.shared_scopes, settings.scope_map, wall_ms())
     if json_:
         as_json(found._asdict())
         return
@@ -104,7 +104,7 @@ def _tell_rehearsal(settings: Settings, json_: bool) -> None:
     for fact, reason in found.parked:
         click.echo(f"would park {fact}: {reason}")
     if not found.is_all:
-        click.echo("and more, for which there was no time")
+        click.echo("and perhaps more: there was no time to look at all, or it waits for transactions of Rucio that run; try again")
 
 
 def _counted(counts: Mapping[str, int]) -> str:

@@ -18,15 +18,16 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, text, update
 
-from nsync.namespace.keys import Attribute, Scope, scope_of
-from nsync.rucio_bridge.captured import ATTACHMENT, CAPTURED, CONSTITUENT, DID, REPLICA, outbox_row, rse_ids
+from nsync.namespace.keys import Attribute, Did, Scope, scope_of
+from nsync.rucio_bridge.captured import ATTACHMENT, CAPTURED, CLOSURE, CONSTITUENT, DID, REPLICA, outbox_row, rse_ids
 from nsync.rucio_bridge.scopes import swapped
 from nsync.store import kept, schema
+from nsync.store.database import chunks
 from nsync.store.keyed import key_in
 
 LOG = logging.getLogger(__name__)
@@ -38,6 +39,10 @@ PAUSE_MS = 600_000
 """Between two audits that a failing trigger asks for: one that always fails must not keep the node at it."""
 
 PERIODIC = "from time to time"
+PUBLISHED = "data became public"
+
+ROOTS_MAX = 1000
+"""DIDs in one mark."""
 
 _AUDITED = "audited"
 """The kept value: when the last full audit ended (ms)."""
@@ -73,6 +78,16 @@ def ask(connection: Connection, reason: str, scope: Optional[str] = None) -> Non
         connection.execute(delete(schema.kept).where(schema.kept.c.name == _AUDITED))
 
 
+def look_again(connection: Connection, dids: Collection[Did]) -> None:
+    """Leave marks that `dids` with all that is in them must be looked at once more, when the transactions that run now have ended.
+
+    Where a scope is not watched, triggers know of a DID when the transaction that shows it has committed, and what others changed
+    meanwhile is in no snapshot of it."""
+    for some in chunks(sorted(dids), ROOTS_MAX):
+        names = json.dumps([(swapped(did.scope), did.name) for did in some])
+        connection.execute(insert(schema.audit).values(reason=PUBLISHED, roots=names))
+
+
 def waits(connection: Connection, now_ms: int) -> Optional[str]:
     """Why there is something to audit now, or None."""
     mark = _next(connection, now_ms)
@@ -94,30 +109,41 @@ def ask_if_old(connection: Connection, now_ms: int, interval_ms: int) -> None:
 
 
 def _next(connection: Connection, now_ms: int) -> Optional[Row[Any]]:
-    """The mark to go on with: one that was begun, or the first, unless the last audit has just ended."""
+    """The mark to go on with: one that was begun, or the first, unless the last audit has just ended; then what is looked at again."""
     columns = schema.audit.c
-    mark = connection.execute(select(schema.audit).order_by(columns.place.is_(None), columns.id).limit(1)).first()
-    if mark is None or mark.place is not None:
-        return mark
+    query = select(schema.audit).order_by(columns.place.is_(None), columns.id).limit(1)
+    mark = connection.execute(query.where(columns.roots.is_(None))).first()
+    if mark is None or _pauses(connection, mark, now_ms):
+        mark = connection.execute(query.where(columns.roots.is_not(None))).first()
+    return mark
+
+
+def _pauses(connection: Connection, mark: Row[Any], now_ms: int) -> bool:
+    """Whether a full audit is asked for right after the last one."""
+    if mark.place is not None or mark.scope is not None or mark.reason == PERIODIC:
+        return False
     ended = kept.read(connection, _AUDITED)
-    if ended is None or mark.scope is not None or mark.reason == PERIODIC:
-        return mark
-    return mark if not 0 <= now_ms - int(ended) < PAUSE_MS else None
+    return ended is not None and 0 <= now_ms - int(ended) < PAUSE_MS
 
 
 # ---- the audit
 
 
-def fill(connection: Connection, instance: str, may_write: MayWrite, now_ms: int, rows_max: int = ROWS_MAX) -> Optional[str]:
-    """Put the next part, of `rows_max` rows, into the outbox; returns why, or None when there is nothing to audit now."""
+def fill(connection: Connection, instance: str, may_write: MayWrite, now_ms: int, rows_max: int = ROWS_MAX) -> bool:
+    """Put the next part, of `rows_max` rows, into the outbox; tells whether there is one, and no older transaction is waited for."""
     mark = _next(connection, now_ms)
     if mark is None:
-        return None
+        return False
     place = _place_of(mark)
     if place.unit is None and not _begin(connection, mark, place):
-        return None
-    _Audit(connection, instance, may_write, mark).run(place, now_ms, rows_max)
-    return str(mark.reason)
+        return False
+    if mark.roots is None:
+        _Audit(connection, instance, may_write, mark).run(place, now_ms, rows_max)
+        return True
+    rows = [{"kind": CLOSURE, "a": scope, "b": name} for scope, name in json.loads(mark.roots)]
+    connection.execute(insert(schema.outbox), rows)
+    connection.execute(delete(schema.audit).where(schema.audit.c.id == mark.id))
+    return True
 
 
 def _place_of(mark: Row[Any]) -> _Place:
@@ -128,20 +154,23 @@ def _place_of(mark: Row[Any]) -> _Place:
 
 
 def _begin(connection: Connection, mark: Row[Any], place: _Place) -> bool:
-    """Whether all that ran when the mark was first seen has ended. Full audits begin for all the marks that there are."""
+    """Whether all that ran when the mark was first seen has ended. Full audits begin for all the marks that there are.
+
+    All that ran then has a number below this transaction's own; the end of a snapshot may be below that of one that runs."""
     if connection.dialect.name == "postgresql":
-        running = text(
-            "SELECT pg_snapshot_xmin(s)::text::bigint AS oldest, pg_snapshot_xmax(s)::text::bigint AS next FROM pg_current_snapshot() s"
-        )
-        oldest, following = connection.execute(running).one()
-        if oldest < (following if place.transaction is None else place.transaction):
+        oldest, own = connection.execute(_RUNNING).one()
+        if oldest < (own if place.transaction is None else place.transaction):
             if place.transaction is None:
-                _put_down(connection, mark, _Place(transaction=following))
+                _put_down(connection, mark, _Place(transaction=own))
+                LOG.info("to be looked at when the transactions that run now have ended: %s", mark.reason)
             return False
-    if mark.scope is None:
+    if mark.scope is None and mark.roots is None:
         LOG.info("everything that may be shared is looked at: %s", mark.reason)
         connection.execute(delete(schema.audit).where(schema.audit.c.id != mark.id))
     return True
+
+
+_RUNNING = text("SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint, pg_current_xact_id()::text::bigint")
 
 
 def _put_down(connection: Connection, mark: Row[Any], place: _Place) -> None:

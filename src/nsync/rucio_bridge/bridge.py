@@ -244,9 +244,9 @@ class Bridge(Inbox):
             failpoint("work-locked")
             sweeps = self._poll is not None and self._poll.is_due(now_ms) and self._may_sign(SqlLog(session.connection(), self.authority))
             goes_on = self._poll is not None and sweeps and self._poll.sweep(session.connection(), now_ms)
-            audited = self._audit(session, now_ms)
+            audited, unseen = self._audit(session, now_ms)
             mine = self._publish(session, now_ms)
-            alone = publish_only or audited not in (None, audit.PERIODIC)  # what users changed unseen is said before it is overwritten
+            alone = publish_only or unseen
             theirs = [] if alone else self._apply(session, now_ms, began, mine)
             mine += self._acknowledge(session, now_ms)
             failpoint("work-before-commit")
@@ -256,7 +256,7 @@ class Bridge(Inbox):
         if not theirs and not alone:
             self._stuck = (newest, now_ms + STUCK_MS)
         held_ms = (time.monotonic() - began) * 1000
-        return Worked(_count(mine), (*mine, *theirs), held_ms, audited=goes_on or audited is not None)
+        return Worked(_count(mine), (*mine, *theirs), held_ms, audited=goes_on or audited)
 
     def _is_due(self, connection: Connection, now_ms: int) -> bool:
         """Whether rows are to be looked at that nobody told of."""
@@ -264,13 +264,16 @@ class Bridge(Inbox):
             return True
         return audit.waits(connection, now_ms) is not None or audit.is_old(connection, now_ms, self._audit_interval_ms)
 
-    def _audit(self, session: Session, now_ms: int) -> Optional[str]:
-        """Let the next part of an audit be published, if one is to be made; returns why."""
+    def _audit(self, session: Session, now_ms: int) -> tuple[bool, bool]:
+        """Let the next part of an audit be published, if one is to be made and may begin; tells whether that was done, and whether users
+        may have changed something unseen, which is said before it is overwritten."""
         connection, charter = session.connection(), self.authority.charter
         audit.ask_if_old(connection, now_ms, self._audit_interval_ms)
-        if audit.waits(connection, now_ms) is None or not self._may_sign(SqlLog(connection, self.authority)):
-            return None
-        return audit.fill(connection, self.me.name, lambda scope: charter.may_write(self.me, scope), now_ms, self._bulk)
+        reason = audit.waits(connection, now_ms)
+        if reason is None or not self._may_sign(SqlLog(connection, self.authority)):
+            return False, False
+        done = audit.fill(connection, self.me.name, lambda scope: charter.may_write(self.me, scope), now_ms, self._bulk)
+        return done, reason not in (audit.PERIODIC, audit.PUBLISHED)
 
     def _apply(self, session: Session, now_ms: int, began: float, mine: list[Applied]) -> list[Applied]:
         """Apply changesets until there is none, or the lock was held long enough; one in any case, however long publishing took.
@@ -284,21 +287,31 @@ class Bridge(Inbox):
                 break
         return applied
 
-    def rehearse(self, shared_scopes: Sequence[str], now_ms: int, ms_max: float, look: Look) -> None:
+    def rehearse(self, shared_scopes: Sequence[str], scope_map: Mapping[str, str], now_ms: int, ms_max: float, look: Look) -> None:
         """Do what there is to do for about `ms_max`, let `look` see it and whether it is all, and undo it. Raises ConfigError."""
+        unless_changed(lambda: self._rehearse(shared_scopes, scope_map, now_ms, ms_max, look))
+
+    def _rehearse(self, shared_scopes: Sequence[str], scope_map: Mapping[str, str], now_ms: int, ms_max: float, look: Look) -> None:
         with suppress(_Undone), self._beside_rucio() as session:
             if not self._is_known_rucio(session):
                 raise ConfigError(f"nothing can be tried: {self._warned}")
-            triggers.share(session.connection(), set(shared_scopes))
+            connection = session.connection()
+            triggers.share(connection, set(shared_scopes))
+            ground.map_scopes(session, scope_map, self.authority.charter)
             done: list[Applied] = []
-            began, is_all = time.monotonic(), False
-            while not is_all and (time.monotonic() - began) * 1000 < ms_max:
-                before, audited = len(done), self._audit(session, now_ms)
-                done += [*self._publish(session, now_ms), *self._acknowledge(session, now_ms)]
-                applied = self._apply_one(session, now_ms, done)
-                done += [applied] if applied is not None else []
-                is_all = audited is None and len(done) == before
-            look(session, done, is_all)
+            began, is_all, sweeps = time.monotonic(), False, True
+            with scopes.in_force(connection):
+                while (time.monotonic() - began) * 1000 < ms_max:
+                    before = len(done)
+                    sweeps = sweeps and self._poll is not None and self._poll.sweep(connection, now_ms)
+                    audited, _ = self._audit(session, now_ms)
+                    done += [*self._publish(session, now_ms), *self._acknowledge(session, now_ms)]
+                    applied = self._apply_one(session, now_ms, done)
+                    done += [applied] if applied is not None else []
+                    if not sweeps and not audited and len(done) == before:
+                        is_all = audit.waits(connection, now_ms) is None
+                        break
+                look(session, done, is_all)
             raise _Undone
 
     def count_parked(self) -> int:
@@ -390,6 +403,8 @@ class Bridge(Inbox):
             self._materialise(session, log, self._batch(applied), now_ms)
             published.append(applied)
         capture.forget(drained.until)
+        if published and self._poll is None and session.connection().dialect.name == "postgresql":
+            audit.look_again(session.connection(), capture.opened_unseen)
         return published
 
     def _may_sign(self, log: SqlLog) -> bool:

@@ -25,7 +25,8 @@ from nsync.errors import RejectedSegment
 from nsync.namespace import fields, keys
 from nsync.namespace.keys import Attachment, Attribute, Constituent, Did, Fact, Key, Replica, Rse, Scope, ends_of
 from nsync.namespace.ops import STATEMENTS_MAX, Assert, Retract, Statement, encode_op
-from nsync.rucio_bridge import metadata, parked, triggers
+from nsync.rucio_bridge import metadata, parked
+from nsync.rucio_bridge.captured import ATTACHMENT, CLOSURE, CONSTITUENT, DID, REPLICA, RSE, SCOPE
 from nsync.rucio_bridge.lookup import external
 from nsync.rucio_bridge.rows import Rows
 from nsync.rucio_bridge.scopes import swapped
@@ -54,13 +55,18 @@ class Capture:
         self.rows = rows
         self.me = me
         self.authority: Authority = state.authority
+        self._opened: set[Did] = set()
+        self.opened_unseen: set[Did] = set()
+        """What became PUBLIC in scopes that are not watched: of what others did to it meanwhile no trigger told (`audit.look_again`)."""
 
     def drain(self) -> Optional[Drained]:
         """Read what changed; None when nothing did. The outbox is emptied by `forget` once the ops are in the log."""
         until = self.session.execute(select(func.max(schema.outbox.c.id))).scalar()
         if until is None:
             return None
-        facts = self.shared(self.facts(self._captured(until)))
+        captured = list(self._captured(until))
+        again = self.facts((DID, *row[1:]) for row in captured if row[0] == CLOSURE)
+        facts = self.shared(self.facts(captured) | again, again)
         rows, shown = self.rows.read(facts), self.state.entries(facts)
         statements = [s for fact in facts for s in _differences(fact, rows.get(fact), shown.get(fact), self.me.name)]
         statements = self.unsaid(
@@ -88,25 +94,27 @@ class Capture:
         facts: set[Fact] = set()
         rses = self.rows.rses()
         for kind, a, b, c, d in captured:
-            if kind == triggers.SCOPE:
+            if kind == SCOPE:
                 facts.add(Scope(external(str(a))))
-            elif kind == triggers.DID:
+            elif kind == DID:
                 facts.add(_did(a, b))
-            elif kind == triggers.ATTACHMENT:
+            elif kind == ATTACHMENT:
                 facts.add(Attachment(_did(a, b), _did(c, d)))
-            elif kind == triggers.CONSTITUENT:
+            elif kind == CONSTITUENT:
                 facts.add(Constituent(_did(a, b), _did(c, d)))
-            elif kind == triggers.REPLICA and c in rses:
+            elif kind == REPLICA and c in rses:
                 facts.add(Replica(_did(a, b), rses[c].fact))
-            elif kind == triggers.RSE and a in rses:
+            elif kind == RSE and a in rses:
                 facts.add(rses[a].fact)
         return {fact for fact in facts if isinstance(fact, Rse) or swapped(fact[1]) == fact[1]}  # nothing is said of a mapped scope
 
-    def shared(self, facts: set[Fact]) -> set[Fact]:
-        """Those that are shared, with everything that sharing them shares (R7.2): default deny."""
+    def shared(self, facts: set[Fact], again: Collection[Fact] = ()) -> set[Fact]:
+        """Those that are shared, with everything that sharing them shares (R7.2), and all that is in `again`: default deny."""
         scopes = set(self.session.execute(select(schema.shared_scope.c.scope)).scalars())
         named = {fact for fact in facts if isinstance(fact, Did)} | {end for fact in facts for end in ends_of(fact) if isinstance(end, Did)}
-        closure = self._public_closure(named)
+        closure = self._public_closure(facts, named, {fact for fact in again if isinstance(fact, Did)})
+        if any(did.scope not in scopes for did in closure):
+            self.opened_unseen = self._opened
         shown = self._shown(named | closure)
         shared = {did for did in named | closure if did.scope in scopes} | shown | closure
         hanging = self.rows.hanging_on((shared - shown) | closure)
@@ -115,14 +123,18 @@ class Capture:
         known_rses = self.state.entries([fact for fact in facts if isinstance(fact, Rse)])
         return {fact for fact in facts | hanging | shared if self._is_shared(fact, scopes, shared, known_rses)}
 
-    def _public_closure(self, dids: set[Did]) -> set[Did]:
-        """Those of `dids` that became PUBLIC, with everything below them, and what is below those that were PUBLIC before."""
-        shown = self.state.entries(dids)
-        before = {did for did in dids if _is_public(shown.get(did))}
-        opened = {did for did, row in self.rows.read_dids(dids).items() if _is_public(row)} - before
-        self._warn_of_undelegated(opened)
-        inside = self._inside_public(self._shown(dids))
-        return opened | self.rows.below(before | opened | inside, self._attachable)
+    def _public_closure(self, facts: set[Fact], named: set[Did], again: set[Did]) -> set[Did]:
+        """Those of `named` that became PUBLIC or came into something PUBLIC, and those of `again` that are; with everything below them."""
+        shown = self.state.entries(named)
+        public = {did for did in named if _is_public(shown.get(did))}
+        self._opened = {did for did, row in self.rows.read_dids(named).items() if _is_public(row)} - public
+        self._warn_of_undelegated(self._opened)
+        edges = [(Did(*fact[1:3]), Did(*fact[3:5])) for fact in facts if isinstance(fact, (Attachment, Constituent))]
+        fresh = [(parent, child) for parent, child in edges if child not in shown]
+        parents = {parent for parent, _ in fresh}
+        within = self._attachable(parents & public | self._inside_public(parents & shown.keys()))
+        start = self._opened | again & public | {child for parent, child in fresh if parent in within}
+        return start | self.rows.below(start, self._attachable)
 
     def _inside_public(self, dids: set[Did]) -> set[Did]:
         """Those of `dids` that lie in something PUBLIC, at any depth."""

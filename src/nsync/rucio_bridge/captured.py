@@ -16,8 +16,10 @@ from nsync.namespace import fields
 from nsync.namespace.keys import Attachment, Constituent, Did, Fact, Replica, Scope
 
 DID, ATTACHMENT, REPLICA, RSE, SCOPE, CONSTITUENT = "did", "attachment", "replica", "rse", "scope", "constituent"
+CLOSURE = "closure"
 """Kinds of outbox rows: (scope, name) · (scope, name, child scope, child name) · (scope, name, RSE id) · (RSE id) · (scope) ·
-(archive's scope, name, child scope, child name). What hangs on a DID alone (its metadata, its open data) is told as the DID."""
+(archive's scope, name, child scope, child name) · (scope, name) of a DID with all that is in it. What hangs on a DID alone (its
+metadata, its open data) is told as the DID."""
 
 
 class Captured(NamedTuple):

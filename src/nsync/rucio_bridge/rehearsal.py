@@ -6,7 +6,7 @@ What is signed in it is seen by nobody. It waits for its turn as the node's tran
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from sqlalchemy import select
@@ -35,10 +35,10 @@ class Rehearsal(NamedTuple):
     parked: list[tuple[str, str]]
     """What would be parked anew, with the reason."""
     is_all: bool
-    """Whether nothing was left to do when the time was over."""
+    """Whether that is all; else there was no time for more, or an audit waits for transactions of Rucio that run."""
 
 
-def rehearse(bridge: Bridge, shared_scopes: Sequence[str], now_ms: int) -> Rehearsal:
+def rehearse(bridge: Bridge, shared_scopes: Sequence[str], scope_map: Mapping[str, str], now_ms: int) -> Rehearsal:
     """Try what there is to do. Raises ConfigError in a Rucio whose schema is not known."""
     found: list[Rehearsal] = []
 
@@ -51,8 +51,8 @@ def rehearse(bridge: Bridge, shared_scopes: Sequence[str], now_ms: int) -> Rehea
 
     with Session(bridge.engine) as session:
         before = _waiting(session)
-    bridge.rehearse(shared_scopes, now_ms, MS_MAX, look)
-    return found[0]
+    bridge.rehearse(shared_scopes, scope_map, now_ms, MS_MAX, look)
+    return found[-1]
 
 
 def _waiting(session: Session) -> set[tuple[str, str]]:

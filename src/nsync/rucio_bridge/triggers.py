@@ -19,13 +19,7 @@ from sqlalchemy.exc import OperationalError
 
 from nsync.errors import ConfigError
 from nsync.rucio_bridge import audit, pg_triggers
-from nsync.rucio_bridge.captured import ATTACHMENT as ATTACHMENT
 from nsync.rucio_bridge.captured import CAPTURED as CAPTURED
-from nsync.rucio_bridge.captured import CONSTITUENT as CONSTITUENT
-from nsync.rucio_bridge.captured import DID as DID
-from nsync.rucio_bridge.captured import REPLICA as REPLICA
-from nsync.rucio_bridge.captured import RSE as RSE
-from nsync.rucio_bridge.captured import SCOPE as SCOPE
 from nsync.rucio_bridge.captured import Captured
 from nsync.rucio_bridge.pg_triggers import Trigger
 from nsync.store import schema

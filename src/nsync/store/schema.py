@@ -219,9 +219,11 @@ audit = Table(
     Column("id", SERIAL, primary_key=True),
     Column("reason", Text, nullable=False),
     Column("scope", String(255)),
+    Column("roots", Text),
     Column("place", Text),
 )
-"""Why everything that may be shared, or all of one scope, must be looked at; `place`: how far that has come (rucio_bridge.audit)."""
+"""Why everything that may be shared, or all of one scope, or all below some DIDs (`roots`), must be looked at; `place`: how far that has
+come (rucio_bridge.audit)."""
 
 parked = Table(
     "nsync_parked",

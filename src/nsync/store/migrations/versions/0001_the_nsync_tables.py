@@ -136,6 +136,7 @@ def upgrade() -> None:
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("scope", sa.String(length=255), nullable=True),
+        sa.Column("roots", sa.Text(), nullable=True),
         sa.Column("place", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("id"),
     )
