@@ -529,7 +529,7 @@ FAULTS = (
     ),
     Fault(
         "a repair removes what local users hold and made",
-        method(Mending, "_held", lambda self, extra: ()),
+        method(Mending, "_held", lambda self, rows, extra: ()),
         f"{DRIFTS}::test_what_a_local_rule_holds_and_what_a_user_made_is_not_removed",
     ),
 )
