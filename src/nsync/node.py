@@ -26,7 +26,8 @@ from nsync.config import Settings
 from nsync.errors import CharterMoved, ConfigError
 from nsync.log.stored import Head
 from nsync.rucio_bridge import measures, takeover, triggers
-from nsync.rucio_bridge.bridge import HOLD_MS_MAX, Bridge, Worked
+from nsync.rucio_bridge.bridge import Bridge, Worked
+from nsync.rucio_bridge.effects import HOLD_MS_MAX
 from nsync.rucio_bridge.engine import get_engine
 from nsync.rucio_bridge.guard import unknown_schema
 from nsync.rucio_bridge.heartbeats import BEAT_S, Heartbeats

@@ -20,7 +20,7 @@ from sqlalchemy import inspect, text
 
 from nsync.log import segment
 from nsync.log.stored import Head
-from nsync.rucio_bridge import audit, bridge, charters, triggers
+from nsync.rucio_bridge import audit, charters, effects, triggers
 from nsync.store import migrations
 from nsync.store.database import writing
 from tests.bridge.test_restored import amended
@@ -143,7 +143,7 @@ def all_in_one(lab: Lab, job: Job, *arguments: Any) -> Any:
 
 def _holding(ms_max: float, lab: Lab, job: Job, *arguments: Any) -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bridge, "HOLD_MS_MAX", ms_max)
+        patch.setattr(effects, "HOLD_MS_MAX", ms_max)
         return job(lab, *arguments)
 
 

@@ -28,6 +28,7 @@ from tests.bridge.test_watch import LONG_S, SOON_S, aside, watched
 from tests.support.instances import Instance, settle
 from tests.support.postgres import Server
 from tests.support.rucio_postgres import PostgresInstance
+from tests.support.victims import at, failpoint
 
 pytestmark = pytest.mark.postgres
 
@@ -42,6 +43,14 @@ def atlas(postgres_server: Server, rucio_on_postgres: str) -> Iterator[PostgresI
         made.work()
         yield made
         made.close()
+
+
+@pytest.fixture
+def cms(template_database: Path, tmp_path: Path) -> Iterator[Instance]:
+    made = Instance(template_database, tmp_path, "cms", ["cms"], durable=False)
+    made.add_scope("cms")
+    yield made
+    made.close()
 
 
 def outbox(instance: Instance) -> list[tuple[object, ...]]:
@@ -93,9 +102,7 @@ def test_what_changed_while_data_became_public_is_published_too(atlas: PostgresI
     assert atlas.query("SELECT reason FROM nsync_audit") == []
 
 
-def test_nothing_is_written_over_what_an_audit_waits_to_see(atlas: PostgresInstance, template_database: Path, tmp_path: Path) -> None:
-    cms = Instance(template_database, tmp_path, "cms", ["cms"], durable=False)
-    cms.add_scope("cms")
+def test_nothing_is_written_over_what_an_audit_waits_to_see(atlas: PostgresInstance, cms: Instance) -> None:
     cms.add_did("cms", "d1")
     cms.work()
     atlas.fetch(cms)
@@ -108,7 +115,31 @@ def test_nothing_is_written_over_what_an_audit_waits_to_see(atlas: PostgresInsta
         assert not rehearse(atlas.bridge, ["atlas"], {}, atlas.now_ms).is_all
     atlas.work()
     assert atlas.query("SELECT name FROM dids WHERE scope = 'cms'") == [("d1",)]
-    cms.close()
+
+
+@pytest.mark.parametrize("adler32", ["00000001", "00000002"])
+def test_a_row_that_is_committed_beside_a_changeset_is_looked_at(adler32: str, atlas: PostgresInstance, cms: Instance) -> None:
+    """The transaction does not see it, and meets it all the same: only begun anew it can tell whether it is in the way."""
+    cms.add_did("cms", "d0")
+    cms.work()
+    atlas.fetch(cms)
+    atlas.work()
+    cms.publish_dataset("cms", "d1")
+    cms.work()
+    atlas.fetch(cms)
+    made: list[None] = []
+
+    def meanwhile() -> None:
+        if not made:
+            made.append(atlas.add_files("cms", ["d1.f1"], adler32=adler32))
+
+    with at(atlas.engine, failpoint("apply-state-moved"), meanwhile):
+        atlas.work()
+    if adler32 == "00000001":
+        assert atlas.parked() == {} and atlas.query("SELECT count(*) FROM dids WHERE scope = 'cms'") == [(5,)]
+    else:
+        reasons = set(atlas.parked().values())
+        assert any("00000002" in reason for reason in reasons) and not any("Rucio refused" in reason for reason in reasons)
 
 
 def test_what_the_bridge_writes_is_no_change_and_what_rucio_commits_meanwhile_is(atlas: PostgresInstance) -> None:
@@ -264,11 +295,7 @@ def test_a_mapped_scope_is_shown_and_the_private_one_of_its_name_is_left_alone(
 # ---- a changeset without what does not fit
 
 
-def test_what_is_accepted_partially_is_written_but_for_what_does_not_fit(
-    atlas: PostgresInstance, template_database: Path, tmp_path: Path
-) -> None:
-    cms = Instance(template_database, tmp_path, "cms", ["cms"])
-    cms.add_scope("cms")
+def test_what_is_accepted_partially_is_written_but_for_what_does_not_fit(atlas: PostgresInstance, cms: Instance) -> None:
     settle([cms, atlas])
     atlas.add_files("cms", ["f1"], 7, "00000007")
     cms.add_files("cms", ["f1", "f2"])
@@ -282,4 +309,3 @@ def test_what_is_accepted_partially_is_written_but_for_what_does_not_fit(
     atlas.delete_replicas("cms", ["f1"])
     atlas.bridge.retry_parked(atlas.now_ms)
     assert atlas.parked() == {} and atlas.rows().items() >= cms.rows().items()
-    cms.close()

@@ -18,7 +18,7 @@ from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from nsync import failpoints
-from nsync.rucio_bridge import bridge
+from nsync.rucio_bridge import effects
 from nsync.store import database
 from nsync.store.database import lock_key
 from tests.bridge.test_crash_points import after, cycle, receive_and_work
@@ -70,7 +70,7 @@ class Both:
 def receive_and_publish(lab: Lab, frames: Sequence[bytes]) -> None:
     """What users did here and what atlas published, in one transaction after the receipt."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bridge, "HOLD_MS_MAX", math.inf)
+        patch.setattr(effects, "HOLD_MS_MAX", math.inf)
         receive_and_work(lab, frames)
 
 

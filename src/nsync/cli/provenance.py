@@ -19,7 +19,7 @@ from nsync.cli.here import settings_in_force
 from nsync.cli.output import add_row, as_json, fail
 from nsync.log.stored import Head
 from nsync.namespace.keys import Did, fact_of, key_bytes
-from nsync.rucio_bridge import scopes
+from nsync.rucio_bridge import parked, scopes
 from nsync.store import peers, provenance
 from nsync.store.database import reading
 from nsync.store.status import believed
@@ -153,7 +153,7 @@ def explain(did: str, field: Optional[str], limit: int, json_: bool) -> None:
 
 def _parked(about: _About, spoken: Spoken) -> dict[str, str]:
     """What waits here of the DID and of what hangs on it, with the reasons."""
-    found = provenance.parked_of(about.connection, {about.did, *map(fact_of, spoken.keys)})
+    found = parked.reasons(about.connection, {about.did, *map(fact_of, spoken.keys)})
     return {str(fact): found[fact] for fact in sorted(found, key=key_bytes)}
 
 

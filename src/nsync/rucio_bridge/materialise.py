@@ -38,6 +38,7 @@ from nsync.rucio_bridge.rows import Rows, matches
 from nsync.rucio_bridge.stage import Stage
 from nsync.store.changes import Entries
 from nsync.store.collector import collector_paused
+from nsync.store.database import Unseen
 from nsync.store.state import SqlState
 
 LOG = logging.getLogger(__name__)
@@ -63,13 +64,15 @@ class _Refused(Exception):
 class Materialise:
     """The writer of one transaction."""
 
-    def __init__(self, session: Session, state: SqlState, rows: Rows, instance: str, is_new: bool = False) -> None:
+    def __init__(self, session: Session, state: SqlState, rows: Rows, instance: str, is_new: bool = False, sees_all: bool = True) -> None:
+        """`sees_all`: nothing was committed beside it that it does not see, so that what is in the way of its rows does not fit."""
         self.session = session
         self.state = state
         self.rows = rows
         self.instance = instance
         self.authority: Authority = state.authority
         self.is_new = is_new
+        self.sees_all = sees_all
         self.fit = Fit(session, rows, self.authority, instance)
         self.ground = Ground(session, rows, self.authority, instance)
         self._batch, self._now_ms = "", 0
@@ -93,7 +96,7 @@ class Materialise:
         self._keeps = False
 
     def run(self, batch: str, now_ms: int) -> bool:
-        """Write what changed (`SqlState.changes`), or park it; tells whether all of it is written."""
+        """Write what changed (`SqlState.changes`), or park it; tells whether all of it is written. Raises Unseen."""
         self._batch, self._now_ms = batch, now_ms
         self._has_parked = parked.any_(self.session)
         if self._has_parked:
@@ -118,6 +121,8 @@ class Materialise:
         except (DBAPIError, OverflowError, RucioException) as error:
             if not _is_about_the_rows(error):
                 raise
+            if isinstance(error, IntegrityError) and not self.sees_all:
+                raise Unseen(f"changeset {self._batch} met rows that were committed since it was begun: {error.orig}") from error
             LOG.exception("changeset %s cannot be written here", self._batch)
             why = str(error.orig if isinstance(error, DBAPIError) else error).partition("\n")[0]  # without values, the time among them
             self._reasons = {self._first(): f"Rucio refused the rows: {why[:500]}"}

@@ -28,7 +28,6 @@ from nsync.rucio_bridge.lookup import look_up, names_of
 from nsync.rucio_bridge.materialise import Materialise
 from nsync.rucio_bridge.opendata import OPEN
 from nsync.rucio_bridge.rows import CONTENTS, DIDS, REPLICAS, RSE_ID, Rows, matches
-from nsync.store.provenance import parked_of
 from nsync.store.state import SqlState
 
 LOG = logging.getLogger(__name__)
@@ -206,7 +205,7 @@ class Mending:
         """Those whose rows are right now; the others are told."""
         entries, rows = self._state().entries(wanted), self._rows().read(wanted)
         right = {fact for fact in wanted if matches(entries.get(fact), rows.get(fact))}
-        kept = parked_of(self.session.connection(), wanted)
+        kept = parked.reasons(self.session.connection(), wanted)
         self.left.update((fact, kept.get(fact, "its row cannot be made as the catalogue has it")) for fact in wanted - right)
         LOG.info("%d facts that drifted are as the catalogue has them again; %d are left", len(right), len(self.left))
         return right

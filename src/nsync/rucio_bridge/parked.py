@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, Optional
 
-from sqlalchemy import Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from nsync.errors import ConfigError
@@ -49,6 +49,15 @@ def among(session: Session, wanted: Collection[Key], had_row: tuple[bool, ...] =
             key_in(row)
             for row in session.execute(select(_PARKED.key, _PARKED.whole).where(_PARKED.key.in_(chunk), _PARKED.had_row.in_(had_row)))
         }
+    return found
+
+
+def reasons(connection: Connection, wanted: Collection[Fact]) -> dict[Fact, str]:
+    """Why those of `wanted` wait that do."""
+    found: dict[Fact, str] = {}
+    for chunk in chunks(sorted(map(indexed, wanted))):
+        rows = connection.execute(select(_PARKED.key, _PARKED.whole, _PARKED.reason).where(_PARKED.key.in_(chunk)))
+        found.update({_fact(row): row.reason for row in rows})
     return found
 
 
@@ -96,21 +105,21 @@ def listing(session: Session, batch: Optional[str] = None) -> list[ParkedFact]:
 
 
 def park(
-    session: Session, batch: str, facts: Collection[Fact], reasons: Mapping[Fact, str], now_ms: int, had_row: Collection[Fact] = ()
+    session: Session, batch: str, facts: Collection[Fact], whys: Mapping[Fact, str], now_ms: int, had_row: Collection[Fact] = ()
 ) -> bool:
     """Let `facts` wait together; tells whether that says anything new. Those without a reason wait for the first that has one."""
-    first = min(reasons, key=key_bytes)
-    says = {fact: reasons.get(fact, f"waits for {first}, which came with it") for fact in facts}
-    if says == _held(session, facts):
+    first = min(whys, key=key_bytes)
+    says = {fact: whys.get(fact, f"waits for {first}, which came with it") for fact in facts}
+    if says == reasons(session.connection(), facts):
         return False
     _put(session, batch, says, now_ms, had_row)
     return True
 
 
-def set_aside(session: Session, batch: str, reasons: Mapping[Fact, str], now_ms: int, had_row: Collection[Fact] = ()) -> bool:
+def set_aside(session: Session, batch: str, whys: Mapping[Fact, str], now_ms: int, had_row: Collection[Fact] = ()) -> bool:
     """Let each of the facts wait by itself for its reason; tells whether that says anything new."""
-    held = _held(session, aside(session, reasons))
-    news = {fact: reason for fact, reason in reasons.items() if held.get(fact) != reason}
+    held = reasons(session.connection(), aside(session, whys))
+    news = {fact: reason for fact, reason in whys.items() if held.get(fact) != reason}
     if news:
         _put(session, f"{base(batch)}{REST}", news, now_ms, had_row)
     return bool(news)
@@ -133,14 +142,6 @@ def not_to_accept(batch: str, waits: int) -> str:
     if batch.endswith(REST):
         return f"{batch!r} is accepted already: what fits is written by itself, every 30 s"
     return f"{batch!r} is what left the namespace and is held here: it goes once what holds it is gone, which its reasons name"
-
-
-def _held(session: Session, facts: Collection[Fact]) -> dict[Fact, str]:
-    held: dict[Fact, str] = {}
-    for chunk in chunks(sorted(map(indexed, facts))):
-        found = session.execute(select(_PARKED.key, _PARKED.whole, _PARKED.reason).where(_PARKED.key.in_(chunk)))
-        held.update({_fact(row): row.reason for row in found})
-    return held
 
 
 def _put(session: Session, batch: str, says: Mapping[Fact, str], now_ms: int, had_row: Collection[Fact]) -> None:

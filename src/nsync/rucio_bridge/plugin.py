@@ -23,10 +23,9 @@ from nsync.authority import amendments
 from nsync.authority.effective import Authority
 from nsync.catalogue.entries import DidEntry
 from nsync.namespace.keys import Did, fact_of
-from nsync.rucio_bridge import scopes
+from nsync.rucio_bridge import parked, scopes
 from nsync.store import kept, migrations
 from nsync.store.log import SqlLog
-from nsync.store.provenance import parked_of
 
 if TYPE_CHECKING:
     from rucio.common.types import InternalScope
@@ -83,7 +82,7 @@ def provenance(connection: Connection, did: Did) -> dict[str, Any]:
         did = Did(scopes.swapped(did.scope), did.name)
     state = SqlLog(connection, _authority(text)).state
     entry = state.shown.entries([did]).get(did)
-    reason = parked_of(connection, [did]).get(did)
+    reason = parked.reasons(connection, [did]).get(did)
     if not isinstance(entry, DidEntry) and reason is None:
         return {}
     home = state.authority.charter.home(did.scope)

@@ -20,7 +20,8 @@ from nsync.authority.charter import Verify
 from nsync.errors import CharterMoved
 from nsync.log.segment import Sign
 from nsync.rucio_bridge import measures
-from nsync.rucio_bridge.bridge import HOLD_MS_MAX, Bridge
+from nsync.rucio_bridge.bridge import Bridge
+from nsync.rucio_bridge.effects import HOLD_MS_MAX
 from nsync.store.notary import Alarms, Notary
 from nsync.store.notices import Taken
 

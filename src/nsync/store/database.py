@@ -136,12 +136,19 @@ def unless_changed(transaction: Callable[[], T]) -> T:
     for left in reversed(range(CONFLICTS_MAX + 1)):
         try:
             return transaction()
+        except Unseen:
+            if not left:
+                raise
         except OperationalError as error:
             if getattr(error.orig, "sqlstate", None) not in _CONFLICTS:
                 raise
             if not left:
                 raise Overtaken(error.statement, error.params, error.orig or error) from error
     raise AssertionError("it returns or raises")
+
+
+class Unseen(Exception):
+    """What was committed since a transaction began may stand in its way: begun anew, it sees that."""
 
 
 class Overtaken(OperationalError):

@@ -24,6 +24,7 @@ from nsync.log.notices import FLOOR, Notice, Stand, Told, Votes
 from nsync.log.segment import Sign
 from nsync.log.stored import Head, refusals
 from nsync.store import kept
+from nsync.store.database import unless_changed
 from nsync.store.log import SqlLog
 from nsync.store.notices import NOTHING, SqlNotices, Taken
 
@@ -146,7 +147,7 @@ class Notary:
             except RejectedSegment as error:
                 rejected.append(str(error))
         refused = refusals(rejected, "a notice", sender)
-        taken = self._keep(told) if told else NOTHING
+        taken = unless_changed(lambda: self._keep(told)) if told else NOTHING
         if told or refused:
             self._tell(taken._replace(said=(*refused, *taken.said)), sender)
         return taken.urgent
@@ -173,17 +174,22 @@ class Notary:
         """Sign one's own head when that is due, and vote when there is something to vote for."""
         now_ms, signed = self._now_ms(), self.renew()
         chosen = self._choose(now_ms)
-        if chosen is None:
+        taken = None if chosen is None else unless_changed(lambda: self._vote(chosen, now_ms))
+        if chosen is None or taken is None:
             return Tended(signed, None, ())
+        return Tended(signed, chosen, (f"voted for floor {chosen.number}", *taken.said))
+
+    def _vote(self, chosen: Floor, now_ms: int) -> Optional[Taken]:
+        """Vote for `chosen`, unless it is not, or no more, what is to be voted for."""
         with self._ground.opened(now_ms) as (log, shows, show):
             found = SqlNotices(log)
             if not shows or found.choose(self._ground.me, self._interval_ms, now_ms, chosen) != chosen:
-                return Tended(signed, None, ())
+                return None
             taken = found.vote(self._ground.me, chosen, self._sign)
             if taken.changed:
                 show(f"floor {chosen.number}")
         failpoint("notices-voted")
-        return Tended(signed, chosen, (f"voted for floor {chosen.number}", *taken.said))
+        return taken
 
     def renew(self) -> bool:
         """Sign one's own head if that is due; tells whether it was."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Optional
 
-from sqlalchemy import Connection, select
+from sqlalchemy import select
 
 from nsync.authority.charter import Instance, Place
 from nsync.authority.rulings import VOID, WAITING
@@ -20,9 +20,7 @@ from nsync.log.stored import Head
 from nsync.namespace import fields
 from nsync.namespace.keys import Did, Key, ends_of, fact_of, key_of
 from nsync.store import schema
-from nsync.store.database import chunks
 from nsync.store.index import EDGE, HANGING, ITSELF
-from nsync.store.keyed import indexed, key_in
 from nsync.store.lines import SqlLines
 from nsync.store.state import SqlState
 
@@ -98,16 +96,6 @@ def explained(state: SqlState, did: Did, field: Optional[str], newest: int) -> l
     own = [key for key in keys if fact_of(key) == did]
     wanted = [key for key in own if field is None or (key[0] == fields.ATTRIBUTE and key[1] == field)]
     return [state.explain(key) for key in sorted({did, *wanted} if field is None else wanted)]
-
-
-def parked_of(connection: Connection, facts: Collection[Key]) -> dict[Key, str]:
-    """Why those of `facts` are parked here that are (R7.6)."""
-    found: dict[Key, str] = {}
-    columns = schema.parked.c
-    for chunk in chunks(sorted(map(indexed, facts))):
-        rows = connection.execute(select(columns.key, columns.whole, columns.reason).where(columns.key.in_(chunk)))
-        found.update({key_in(row): row.reason for row in rows})
-    return found
 
 
 def _concerns(key: Key, did: Did) -> bool:
