@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any, Optional, TypeVar
 
 from rucio.common.exception import RucioException
@@ -94,6 +95,7 @@ class Materialise:
         self._reasons: dict[Fact, str] = {}
         self._lacking: set[Fact] = set()
         self._keeps = False
+        self._news, self._whys = 0, set[str]()
 
     def run(self, batch: str, now_ms: int) -> bool:
         """Write what changed (`SqlState.changes`), or park it; tells whether all of it is written. Raises Unseen."""
@@ -103,6 +105,8 @@ class Materialise:
             self._join_batches()
         while not self._try():
             self._begin()
+        if self._news:
+            LOG.warning("parked %d facts of changeset %s: %s", self._news, batch, "; ".join(sorted(self._whys)[:3]))
         self.state.changes.clear()
         return not self._reasons and not self._keeps and not self._aside
 
@@ -265,7 +269,7 @@ class Materialise:
     def _open_data(self) -> None:
         """Names are given up by all before any is taken."""
         for part in self._waiting(OPENED):
-            opendata.release_names(self.session, part, self.rows.read(part.keys()), self._is_home)
+            opendata.release_names(self.session, part, self.rows.read(part.keys()), partial(is_home, self.authority, self.instance))
         for part in self._waiting(OPENED):
             shown = {fact: entry for fact, entry in part.items() if entry is not None}
             self._refuse(self.fit.taken(shown))
@@ -280,9 +284,6 @@ class Materialise:
 
     def _waiting(self, list_: int) -> Any:
         return self.state.changes.parts(list_) if not self._reasons else ()
-
-    def _is_home(self, did: Did) -> bool:
-        return is_home(self.authority, self.instance, did)
 
     # ---- what does not fit, and what stays
 
@@ -365,7 +366,8 @@ class Materialise:
 
     def _park(self, facts: Collection[Fact], reasons: Mapping[Any, str], batch: str, had_row: Collection[Fact] = ()) -> None:
         if facts and parked.park(self.session, batch, facts, reasons, self._now_ms, had_row):
-            LOG.warning("parked %d facts of changeset %s: %s", len(facts), batch, "; ".join(sorted(set(reasons.values()))[:3]))
+            self._news += len(facts)
+            self._whys.update(reasons.values())
 
 
 _WRITERS = {
