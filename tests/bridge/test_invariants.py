@@ -452,9 +452,9 @@ def test_invariant_14_a_retry_of_what_rucio_refused_writes_nothing(either: list[
     belle2.publish_dataset("belle2", "refused")
     settle(either)
     assert any("Rucio refused" in reason for reason in cms.parked().values())
-    before = cms.query("SELECT batch, reason, since_ms FROM nsync_parked ORDER BY key")
+    before = everything(cms)
     cms.bridge.retry_parked(cms.now_ms + 60_000)
-    assert cms.query("SELECT batch, reason, since_ms FROM nsync_parked ORDER BY key") == before
+    assert everything(cms) == before
 
 
 _REFUSE_PG = "ALTER TABLE dids ADD CONSTRAINT refuses CHECK (name <> 'refused')"

@@ -220,9 +220,9 @@ class Effects(Inbox):
 
         Raises Unseen, once, where rows that Rucio committed since this transaction began may be in their way."""
         with triggers.unheard(session.connection()):
-            sees_all = session.connection().dialect.name == "sqlite" or batch in self._clashed
             try:
-                return Materialise(session, log.state, self._rows(session), self.me.name, self._is_new, sees_all).run(batch, now_ms)
+                writer = Materialise(session, log.state, self._rows(session), self.me.name, self._is_new, batch in self._clashed)
+                return writer.run(batch, now_ms)
             except Unseen:
                 self._clashed.add(batch)
                 raise

@@ -39,7 +39,7 @@ from nsync.rucio_bridge.rows import Rows, matches
 from nsync.rucio_bridge.stage import Stage
 from nsync.store.changes import Entries
 from nsync.store.collector import collector_paused
-from nsync.store.database import Unseen
+from nsync.store.database import Unseen, met_others
 from nsync.store.state import SqlState
 
 LOG = logging.getLogger(__name__)
@@ -125,10 +125,10 @@ class Materialise:
         except (DBAPIError, OverflowError, RucioException) as error:
             if not _is_about_the_rows(error):
                 raise
-            if isinstance(error, IntegrityError) and not self.sees_all:
-                raise Unseen(f"changeset {self._batch} met rows that were committed since it was begun: {error.orig}") from error
-            LOG.exception("changeset %s cannot be written here", self._batch)
             why = str(error.orig if isinstance(error, DBAPIError) else error).partition("\n")[0]  # without values, the time among them
+            if not self.sees_all and met_others(error):
+                raise Unseen(f"changeset {self._batch} met rows that were committed since it was begun: {why}") from error
+            LOG.exception("changeset %s cannot be written here", self._batch)
             self._reasons = {self._first(): f"Rucio refused the rows: {why[:500]}"}
             self._park_all()
         return True

@@ -59,6 +59,8 @@ _ONE_MOMENT = "nsync one moment"
 CONFLICTS_MAX = 8
 _CONFLICTS = ("40001", "40P01")
 """serialization_failure, deadlock_detected."""
+_MET = ("23503", "23505")
+"""foreign_key_violation, unique_violation."""
 
 T = TypeVar("T")
 
@@ -140,7 +142,7 @@ def unless_changed(transaction: Callable[[], T]) -> T:
             if not left:
                 raise
         except OperationalError as error:
-            if getattr(error.orig, "sqlstate", None) not in _CONFLICTS:
+            if _sqlstate(error) not in _CONFLICTS:
                 raise
             if not left:
                 raise Overtaken(error.statement, error.params, error.orig or error) from error
@@ -149,6 +151,15 @@ def unless_changed(transaction: Callable[[], T]) -> T:
 
 class Unseen(Exception):
     """What was committed since a transaction began may stand in its way: begun anew, it sees that."""
+
+
+def met_others(error: Exception) -> bool:
+    """Whether rows are in the way of what was to be written that the transaction, if it sees one moment, may not see."""
+    return _sqlstate(error) in _MET
+
+
+def _sqlstate(error: Exception) -> Optional[str]:
+    return getattr(getattr(error, "orig", None), "sqlstate", None)
 
 
 class Overtaken(OperationalError):
