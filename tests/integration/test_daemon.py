@@ -83,7 +83,7 @@ def test_a_rehearsal_for_people(bed: Federation) -> None:
 
 
 def test_the_command_line_stands_above_the_configuration(bed: Federation) -> None:
-    """`--bulk`: an audit of 8 rows in parts of 3 makes so many changesets; `--sleep-time` of an hour leaves the parts to the work."""
+    """`--bulk`: an audit of 8 rows in parts of 3 makes so many changesets. `--sleep-time`: what nobody tells of is looked for so often."""
     atlas = bed.site("atlas", ["atlas"])
     atlas.add_scope("atlas")
     atlas.options["bulk"] = "50000"
@@ -98,6 +98,10 @@ def test_the_command_line_stands_above_the_configuration(bed: Federation) -> Non
     assert "everything that may be shared was looked at" in once.said()
     for wrong in (["--bulk", "0"], ["--bulk", "100001"], ["--sleep-time", "0"], ["--sleep-time", "86401"]):
         assert atlas.start(*wrong).ended() == 2
+    atlas.options.update(audit_interval="2", sleep_time="3600")
+    node = atlas.start("--sleep-time", "0.2")
+    wait_until(lambda: node.said().count("everything that may be shared was looked at") >= 2, node.said)
+    node.stop()
     assert (commands.SECONDS_MAX, commands.BULK_MAX) == (config.SECONDS_MAX, config.BULK_MAX)
 
 
