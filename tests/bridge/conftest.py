@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from sqlalchemy import make_url
 
-from tests.support.federations import KINDS, MIXED, POSTGRESQL, SHARED, SQLITE, Prepared, prepare
+from tests.support.federations import KINDS, MIXED, POSTGRESQL, SHARED, SQLITE, Prepared, copied, prepare
 from tests.support.grown import GROWN, grow
 from tests.support.instances import Instance
 from tests.support.postgres import Server
@@ -91,19 +92,26 @@ def grown_on_postgres(postgres_server: Server, rucio_on_postgres: str) -> Iterat
         yield str(make_url(other).database)
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+@pytest.fixture(params=[SQLITE, pytest.param(POSTGRESQL, marks=pytest.mark.postgres)])
 def cms(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Instance]:
     """cms, which has what atlas shares."""
-    if request.param == "sqlite":
-        made = Instance(request.getfixturevalue("grown")["cms"], tmp_path, "cms", GROWN["cms"], durable=False)
+    if request.param == SQLITE:
+        place, server = request.getfixturevalue("grown")["cms"], None
+    else:
+        place, server = request.getfixturevalue("grown_on_postgres"), request.getfixturevalue("postgres_server")
+    with copied(server, place, tmp_path, "cms", GROWN["cms"]) as made:
         yield made
-        made.close()
-        return
-    server, template = request.getfixturevalue("postgres_server"), request.getfixturevalue("grown_on_postgres")
-    with server.database(template=template) as url:
-        on_postgres = PostgresInstance(url, "cms", GROWN["cms"])
-        yield on_postgres
-        on_postgres.close()
+
+
+@contextmanager
+def lone(request: pytest.FixtureRequest, kind: str, directory: Path) -> Iterator[Instance]:
+    """atlas, which shares its scope, on a new Rucio database of this kind."""
+    if kind == SQLITE:
+        place, server = request.getfixturevalue("template_database"), None
+    else:
+        place, server = request.getfixturevalue("rucio_on_postgres"), request.getfixturevalue("postgres_server")
+    with copied(server, place, directory, "atlas", ["atlas"]) as made:
+        yield made
 
 
 # ---- databases whose bridge is killed

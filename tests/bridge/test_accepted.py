@@ -13,14 +13,6 @@ from tests.support.instances import Instance, everything, settle
 SHARED = "atlas.shared"
 
 
-def names(instance: Instance, scope: str = SHARED) -> set[str]:
-    return {name for (name,) in instance.query("SELECT name FROM dids WHERE scope = :scope", scope=scope)}
-
-
-def children(instance: Instance, name: str) -> set[str]:
-    return {child for (child,) in instance.query("SELECT child_name FROM contents WHERE name = :name", name=name)}
-
-
 def batches(instance: Instance) -> dict[str, set[Fact]]:
     with instance.sessions() as session:
         found: dict[str, set[Fact]] = {}
@@ -42,7 +34,7 @@ def park_a_dataset(instances: list[Instance]) -> str:
     atlas.set_open(SHARED, "d1", False)
     settle(instances)
     (batch,) = batches(cms)
-    assert names(cms) == {"f1"}
+    assert cms.names(SHARED) == {"f1"}
     return batch
 
 
@@ -62,7 +54,7 @@ def test_the_rest_is_written_and_what_does_not_fit_waits_by_itself(instances: li
     found = cms.bridge.would_accept(batch, cms.now_ms)
     assert everything(cms) == before
     accept(cms, batch)
-    assert names(cms) == {"f1", "f2", "f3", "d1"} and children(cms, "d1") == {"f2", "f3"}
+    assert cms.names(SHARED) == {"f1", "f2", "f3", "d1"} and cms.children(SHARED, "d1") == {"f2", "f3"}
     assert cms.query("SELECT length, bytes, is_open FROM dids WHERE name = 'd1'") == [(2, 2, 0)]
     rest = batches(cms)[f"{batch} rest"]
     assert rest == {one.fact for one in found.rest} and found.written == len(before["nsync_parked"]) - len(rest)
@@ -80,7 +72,7 @@ def test_nothing_loops_and_the_rest_comes_once_there_is_room(instances: list[Ins
     assert cms.work() == 0 and everything(cms) == before
     make_room(cms)
     cms.bridge.retry_parked(cms.now_ms)
-    assert cms.parked() == {} and children(cms, "d1") == {"f1", "f2", "f3"}
+    assert cms.parked() == {} and cms.children(SHARED, "d1") == {"f1", "f2", "f3"}
     assert cms.query("SELECT length, bytes FROM dids WHERE name = 'd1'") == [(3, 3)]
     settle(instances)
     assert atlas.rows() == cms.rows() == belle2.rows()
@@ -93,7 +85,7 @@ def test_what_comes_later_is_written_but_for_what_hangs_on_the_rest(instances: l
     atlas.add_files(SHARED, ["f4"])
     atlas.attach(SHARED, "d2", [(SHARED, "f1"), (SHARED, "f4")])
     settle(instances)
-    assert children(cms, "d2") == {"f4"}
+    assert cms.children(SHARED, "d2") == {"f4"}
     assert Attachment(Did(SHARED, "d2"), Did(SHARED, "f1")) in cms.parked() and Did(SHARED, "d2") not in cms.parked()
     assert all(name.endswith(" rest") for name in batches(cms))
     make_room(cms)
@@ -115,7 +107,7 @@ def test_what_comes_later_and_does_not_fit_itself_waits_as_a_whole(instances: li
     atlas.add_did(SHARED, "d2")
     atlas.attach(SHARED, "d2", [(SHARED, name) for name in ("f1", "f5", "f6")])
     settle(instances)
-    assert names(cms).isdisjoint({"f6", "d2"})
+    assert cms.names(SHARED).isdisjoint({"f6", "d2"})
     assert {Did(SHARED, "f5"), Did(SHARED, "f6")} <= cms.parked().keys()
     assert batches(cms).items() >= rest.items()
 
@@ -126,7 +118,7 @@ def test_who_retracts_what_waits_by_itself_is_heard(instances: list[Instance]) -
     atlas.delete_replicas(SHARED, ["f1"])
     settle(instances)
     cms.bridge.retry_parked(cms.now_ms)
-    assert Did(SHARED, "f1") not in cms.parked() and children(cms, "d1") == {"f2", "f3"}
+    assert Did(SHARED, "f1") not in cms.parked() and cms.children(SHARED, "d1") == {"f2", "f3"}
     assert cms.query("SELECT bytes FROM dids WHERE name = 'f1'") == [(7,)]
 
 
@@ -141,11 +133,11 @@ def test_data_are_not_held_up_by_a_doi_that_is_borne_here(instances: list[Instan
     settle(instances)
     (batch,) = batches(cms)
     accept(cms, batch)
-    assert names(cms, "atlas") == {"d1.f0", "d1.f1", "d1.f2"}
+    assert cms.names("atlas") == {"d1.f0", "d1.f1", "d1.f2"}
     assert Did("atlas", "d1") in cms.parked()
     cms.set_open_data("private", "bearer", doi="10.5072/OTHER.1")
     cms.bridge.retry_parked(cms.now_ms)
-    assert cms.parked() == {} and children(cms, "d1") == {"d1.f0", "d1.f1", "d1.f2"}
+    assert cms.parked() == {} and cms.children("atlas", "d1") == {"d1.f0", "d1.f1", "d1.f2"}
     settle(instances)
     assert atlas.rows() == belle2.rows() == cms.rows()
 
@@ -159,10 +151,10 @@ def test_files_are_written_without_replicas_at_an_rse_that_does_not_fit(instance
     settle(instances)
     (batch,) = batches(cms)
     accept(cms, batch)
-    assert names(cms, "atlas") == {"f1"}
+    assert cms.names("atlas") == {"f1"}
     atlas.add_files("atlas", ["f2"])
     settle(instances)
-    assert names(cms, "atlas") == {"f1", "f2"}
+    assert cms.names("atlas") == {"f1", "f2"}
     assert {getattr(fact, "did", fact) for fact in cms.parked()} == {Rse("atlas", "DISK"), Did("atlas", "f1"), Did("atlas", "f2")}
     with cms.session() as session:
         session.connection().exec_driver_sql("UPDATE rses SET rse = 'TAPE' WHERE rse = 'ATLAS_DISK'")

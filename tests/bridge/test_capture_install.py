@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,8 @@ from sqlalchemy import Table, delete, insert, update
 
 from nsync.namespace import fields
 from nsync.rucio_bridge import triggers
+from tests.bridge.conftest import lone
 from tests.support.instances import Instance
-from tests.support.postgres import Server
-from tests.support.rucio_postgres import PostgresInstance
 
 OutboxRow = tuple[Any, ...]
 OUTBOX = "SELECT DISTINCT kind, a, b, c, d FROM nsync_outbox"
@@ -28,22 +26,9 @@ OUTBOX = "SELECT DISTINCT kind, a, b, c, d FROM nsync_outbox"
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
 def atlas(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Instance]:
     """An instance that shares its scope, which has a dataset d1 with the file f1; nothing waits."""
-    with made(request, tmp_path) as instance:
-        try:
-            prepare(instance)
-            yield instance
-        finally:
-            instance.close()
-
-
-@contextmanager
-def made(request: pytest.FixtureRequest, directory: Path) -> Iterator[Instance]:
-    if request.param == "sqlite":
-        yield Instance(request.getfixturevalue("template_database"), directory, "atlas", ["atlas"], durable=False)
-        return
-    server: Server = request.getfixturevalue("postgres_server")
-    with server.database(template=request.getfixturevalue("rucio_on_postgres")) as url:
-        yield PostgresInstance(url, "atlas", ["atlas"])
+    with lone(request, request.param, tmp_path) as instance:
+        prepare(instance)
+        yield instance
 
 
 def prepare(instance: Instance) -> None:

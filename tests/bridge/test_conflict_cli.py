@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bridge.test_accepted import SHARED, names, park_a_dataset
+from tests.bridge.test_accepted import SHARED, park_a_dataset
 from tests.support.federation import KEYS, URLS, charter_document
 from tests.support.instances import Instance, everything
 from tests.unit.test_cli import run
@@ -61,6 +61,6 @@ def test_accept_says_what_it_will_do_and_lets_the_node_do_it(cms: Instance, conf
     found = json.loads(said(run("conflict", "accept", batch, "--partial", "--yes", "--json", config=config), 0))
     assert len(found["rest"]) == 3 and found["written"] == len(before["nsync_parked"]) - 3
     cms.bridge.retry_parked(cms.now_ms)
-    assert names(cms) == {"f1", "f2", "f3", "d1"}
+    assert cms.names(SHARED) == {"f1", "f2", "f3", "d1"}
     again = run("conflict", "accept", batch, "--partial", config=config)
     assert again.returncode == 1 and f"nothing is parked as '{batch}'" in again.stderr

@@ -10,7 +10,7 @@ import pytest
 from rucio.db.sqla.constants import DIDType
 from sqlalchemy import text
 
-from nsync.rucio_bridge import mending, parked, scopes, triggers
+from nsync.rucio_bridge import mending, parked, scopes
 from nsync.rucio_bridge.drift import DRIFT, OUTRULED, PARKED, UNHEARD, UNPUBLISHED, Difference, Drift, compare
 from nsync.rucio_bridge.mending import Mended
 from nsync.rucio_bridge.rows import Rows, matches
@@ -42,17 +42,6 @@ def diff(one: Instance, scope: Optional[str] = None) -> Found:
 def mend(one: Instance) -> Mended:
     one.now_ms += 1000
     return one.bridge.mend_drift(None, one.now_ms)
-
-
-def edit(one: Instance, *statements: str, unheard: bool = False, **values: Any) -> None:
-    """SQL that no Rucio runs; `unheard`: as if there were no triggers."""
-    with one.sessions.begin() as session:
-        if unheard:
-            with triggers.unheard(session.connection()):
-                done = [session.execute(text(sql), values).rowcount for sql in statements]  # type: ignore[attr-defined]
-        else:
-            done = [session.execute(text(sql), values).rowcount for sql in statements]  # type: ignore[attr-defined]
-    assert all(done), "an edit that changes nothing shows nothing"
 
 
 # ---- the edits
@@ -147,7 +136,7 @@ def test_where_nobody_edited_anything_nothing_is_found(cms: Instance) -> None:
 def test_each_edit_is_found_by_entry_and_field_mended_and_then_not_found(cms: Instance) -> None:
     before = cms.rows()
     for one in edits_for(cms):
-        edit(cms, *map(bound, one.sql))
+        cms.edit(*map(bound, one.sql))
         cms.work()
         found = diff(cms)
         assert found.drifts == one.finds, one.sql
@@ -167,7 +156,7 @@ def test_random_edits_are_all_found_and_mended_at_once(cms: Instance, seed: int)
         touched = {(about, field.split(".")[0]) for about, field in one.finds}
         if touched & {(about, field.split(".")[0]) for about, field in done}:
             continue
-        edit(cms, *map(bound, one.sql), unheard=rng.random() < 0.5)
+        cms.edit(*map(bound, one.sql), unheard=rng.random() < 0.5)
         done |= one.finds
     found = diff(cms)
     assert found.drifts == done
@@ -179,16 +168,15 @@ def test_a_deleted_did_is_written_anew_with_all_that_hung_on_it(cms: Instance) -
     before = cms.rows()
     cms_sql = [f"DELETE FROM contents {AT} 'd2'"]
     cms_sql += [f"DELETE FROM {table} {AT} 'd2'" for table in ("dids_opendata_doi", "dids_opendata", "dids")]
-    edit(cms, *cms_sql)
+    cms.edit(*cms_sql)
     assert diff(cms).drifts == {("atlas:d2", "missing row"), *((f"atlas:d2.f{i} in atlas:d2", "missing row") for i in range(3))}
     assert mend(cms).left == {} and diff(cms).differences == [] and cms.rows() == before
 
 
 def test_one_scope_is_looked_at_alone(cms: Instance) -> None:
-    edit(cms, f"UPDATE dids SET project = 'other' {AT} 'd1.f0'", f"UPDATE replicas SET path = '/else' {AT} 'd2.f1' AND {RSE}")
+    cms.edit(f"UPDATE dids SET project = 'other' {AT} 'd1.f0'", f"UPDATE replicas SET path = '/else' {AT} 'd2.f1' AND {RSE}")
     assert len(diff(cms, "atlas").drifts) == 2 and diff(cms, "cms").drifts == set()
-    edit(
-        cms,
+    cms.edit(
         content("'atlas', 'open', 'atlas', 'd1.f1', 'D', 'F'"),
     )
     assert ("atlas:d1.f1 in atlas:open", "row too much") in diff(cms, "atlas").drifts
@@ -211,7 +199,7 @@ def test_private_rows_are_never_told(cms: Instance) -> None:
 
 def test_what_is_not_published_yet_is_told_apart(cms: Instance) -> None:
     cms.publish_dataset("cms", "c2")
-    edit(cms, "UPDATE dids SET project = 'p' WHERE scope = 'cms' AND name = 'c1'", f"UPDATE dids SET project = 'p' {AT} 'd1'")
+    cms.edit("UPDATE dids SET project = 'p' WHERE scope = 'cms' AND name = 'c1'", f"UPDATE dids SET project = 'p' {AT} 'd1'")
     found = diff(cms)
     assert found.drifts == {("atlas:d1", "project")} and found.counts[UNPUBLISHED] > 5 and UNHEARD not in found.counts
     cms.work()
@@ -220,18 +208,18 @@ def test_what_is_not_published_yet_is_told_apart(cms: Instance) -> None:
 
 
 def test_own_data_that_were_changed_unseen_are_published_by_an_audit_and_not_repaired(cms: Instance) -> None:
-    edit(cms, "UPDATE dids SET project = 'p' WHERE scope = 'cms' AND name = 'c1'", unheard=True)
+    cms.edit("UPDATE dids SET project = 'p' WHERE scope = 'cms' AND name = 'c1'", unheard=True)
     (one,) = diff(cms).differences
     assert (one.standing, one.owner, one.field, one.row) == (UNHEARD, "cms", "project", "p") and "bridge audit" in one.resolve
     assert mend(cms).written == () and cms.query("SELECT project FROM dids WHERE scope = 'cms' AND name = 'c1'") == [("p",)]
-    edit(cms, "INSERT INTO nsync_audit (reason) VALUES ('asked')")
+    cms.edit("INSERT INTO nsync_audit (reason) VALUES ('asked')")
     assert [one.standing for one in diff(cms).differences] == [UNPUBLISHED]
     cms.now_ms += 10**9
     assert cms.work() == 1 and diff(cms).differences == []
 
 
 def test_what_is_parked_is_counted_and_is_no_drift(cms: Instance) -> None:
-    edit(cms, f"UPDATE dids SET project = 'p' {AT} 'd1'")
+    cms.edit(f"UPDATE dids SET project = 'p' {AT} 'd1'")
     with cms.sessions.begin() as session:
         (fact,) = [one.fact for one in diff(cms).differences]
         parked.park(session, "some changeset", [fact], {fact: "it does not fit"}, cms.now_ms)
@@ -256,10 +244,10 @@ def test_what_was_said_here_and_waits_or_lost_is_no_drift(federation: list[Insta
 
 
 def test_what_local_rules_and_accounts_hold_is_not_touched(cms: Instance) -> None:
-    edit(cms, content("'atlas', 'open', 'cms', 'c1.f0', 'D', 'F'"))
+    cms.edit(content("'atlas', 'open', 'cms', 'c1.f0', 'D', 'F'"))
     cms.add_rule("cms", "c1.f0")
     cms.add_did("atlas", "made.here")
-    edit(cms, f"UPDATE dids SET project = 'other' {AT} 'd1.f0'")
+    cms.edit(f"UPDATE dids SET project = 'other' {AT} 'd1.f0'")
     found = diff(cms)
     assert found.drifts == {("cms:c1.f0 in atlas:open", "row too much"), ("atlas:made.here", "row too much"), ("atlas:d1.f0", "project")}
     mended = mend(cms)
@@ -270,8 +258,7 @@ def test_what_local_rules_and_accounts_hold_is_not_touched(cms: Instance) -> Non
 
 
 def test_a_replica_that_local_rules_lock_is_not_removed(cms: Instance) -> None:
-    edit(
-        cms,
+    cms.edit(
         replica(f"'cms', 'c1.f0', 10, 'A', 1, '/x' {AT_CMS}"),
     )
     (fact,) = mend(cms).left
@@ -279,8 +266,7 @@ def test_a_replica_that_local_rules_lock_is_not_removed(cms: Instance) -> None:
 
 
 def test_what_does_not_fit_is_left_and_the_rest_is_mended(cms: Instance) -> None:
-    edit(
-        cms,
+    cms.edit(
         f"DELETE FROM dids_opendata_doi {AT} 'd2'",
         opened("'cms.private', 'mine'", "state", "'D'"),
         opened("'cms.private', 'mine'", "doi", "'10.5072/ATLAS.D2'"),
@@ -309,8 +295,8 @@ def test_edits_of_foreign_rows_are_found_and_mended(federation: list[Instance]) 
     _, cms = share_a_dataset(federation)
     before = cms.rows()
     path = f"UPDATE replicas SET path = '/else' {AT} 'd1.f1' AND {RSE}"
-    edit(
-        cms, content("'atlas', 'open', 'cms.private', 'secret', 'D', 'F'"), path, f"DELETE FROM contents {AT} 'd1' AND child_name = 'd1.f0'"
+    cms.edit(
+        content("'atlas', 'open', 'cms.private', 'secret', 'D', 'F'"), path, f"DELETE FROM contents {AT} 'd1' AND child_name = 'd1.f0'"
     )
     assert diff(cms).drifts == {
         ("cms.private:secret in atlas:open", "row too much"),
@@ -326,7 +312,7 @@ def test_of_private_rows_nothing_is_told_and_of_parked_ones_only_how_many(federa
     cms.attach("cms.private", "mine", [("cms.private", "secret"), ("atlas", "d1.f0")])
     cms.add_open_data("cms.private", "mine")
     at_home = replica("'atlas', 'd1.f0', 10, 'A', 0, NULL FROM rses WHERE rse = 'DISK'")
-    edit(cms, at_home, f"UPDATE dids SET project = 'p' {AT} 'd1'")
+    cms.edit(at_home, f"UPDATE dids SET project = 'p' {AT} 'd1'")
     assert diff(cms).drifts == {("atlas:d1", "project")}
     (fact,) = [one.fact for one in diff(cms).differences]
     with cms.sessions.begin() as session:
@@ -336,8 +322,8 @@ def test_of_private_rows_nothing_is_told_and_of_parked_ones_only_how_many(federa
 
 def test_own_rows_are_never_mended_and_are_told_from_what_waits_for_the_node(federation: list[Instance]) -> None:
     atlas, _ = share_a_dataset(federation)
-    edit(atlas, f"UPDATE dids SET project = 'p' {AT} 'd1'", unheard=True)
-    edit(atlas, f"UPDATE dids SET campaign = 'c' {AT} 'd1.f0'")
+    atlas.edit(f"UPDATE dids SET project = 'p' {AT} 'd1'", unheard=True)
+    atlas.edit(f"UPDATE dids SET campaign = 'c' {AT} 'd1.f0'")
     assert {(one.standing, one.field) for one in diff(atlas).differences} == {(UNHEARD, "project"), (UNPUBLISHED, "campaign")}
     assert mend(atlas).written == () and atlas.query(f"SELECT project FROM dids {AT} 'd1'") == [("p",)]
 
@@ -346,7 +332,7 @@ def test_what_a_local_rule_holds_and_what_a_user_made_is_not_removed(federation:
     _, cms = share_a_dataset(federation)
     cms.add_rule("cms.private", "secret")
     cms.add_did("atlas", "made.here")
-    edit(cms, content("'atlas', 'open', 'cms.private', 'secret', 'D', 'F'"))
+    cms.edit(content("'atlas', 'open', 'cms.private', 'secret', 'D', 'F'"))
     mended = mend(cms)
     assert mended.written == () and len(mended.left) == 2 == len(diff(cms).drifts)
     assert cms.query(f"SELECT 1 FROM dids {AT} 'made.here'") and cms.query("SELECT 1 FROM contents WHERE child_name = 'secret'")
@@ -359,7 +345,7 @@ def test_a_local_dataset_stays_attached_while_rules_above_lock_what_is_in_it(fed
     settle(federation)
     cms.add_did("cms.private", "mine")
     cms.attach("cms.private", "mine", [("cms.private", "secret")])
-    edit(cms, content("'atlas', 'c', 'cms.private', 'mine', 'C', 'D'"))
+    cms.edit(content("'atlas', 'c', 'cms.private', 'mine', 'C', 'D'"))
     cms.add_rule("atlas", "c")
     assert cms.query("SELECT name FROM locks") == [("secret",)] and cms.query("SELECT 1 FROM dataset_locks") == []
     ((fact, reason),) = mend(cms).left.items()
@@ -370,7 +356,7 @@ def test_a_local_dataset_stays_attached_while_rules_above_lock_what_is_in_it(fed
 def test_an_unlocked_replica_goes_though_another_one_of_its_file_is_locked(cms: Instance) -> None:
     cms.add_rule("cms", "c1.f0")
     assert cms.query("SELECT lock_cnt FROM replicas WHERE name = 'c1.f0'") == [(1,)]
-    edit(cms, replica(f"'cms', 'c1.f0', 10, 'A', 0, '/x' {AT_CMS}"))
+    cms.edit(replica(f"'cms', 'c1.f0', 10, 'A', 0, '/x' {AT_CMS}"))
     assert mend(cms).left == {} and cms.query("SELECT lock_cnt FROM replicas WHERE name = 'c1.f0'") == [(1,)]
 
 
@@ -379,7 +365,7 @@ def test_of_a_did_of_which_local_users_have_something_to_say_nothing_is_mended(
 ) -> None:
     """A guest may be granted one verb and not another; what it may say is not written over because something else drifted."""
     _, cms = share_a_dataset(federation)
-    edit(cms, f"UPDATE dids SET project = 'p', campaign = 'c' {AT} 'd1'")
+    cms.edit(f"UPDATE dids SET project = 'p', campaign = 'c' {AT} 'd1'")
     of = Drift.of
 
     def granted(self: Drift, facts: Any) -> Any:
@@ -394,7 +380,7 @@ def test_of_a_did_of_which_local_users_have_something_to_say_nothing_is_mended(
 def test_a_repair_signs_nothing(federation: list[Instance]) -> None:
     _, cms = share_a_dataset(federation)
     cms.add_did("cms", "new")
-    edit(cms, f"UPDATE dids SET project = 'p' {AT} 'd1'")
+    cms.edit(f"UPDATE dids SET project = 'p' {AT} 'd1'")
     before = cms.segments(cms.bridge.me.author)
     assert [str(fact) for fact in mend(cms).written] == ["atlas:d1"]
     assert cms.segments(cms.bridge.me.author) == before and cms.work() == 1
@@ -402,7 +388,7 @@ def test_a_repair_signs_nothing(federation: list[Instance]) -> None:
 
 def test_a_private_file_that_is_attached_to_foreign_open_data_stays_private(federation: list[Instance]) -> None:
     _, cms = share_a_dataset(federation)
-    edit(cms, content("'atlas', 'd1', 'cms.private', 'secret', 'D', 'F'"))
+    cms.edit(content("'atlas', 'd1', 'cms.private', 'secret', 'D', 'F'"))
     cms.work()
     assert "cms.private:secret" not in set(map(str, cms.catalogue()))
 
@@ -412,7 +398,7 @@ def test_of_too_much_for_one_transaction_the_rest_is_mended_by_the_next(
 ) -> None:
     _, cms = share_a_dataset(federation)
     monkeypatch.setattr(mending, "FACTS_MAX", 2)
-    edit(cms, "UPDATE dids SET project = 'p', campaign = 'c' WHERE scope = 'atlas' AND name <> 'open'")
+    cms.edit("UPDATE dids SET project = 'p', campaign = 'c' WHERE scope = 'atlas' AND name <> 'open'")
     first, second, third = mend(cms), mend(cms), mend(cms)
     assert [(len(one.written), one.more) for one in (first, second, third)] == [(2, True), (2, False), (0, False)]
     assert diff(cms).differences == []

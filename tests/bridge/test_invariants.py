@@ -33,15 +33,6 @@ PUBLIC, SUSPENDED = OpenDataDIDState.PUBLIC, OpenDataDIDState.SUSPENDED
 REGISTERED = "SELECT name, did_type, bytes, adler32 FROM dids WHERE scope = :scope ORDER BY name"
 
 
-def names(instance: Instance, scope: str = SHARED) -> set[str]:
-    return {name for (name,) in instance.query("SELECT name FROM dids WHERE scope = :scope", scope=scope)}
-
-
-def content(instance: Instance, name: str, scope: str = SHARED) -> set[str]:
-    query = "SELECT child_name FROM contents WHERE scope = :scope AND name = :name"
-    return {child for (child,) in instance.query(query, scope=scope, name=name)}
-
-
 def rules(instance: Instance, fact: Any) -> list[str]:
     return [conflict.rule for conflict in instance.conflicts().get(fact, [])]
 
@@ -84,7 +75,7 @@ def test_invariant_01_a_name_has_one_type(either: list[Instance]) -> None:
         assert Attachment(x, y) not in instance.catalogue()
     assert belle2.query("SELECT did_type FROM dids WHERE name = 'x'") == [("C",)]
     assert "exists here as container" in belle2.parked()[x]
-    assert content(atlas, "x") == content(cms, "x") == set()
+    assert atlas.children(SHARED, "x") == cms.children(SHARED, "x") == set()
 
 
 def test_invariant_02_the_bytes_of_a_file_are_one_for_ever(either: list[Instance]) -> None:
@@ -113,7 +104,7 @@ def test_invariant_02_a_name_that_was_removed_keeps_its_bytes(either: list[Insta
     settle(either)
     atlas.delete_replicas("atlas", ["f1"])
     settle(either)
-    assert [names(instance, "atlas") for instance in either] == [set()] * 3
+    assert [instance.names("atlas") for instance in either] == [set()] * 3
     atlas.add_files("atlas", ["f1"], 2, "00000002")
     settle(either)
     assert [rules(instance, Did("atlas", "f1")) for instance in either] == [[IDENTITY_RULE]] * 3
@@ -131,14 +122,14 @@ def test_invariant_03_what_was_deleted_comes_back_by_no_replay(either: list[Inst
     atlas.delete_did("atlas", "d1")
     atlas.delete_replicas("atlas", ["f0", "f1"])
     settle([atlas, cms])
-    assert names(cms, "atlas") == set()
+    assert cms.names("atlas") == set()
     belle2.bridge.receive(first, "cms")
     belle2.work()
     settle(either)
     for instance in either:
         instance.bridge.receive(first, "cms")
         instance.work()
-    assert [names(instance, "atlas") for instance in either] == [set()] * 3
+    assert [instance.names("atlas") for instance in either] == [set()] * 3
     assert [foreign_replicas(instance) for instance in either] == [[]] * 3
 
 
@@ -191,7 +182,7 @@ def test_invariant_05_nothing_is_attached_after_a_close(either: list[Instance]) 
     atlas.set_open(SHARED, "d1", False)
     cms.attach(SHARED, "d1", [(SHARED, "unseen")])
     settle(either)
-    assert [content(instance, "d1") for instance in either] == [{"f0", "f1", "seen"}] * 3
+    assert [instance.children(SHARED, "d1") for instance in either] == [{"f0", "f1", "seen"}] * 3
     assert [rules(i, Attachment(Did(SHARED, "d1"), Did(SHARED, "unseen"))) for i in either] == [
         ["closed collections stay as they are (6.2)"]
     ] * 3
@@ -364,9 +355,9 @@ def test_invariant_11_what_is_held_here_stays_when_its_last_foreign_replica_goes
     cms.detach("cms", "d1", [("cms", f"f{i}") for i in range(3)])
     cms.delete_replicas("cms", ["f0", "f1", "f2"])
     settle(either)
-    assert names(cms, "cms") == names(atlas, "cms") == {"d1"}
-    assert names(belle2, "cms") == {"d1", "f0", "f1"}, "f2 is held by nobody here"
-    assert content(belle2, "mine", "belle2.private") == {"f0"}
+    assert cms.names("cms") == atlas.names("cms") == {"d1"}
+    assert belle2.names("cms") == {"d1", "f0", "f1"}, "f2 is held by nobody here"
+    assert belle2.children("belle2.private", "mine") == {"f0"}
     assert belle2.query("SELECT name FROM locks") == [("f1",)] and foreign_replicas(belle2) == []
     assert {fact.name for fact in belle2.parked() if isinstance(fact, Did)} >= {"f0", "f1"}
 
@@ -401,19 +392,19 @@ def test_invariant_13_rights_are_judged_by_causal_position(either: list[Instance
     settle(either)
     belle2.publish(Assert(Did("cms", "forged"), Identity(keys.DATASET)), Retract(Did("cms", "own")))
     settle(either)
-    assert [names(instance, "cms") for instance in either] == [{"own"}] * 3, "belle2 has no right in cms"
+    assert [instance.names("cms") for instance in either] == [{"own"}] * 3, "belle2 has no right in cms"
     final = next(head for head in cms.bridge.heads() if head.author == cms.bridge.me.author)
     cms.add_did(SHARED, "after")
     cms.add_files(SHARED, ["late"])
     cms.attach(SHARED, "before", [(SHARED, "late")])
     settle(either)
-    assert "after" in names(atlas)
+    assert "after" in atlas.names(SHARED)
     adopt([atlas, belle2, cms], amended(Head(final.author, final.seq, final.hash)))
     settle(either)
-    assert [names(instance) for instance in (atlas, belle2)] == [{"before", "f0", "f1"}] * 2, "what the charter cut off is void"
+    assert [instance.names(SHARED) for instance in (atlas, belle2)] == [{"before", "f0", "f1"}] * 2, "what the charter cut off is void"
     own_bytes = "SELECT r.name FROM replicas r JOIN rses s ON s.id = r.rse_id WHERE s.rse = 'DISK' ORDER BY 1"
     assert cms.query(own_bytes) == [("f0",), ("f1",), ("late",)]
-    assert content(atlas, "before") == {"f0", "f1"}
+    assert atlas.children(SHARED, "before") == {"f0", "f1"}
 
 
 def test_invariant_14_replays_write_nothing(either: list[Instance]) -> None:
@@ -471,7 +462,7 @@ def test_invariant_15_what_does_not_fit_the_local_schema_is_parked_with_its_reas
     cms.add_did("cms", "fine")
     settle(either)
     for instance in (atlas, belle2):
-        assert names(instance, "cms") == {"fine"}
+        assert instance.names("cms") == {"fine"}
         parked = instance.parked()
         assert "has 300 characters; this Rucio's schema holds 250" in parked[wide]
         assert "not allowed by this Rucio's schema" in parked[odd]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,12 @@ from nsync.namespace.keys import Attachment, Did
 from nsync.rucio_bridge import poll as polls
 from nsync.rucio_bridge import triggers
 from nsync.transport.times import wall_ms
+from tests.bridge.conftest import lone
 from tests.bridge.test_state_machine import play, tell_known
 from tests.support.deeds import DATASETS, DOIS, FILES, Act, do
 from tests.support.federations import Prepared
 from tests.support.instances import ROOT, Instance
 from tests.support.polled import ask_for_audit, poll, published, unpoll, work, work_with_audit
-from tests.support.postgres import Server
-from tests.support.rucio_postgres import PostgresInstance
 from tests.support.story import Story
 
 OVERLAP_S = 60.0
@@ -36,24 +34,10 @@ def back_end(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@contextmanager
-def made(request: pytest.FixtureRequest, back_end: str, directory: Path) -> Iterator[Instance]:
-    if back_end == "sqlite":
-        instance = Instance(request.getfixturevalue("template_database"), directory, "atlas", ["atlas"], durable=False)
-        yield instance
-        instance.close()
-        return
-    server: Server = request.getfixturevalue("postgres_server")
-    with server.database(template=request.getfixturevalue("rucio_on_postgres")) as url:
-        instance = PostgresInstance(url, "atlas", ["atlas"])
-        yield instance
-        instance.close()
-
-
 @pytest.fixture
 def atlas(request: pytest.FixtureRequest, back_end: str, tmp_path: Path) -> Iterator[Instance]:
     """An instance that shares its scope, which has the dataset d1 with the file f1; it polls, and all is published."""
-    with made(request, back_end, tmp_path) as instance:
+    with lone(request, back_end, tmp_path) as instance:
         poll(instance, OVERLAP_S)
         instance.add_scope("atlas")
         instance.add_scope("private")
@@ -240,7 +224,7 @@ def test_any_history_ends_as_with_triggers(request: pytest.FixtureRequest, back_
     ends = []
     for polled in (False, True):
         (directory := tmp_path / str(polled)).mkdir()
-        with made(request, back_end, directory) as instance:
+        with lone(request, back_end, directory) as instance:
             instance.add_scope("atlas")
             instance.add_scope("private")
             if polled:

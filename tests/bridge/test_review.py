@@ -18,10 +18,6 @@ from tests.support.instances import ROOT, Instance, settle
 SHARED = "atlas.shared"
 
 
-def names(instance: Instance, scope: str) -> set[str]:
-    return {name for (name,) in instance.query("SELECT name FROM dids WHERE scope = :s", s=scope)}
-
-
 def test_nothing_in_a_private_scope_of_the_same_name_is_taken_for_the_remotes(instances: list[Instance]) -> None:
     """R5.7: the rows agree, and the remote retracts them."""
     cms = instances[1]
@@ -53,7 +49,7 @@ def test_replicas_at_an_rse_that_is_not_lent_stay_private(instances: list[Instan
         secret = add_rse("SECRET", session=session)
         add_replicas(secret, [{"scope": InternalScope("atlas"), "name": "f1", "bytes": 1, "adler32": "00000001"}], ROOT, session=session)
     settle(instances)
-    assert names(cms, "atlas") == {"f1"}
+    assert cms.names("atlas") == {"f1"}
     assert not any(isinstance(fact, (Rse, Replica)) for fact in cms.catalogue())
 
 
@@ -125,7 +121,7 @@ def test_content_that_comes_later_below_a_public_container_is_published(instance
     atlas.add_files("atlas.more", ["f2"])
     atlas.attach("atlas.more", "d1", [("atlas.more", "f2")])
     settle(instances)
-    assert names(cms, "atlas.more") == {"c1", "d1", "f2"}
+    assert cms.names("atlas.more") == {"c1", "d1", "f2"}
     assert atlas.rows() == cms.rows()
 
 
@@ -192,8 +188,8 @@ def test_a_changeset_that_fails_here_stops_nobody_elses(instances: list[Instance
             belle2.work()
         except AssertionError:
             continue
-    assert names(belle2, "cms") == {"d1"} and names(belle2, "atlas") == set()
+    assert belle2.names("cms") == {"d1"} and belle2.names("atlas") == set()
     monkeypatch.undo()
     belle2.now_ms += 100_000
     belle2.work()
-    assert names(belle2, "atlas") == {"d1"}
+    assert belle2.names("atlas") == {"d1"}

@@ -10,15 +10,11 @@ from rucio.db.sqla.constants import OpenDataDIDState
 
 from nsync.errors import ConfigError
 from nsync.namespace.keys import Did
-from tests.bridge.test_drift import diff, edit, mend
+from tests.bridge.test_drift import diff, mend
 from tests.support.instances import ROOT, Instance, everything, settle
 
 FAR = "far-cms"
 PRIVATE = "SELECT name, did_type, bytes, adler32, account, is_open, updated_at FROM dids WHERE scope = 'cms' ORDER BY name"
-
-
-def names(instance: Instance, scope: str) -> set[str]:
-    return {name for (name,) in instance.query("SELECT name FROM dids WHERE scope = :scope", scope=scope)}
 
 
 def tell_the_story(here: Instance, home: Instance) -> None:
@@ -38,7 +34,7 @@ def tell_the_story(here: Instance, home: Instance) -> None:
     assert "[nsync] scope_map = cms:OTHER" in here.parked()[Did("cms", "d1")]
     here.bridge.map_scopes({"cms": FAR})
     assert here.bridge.retry_parked(here.now_ms).released == 1
-    assert here.parked() == {} and names(here, FAR) == {"f1", "f2", "f3", "d1"}
+    assert here.parked() == {} and here.names(FAR) == {"f1", "f2", "f3", "d1"}
     assert here.query("SELECT account FROM scopes WHERE scope = :far", far=FAR) == [("nsync-cms",)]
     here.work()
     assert here.rows().items() >= home.rows().items()
@@ -75,10 +71,10 @@ def change_it(here: Instance, home: Instance) -> None:
     assert here.rows().items() >= home.rows().items()
     home.add_files("cms", ["f4"])
     settle([home, here])
-    assert "f4" in names(here, FAR)
+    assert "f4" in here.names(FAR)
     home.delete_replicas("cms", ["f4"])
     settle([home, here])
-    assert "f4" not in names(here, FAR)
+    assert "f4" not in here.names(FAR)
     assert here.rows().items() >= home.rows().items()
 
 
@@ -107,7 +103,7 @@ def test_a_scope_whose_name_this_rucio_does_not_take_can_be_mapped(instances: li
     assert "scope_map = cms.a very long one" in atlas.parked()[Did("cms.a very long one, not allowed", "f1")]
     atlas.bridge.map_scopes({"cms.a very long one, not allowed": "far"})
     atlas.bridge.retry_parked(atlas.now_ms)
-    assert atlas.parked() == {} and names(atlas, "far") == {"f1"}
+    assert atlas.parked() == {} and atlas.names("far") == {"f1"}
 
 
 def test_the_map_changes_only_where_no_rows_stand_yet(instances: list[Instance]) -> None:
@@ -117,7 +113,7 @@ def test_the_map_changes_only_where_no_rows_stand_yet(instances: list[Instance])
     settle([cms, atlas])
     with pytest.raises(ConfigError, match="stand here as cms, and cannot be renamed; take cms out of it"):
         atlas.bridge.map_scopes({"cms": FAR})
-    assert names(atlas, "cms") == {"f1"}
+    assert atlas.names("cms") == {"f1"}
     atlas.add_scope("taken")
     with pytest.raises(ConfigError, match="scope taken belongs to account root here; choose a name that no scope has"):
         atlas.bridge.map_scopes({"cms.new": "taken"})
@@ -126,7 +122,7 @@ def test_the_map_changes_only_where_no_rows_stand_yet(instances: list[Instance])
     cms.add_scope("cms.new")
     cms.add_files("cms.new", ["f2"])
     settle([cms, atlas])
-    assert names(atlas, "far-new") == {"f2"}
+    assert atlas.names("far-new") == {"f2"}
     with pytest.raises(ConfigError, match=r"stand here as far-new, and cannot be renamed; write cms\.new:far-new there"):
         atlas.bridge.map_scopes({})
 
@@ -151,7 +147,7 @@ def test_a_mapped_scope_does_not_drift_and_what_does_is_mended(instances: list[I
     atlas, cms, _ = instances
     tell_the_story(atlas, cms)
     assert diff(atlas).differences == []
-    edit(atlas, "UPDATE dids SET adler32 = '00000009' WHERE scope = :far AND name = 'f1'", far=FAR)
+    atlas.edit("UPDATE dids SET adler32 = '00000009' WHERE scope = :far AND name = 'f1'", far=FAR)
     assert {fact for fact, _ in diff(atlas).drifts} == {"cms:f1"}
     mend(atlas)
     assert diff(atlas).differences == [] and atlas.rows() == cms.rows()

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
 
 from nsync.log.stored import PeerRecord
-from nsync.rucio_bridge import triggers
 from nsync.store.peers import PeerTable
 from tests.support.instances import settle
 from tests.support.nodes import Federation, Site, nsync
@@ -39,15 +37,6 @@ def sites(template_database: Path, tmp_path: Path) -> Iterator[list[Site]]:
     bed.close()
 
 
-def edit(site: Site, sql: str, unheard: bool = False) -> None:
-    with site.sessions.begin() as session:
-        if unheard:
-            with triggers.unheard(session.connection()):
-                session.execute(text(sql))
-        else:
-            session.execute(text(sql))
-
-
 def said(site: Site, *arguments: str, code: int = 0) -> Any:
     done = nsync(site, *arguments, "--json")
     assert done.returncode == code, done.stdout + done.stderr
@@ -58,8 +47,8 @@ def test_diff_finds_drift_repairs_it_when_it_is_told_to_and_says_so_by_its_exit_
     _, cms = sites
     clean = said(cms, "diff")
     assert clean["compared"] > 10 and clean["differences"] == [] and not any(clean["counts"].values())
-    edit(cms, "UPDATE dids SET project = 'p' WHERE scope = 'atlas' AND name = 'd1'")
-    edit(cms, "UPDATE dids SET campaign = 'c' WHERE scope = 'cms' AND name = 'c1'", unheard=True)
+    cms.edit("UPDATE dids SET project = 'p' WHERE scope = 'atlas' AND name = 'd1'")
+    cms.edit("UPDATE dids SET campaign = 'c' WHERE scope = 'cms' AND name = 'c1'", unheard=True)
     found = said(cms, "diff", code=4)
     by_owner = {one["owner"]: one for one in found["differences"]}
     atlas = by_owner["atlas"]
@@ -80,9 +69,9 @@ def test_diff_finds_drift_repairs_it_when_it_is_told_to_and_says_so_by_its_exit_
 
 def test_a_did_tells_who_said_what_why_it_shows_so_and_how_far_it_has_come(sites: list[Site]) -> None:
     atlas, cms = sites
-    edit(atlas, "UPDATE dids SET project = 'first' WHERE scope = 'atlas' AND name = 'd1'")
+    atlas.edit("UPDATE dids SET project = 'first' WHERE scope = 'atlas' AND name = 'd1'")
     atlas.work()
-    edit(atlas, "UPDATE dids SET project = 'second' WHERE scope = 'atlas' AND name = 'd1'")
+    atlas.edit("UPDATE dids SET project = 'second' WHERE scope = 'atlas' AND name = 'd1'")
     settle(sites)
     cms.set_open("atlas.shared", "open", False)
     assert cms.work() == 1

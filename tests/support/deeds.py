@@ -42,11 +42,15 @@ class Act(NamedTuple):
 Deed = Callable[[Instance, Did, Any], None]
 
 
-def do(instance: Instance, act: Act) -> None:
-    """What Rucio refuses does not happen."""
+def do(instance: Instance, act: Act) -> bool:
+    """What Rucio refuses does not happen. Tells whether the last step of it did."""
+    done = False
     for step in DEEDS[act.what]:
+        done = False
         with suppress(*REFUSALS):
             step(instance, act.on, act.other)
+            done = True
+    return done
 
 
 def _key(did: Did) -> dict[str, Any]:

@@ -6,7 +6,7 @@ of them stand on SQLite and which on PostgreSQL is told by KINDS.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple, Optional, Union
@@ -43,14 +43,15 @@ class Prepared(NamedTuple):
         with ExitStack() as opened:
             made = []
             for name, place in self.places.items():
-                made.append(opened.enter_context(_copied(self.server, place, directory, name)))
+                made.append(opened.enter_context(copied(self.server, place, directory, name, SHARED[name])))
             yield made
 
 
 @contextmanager
-def _copied(server: Optional[Server], place: Place, directory: Path, name: str) -> Iterator[Instance]:
+def copied(server: Optional[Server], place: Place, directory: Path, name: str, shared: Sequence[str]) -> Iterator[Instance]:
+    """The instance `name` on a copy of the database at `place`, which goes at the end."""
     if isinstance(place, Path):
-        made = Instance(place, directory, name, SHARED[name], durable=False)
+        made = Instance(place, directory, name, shared, durable=False)
         try:
             yield made
         finally:
@@ -58,7 +59,7 @@ def _copied(server: Optional[Server], place: Place, directory: Path, name: str) 
         return
     assert server is not None, "a database of PostgreSQL has a server"
     with server.database(template=place) as url:
-        made = PostgresInstance(url, name, SHARED[name])
+        made = PostgresInstance(url, name, shared)
         try:
             yield made
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from rucio.core.rse import get_rse_id
 from rucio.core.rule import add_rule
 from rucio.core.scope import add_scope
 from rucio.db.sqla.constants import DIDType, OpenDataDIDState
-from sqlalchemy import Engine, Table, create_engine, event, text
+from sqlalchemy import CursorResult, Engine, Table, create_engine, event, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -25,12 +25,12 @@ from nsync.authority.charter import Place
 from nsync.catalogue.entries import Conflict, Entry
 from nsync.namespace.keys import Fact
 from nsync.namespace.ops import Statement, encode_op
-from nsync.rucio_bridge import parked, scopes
+from nsync.rucio_bridge import parked, scopes, triggers
 from nsync.rucio_bridge.bridge import Bridge
 from nsync.rucio_bridge.rows import Rows
 from nsync.rucio_bridge.snapshot import shared_rows
 from nsync.store import migrations, schema
-from nsync.store.database import begin_writing
+from nsync.store.database import begin_writing, writing
 from nsync.store.keyed import keys_in
 from nsync.store.log import SqlLog
 from nsync.store.state import SqlState
@@ -53,9 +53,6 @@ def engine_of(path: Path, durable: bool = True) -> Engine:
 
 def install(path: Path) -> None:
     """nsync's tables and triggers in the Rucio database at `path`."""
-    from nsync.rucio_bridge import triggers
-    from nsync.store.database import writing
-
     engine = engine_of(path)
     migrations.upgrade(engine)
     with writing(engine) as connection:
@@ -116,6 +113,22 @@ class Instance:
     def query(self, sql: str, **values: Any) -> list[tuple[Any, ...]]:
         with self.engine.connect() as connection:
             return [tuple(row) for row in connection.execute(text(sql), values)]
+
+    def edit(self, *statements: str, unheard: bool = False, **values: Any) -> None:
+        """SQL that no Rucio runs, as by hand; `unheard`: as if there were no triggers. Each statement must change something."""
+        with self.sessions.begin() as session, triggers.unheard(session.connection()) if unheard else nullcontext():
+            for sql in statements:
+                changed: CursorResult[Any] = session.execute(text(sql), values)  # type: ignore[assignment]
+                assert changed.rowcount, f"{sql}: an edit that changes nothing shows nothing"
+
+    def names(self, scope: str) -> set[str]:
+        """The DIDs of `scope`."""
+        return {str(name) for (name,) in self.query("SELECT name FROM dids WHERE scope = :scope", scope=scope)}
+
+    def children(self, scope: str, name: str) -> set[str]:
+        """The names of what is attached."""
+        query = "SELECT child_name FROM contents WHERE scope = :scope AND name = :name"
+        return {str(child) for (child,) in self.query(query, scope=scope, name=name)}
 
     def segments(self, author: bytes) -> int:
         """How many segments of `author` are stored here."""

@@ -7,6 +7,7 @@ between must leave alone what is each instance's own: see `OWN`.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -124,9 +125,11 @@ class Story:
             add_tape(instance)
         self.changes = {name: Changes() for name in NAMES}
         self._own: dict[str, dict[str, Any]] = {}
+        self.done: Counter[str] = Counter()
+        """How often Rucio did what users asked for, by deed."""
 
     def act(self, act: Act) -> None:
-        self.local(act.who, lambda instance: do(instance, act))
+        self.local(act.who, lambda instance: self.done.update({act.what: do(instance, act)}))
 
     def run(self, who: str, daemon: str) -> None:
         self.local(who, DAEMONS[daemon])
