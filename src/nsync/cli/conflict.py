@@ -6,21 +6,26 @@ What needs Rucio is imported when a command runs: Rucio reads its configuration 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, NamedTuple, Optional
+from functools import partial
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 import click
 from sqlalchemy.orm import Session
 
 from nsync.catalogue.entries import Conflict, DidEntry, Entry
 from nsync.cli.here import settings_in_force
-from nsync.cli.output import as_json, fail
-from nsync.namespace.keys import Fact, Key, Rse, ends_of, fact_of
+from nsync.cli.output import as_json, fail, stream_json
+from nsync.namespace.keys import Key, Rse, ends_of, fact_of
 from nsync.rucio_bridge import parked, scopes
-from nsync.rucio_bridge.parked import ParkedFact
+from nsync.rucio_bridge.parked import ParkedFact, Waits
 from nsync.store import migrations
 from nsync.store import status as store
+from nsync.store.changes import PART_FACTS
+from nsync.store.database import reading
 from nsync.store.shown import Shown
 from nsync.transport.times import wall_ms
 
@@ -46,17 +51,19 @@ def list_(all_: bool, json_: bool) -> None:
     A conflict is the same at every instance: a rule preferred one statement to another. A parked fact is this
     instance's own affair: rows that its Rucio cannot take. Exit codes: 0 nothing listed, 1 failed, 4 something is.
     """
-    found = _look()
-    if json_:
-        as_json({"conflicts": list(map(_conflict_json, found.conflicts)), "parked": list(map(_parked_json, found.parked))})
-    else:
-        for one in found.conflicts:
-            click.echo(_conflict_text(one))
-        for batch, facts in _by_batch(found.parked).items():
-            click.echo("\n".join(_parked_text(batch, facts, all_)))
-        if found.parked:
-            click.echo("'nsync conflict show BATCH' says more of one, 'nsync conflict accept BATCH --partial' writes what of it fits")
-    if found.conflicts or found.parked:
+    with _database() as session:
+        conflicts, batches = store.conflicts(session.connection()), parked.summary(session)
+        if json_:
+            stream_json({"conflicts": list(map(_conflict_json, conflicts))}, "parked", map(_parked_json, parked.listing(session)))
+        else:
+            for one in conflicts:
+                click.echo(_conflict_text(one))
+            for batch, waits in batches.items():
+                click.echo(f"parked with changeset {batch}:")
+                _print_facts(_causes_first(partial(parked.listing, session, batch)), waits, all_)
+            if batches:
+                click.echo("'nsync conflict show BATCH' says more of one, 'nsync conflict accept BATCH --partial' writes what of it fits")
+    if conflicts or batches:
         raise SystemExit(EXIT_ATTENTION)
 
 
@@ -69,18 +76,30 @@ def show(what: str, json_: bool) -> None:
     Conflicts with what stands and what lost; what is parked since when and why, whether a row is here, what waits with it, what
     resolves it, and what accepting its batch would do. Exit codes: 0 there is nothing about it, 1 failed, 4 there is.
     """
-    everything = _look()
-    found = everything.about(what)
-    batches = {batch: _batch(batch, facts) for batch, facts in _by_batch(everything.of_batches(found)).items()}
-    if json_:
-        rows = _rows([one.fact for one in found.parked])
-        waiting = [{**_parked_json(one), "here": rows[one.fact]} for one in found.parked]
-        as_json({"conflicts": list(map(_conflict_json, found.conflicts)), "parked": waiting, "batches": batches})
-    elif not found.conflicts and not found.parked:
-        click.echo(f"{what}: no conflict, and nothing of it is parked here; 'nsync conflict list' names what is")
-    else:
-        _print_shown(found, batches)
-    if found.conflicts or found.parked:
+    with _database() as session:
+        batches = parked.summary(session)
+        conflicts = [one for one in store.conflicts(session.connection()) if what in _names(one[0])]
+
+        def about(causes: Optional[bool] = None) -> Iterator[ParkedFact]:
+            """What of all that is parked is about it."""
+            if what in batches:
+                yield from parked.listing(session, what, causes)
+            else:
+                yield from (one for one in parked.listing(session, causes=causes) if what in _names(one.fact))
+
+        count, names = 0, set()
+        for one in about():
+            count += 1
+            names.add(one.batch)
+        its = {batch: _batch(session, batch, waits) for batch, waits in batches.items() if batch in names}
+        if json_:
+            rows = _with_rows(session, about())
+            stream_json({"conflicts": list(map(_conflict_json, conflicts)), "batches": its}, "parked", rows)
+        elif not conflicts and not count:
+            click.echo(f"{what}: no conflict, and nothing of it is parked here; 'nsync conflict list' names what is")
+        else:
+            _print_shown(conflicts, list(_with_rows(session, islice(_causes_first(about), FACTS_MAX))), count, its)
+    if conflicts or count:
         raise SystemExit(EXIT_ATTENTION)
 
 
@@ -103,7 +122,8 @@ def accept(batch: str, partial: bool, dry_run: bool, yes: bool, json_: bool) -> 
     found = bridge.would_accept(batch, wall_ms())
     if not json_:
         click.echo(f"{found.written} facts of {batch} are written, {len(found.rest)} stay parked as '{batch}{parked.REST}':")
-        click.echo("\n".join(_facts_text(found.rest, all_=False)))
+        ordered = sorted(found.rest, key=_waits)
+        _print_facts(iter(ordered), parked.Waits(len(ordered), sum(not _waits(one) for one in ordered), 0), all_=False)
     if not dry_run:
         if not yes:
             click.confirm(f"Write {batch} without them?", abort=True, err=True)
@@ -120,23 +140,6 @@ def accept(batch: str, partial: bool, dry_run: bool, yes: bool, json_: bool) -> 
 About = tuple[Key, Conflict]
 
 
-class _Look(NamedTuple):
-    conflicts: Sequence[About]
-    parked: Sequence[ParkedFact]
-
-    def about(self, what: str) -> _Look:
-        """What is about a DID, scope, RSE or batch."""
-        return _Look(
-            [one for one in self.conflicts if what in _names(one[0])],
-            [one for one in self.parked if what in (one.batch, *_names(one.fact))],
-        )
-
-    def of_batches(self, found: _Look) -> Sequence[ParkedFact]:
-        """All that waits in the batches of what was `found`."""
-        batches = {one.batch for one in found.parked}
-        return [one for one in self.parked if one.batch in batches]
-
-
 def _names(key: Key) -> set[str]:
     """By which names an operator asks for a key: its own, those of what it hangs on, and their scopes."""
     fact = fact_of(key)
@@ -144,15 +147,14 @@ def _names(key: Key) -> set[str]:
     return {name for node in nodes for name in ((f"{node[1]}/{node[2]}",) if isinstance(node, Rse) else (str(node), str(node[1])))}
 
 
-def _look() -> _Look:
+@contextmanager
+def _database() -> Iterator[Session]:
+    """One moment of it."""
     from nsync.rucio_bridge.engine import get_engine
 
-    engine = get_engine()
-    with engine.connect() as connection:
+    with reading(get_engine()) as connection, Session(connection) as session:
         migrations.require_current(connection)
-        conflicts = store.conflicts(connection)
-    with Session(engine) as session:
-        return _Look(conflicts, parked.listing(session))
+        yield session
 
 
 def _bridge() -> Bridge:
@@ -162,17 +164,18 @@ def _bridge() -> Bridge:
     return bridge_of(settings)
 
 
-def _rows(facts: Collection[Fact]) -> dict[Fact, str]:
-    """What stands in Rucio's tables where each of `facts` belongs."""
+def _with_rows(session: Session, facts: Iterator[ParkedFact]) -> Iterator[dict[str, Any]]:
+    """Each as JSON, with what stands in Rucio's tables where it belongs."""
     from nsync import config
-    from nsync.rucio_bridge.engine import get_engine
     from nsync.rucio_bridge.rows import Rows
 
     settings = config.read()
-    with Session(get_engine()) as session, scopes.in_force(session.connection()):
-        rows = Rows(session, settings.me.name, settings.rse_expression).read(facts)
-        shown = Shown(session.connection()).entries(facts)
-    return {fact: _row(rows.get(fact), shown.get(fact)) for fact in facts}
+    rows = Rows(session, settings.me.name, settings.rse_expression)
+    while part := list(islice(facts, PART_FACTS)):
+        wanted = [one.fact for one in part]
+        with scopes.in_force(session.connection()):
+            here, shown = rows.read(wanted), Shown(session.connection()).entries(wanted)
+        yield from ({**_parked_json(one), "here": _row(here.get(one.fact), shown.get(one.fact))} for one in part)
 
 
 def _row(row: Optional[Entry], shown: Optional[Entry]) -> str:
@@ -186,30 +189,27 @@ def _row(row: Optional[Entry], shown: Optional[Entry]) -> str:
 # ---- how it is told
 
 
-def _batch(batch: str, facts: Sequence[ParkedFact]) -> dict[str, Any]:
+def _batch(session: Session, batch: str, waits: Waits) -> dict[str, Any]:
     """How much waits in a batch, and what accepting it would do, as far as that can be told without trying."""
-    kinds = Counter(type(one.fact).__name__.lower() for one in facts)
-    return {"waits": dict(sorted(kinds.items())), "since": _time(min(one.since_ms for one in facts)), "accept": _would(batch, facts)}
+    kinds = Counter(type(one.fact).__name__.lower() for one in parked.listing(session, batch))
+    return {"waits": dict(sorted(kinds.items())), "since": _time(waits.since_ms), "accept": _would(session, batch, waits)}
 
 
-def _would(batch: str, facts: Sequence[ParkedFact]) -> str:
+def _would(session: Session, batch: str, waits: Waits) -> str:
     if batch != parked.base(batch):
-        return parked.not_to_accept(batch, len(facts))
-    apart = {one.fact for one in facts if not _waits(one)}
-    stay = sum(one.fact in apart or not apart.isdisjoint(ends_of(one.fact)) for one in facts)
-    return f"'nsync conflict accept \"{batch}\" --partial' would write some {len(facts) - stay} and leave {stay}; --dry-run says which"
+        return parked.not_to_accept(batch, waits.facts)
+    apart = {one.fact for one in parked.listing(session, batch, causes=True)}
+    stay = sum(one.fact in apart or not apart.isdisjoint(ends_of(one.fact)) for one in parked.listing(session, batch))
+    return f"'nsync conflict accept \"{batch}\" --partial' would write some {waits.facts - stay} and leave {stay}; --dry-run says which"
 
 
 def _waits(one: ParkedFact) -> bool:
     """Whether it has no reason of its own."""
-    return one.reason.startswith("waits for")
+    return one.reason.startswith(parked.WAITS_FOR)
 
 
-def _by_batch(facts: Sequence[ParkedFact]) -> dict[str, list[ParkedFact]]:
-    batches: dict[str, list[ParkedFact]] = {}
-    for one in facts:
-        batches.setdefault(one.batch, []).append(one)
-    return batches
+def _causes_first(listing: Callable[..., Iterator[ParkedFact]]) -> Iterator[ParkedFact]:
+    return chain(listing(causes=True), listing(causes=False))
 
 
 def _time(ms: int) -> str:
@@ -230,33 +230,22 @@ def _conflict_text(one: About) -> str:
     return f"{key}: {found.rule}\n  stands: {found.winner}\n  lost:   {found.loser}\n  to resolve: {found.resolve}"
 
 
-def _print_shown(found: _Look, batches: dict[str, dict[str, Any]]) -> None:
-    for about in found.conflicts:
+def _print_shown(conflicts: Sequence[About], told: Sequence[dict[str, Any]], count: int, batches: dict[str, dict[str, Any]]) -> None:
+    for about in conflicts:
         click.echo(f"{_conflict_text(about)}\n  stamps: {about[1].stamps}")
-    told = sorted(found.parked, key=_waits)[:FACTS_MAX]
-    rows = _rows([one.fact for one in told])
     for one in told:
-        click.echo(f"{one.fact}: parked with {one.batch} since {_time(one.since_ms)}\n  {one.reason}\n  in Rucio: {rows[one.fact]}")
-    if len(told) < len(found.parked):
-        click.echo(f"and {len(found.parked) - len(told)} more (--json has all)")
+        click.echo(f"{one['fact']}: parked with {one['batch']} since {one['since']}\n  {one['reason']}\n  in Rucio: {one['here']}")
+    if len(told) < count:
+        click.echo(f"and {count - len(told)} more (--json has all)")
     for batch, about_it in batches.items():
         waits = ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in about_it["waits"].items())
         click.echo(f"with {batch} wait {waits}\n  {about_it['accept']}")
 
 
-def _parked_text(batch: str, facts: Sequence[ParkedFact], all_: bool) -> list[str]:
-    return [f"parked with changeset {batch}:", *_facts_text(facts, all_)]
-
-
-def _facts_text(facts: Sequence[ParkedFact], all_: bool) -> list[str]:
-    """The causes first, the rest counted unless all is wanted."""
-    ordered = sorted(facts, key=_waits)
-    causes = sum(not _waits(one) for one in facts)
-    shown = ordered if all_ else ordered[: max(causes, 1)]  # one at least: the cause may lie in another changeset
-    lines = [f"  {one.fact}\n    {one.reason}" for one in shown]
-    rest = len(ordered) - len(shown)
-    if rest:
-        lines.append(
-            f"  and {rest} {'facts wait' if rest > 1 else 'fact waits'} with {'them' if len(shown) > 1 else 'it'} (--all lists all)"
-        )
-    return lines
+def _print_facts(causes_first: Iterator[ParkedFact], waits: Waits, all_: bool) -> None:
+    """The causes, the rest counted unless all is wanted."""
+    shown = waits.facts if all_ else max(waits.causes, 1)  # one at least: the cause may lie in another changeset
+    for one in islice(causes_first, shown):
+        click.echo(f"  {one.fact}\n    {one.reason}")
+    if rest := waits.facts - shown:
+        click.echo(f"  and {rest} {'facts wait' if rest > 1 else 'fact waits'} with {'them' if shown > 1 else 'it'} (--all lists all)")

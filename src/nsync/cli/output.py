@@ -6,7 +6,7 @@ import configparser
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, Optional
@@ -23,6 +23,14 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 def as_json(value: Any) -> None:
     """Print `value` as JSON on stdout."""
     click.echo(json.dumps(value, indent=2, default=str))
+
+
+def stream_json(value: Mapping[str, Any], name: str, rows: Iterable[Any]) -> None:
+    """The same, and under `name` as many `rows` as there are, each on a line."""
+    click.echo(f"{json.dumps(value, default=str)[:-1]}, {json.dumps(name)}: [", nl=False)
+    for count, row in enumerate(rows):
+        click.echo(f"{',' if count else ''}\n{json.dumps(row, default=str)}", nl=False)
+    click.echo("\n]}")
 
 
 def add_row(table: Table, *cells: str, style: Optional[str] = None) -> None:

@@ -277,9 +277,9 @@ class Bridge(Effects):
             log, name = SqlLog(session.connection(), self.authority), f"{batch}{parked.REST}"
             before = parked.list_batch(session, name, log.state.changes)
             self._materialise(session, log, name, now_ms)
-            rest = parked.listing(session, name)
+            rest = tuple(parked.listing(session, name))
             session.rollback()
-        return Accepted(min(waits, before - len(rest)), tuple(rest))
+        return Accepted(min(waits, before - len(rest)), rest)
 
     def _newest_waiting(self) -> int:
         """The arrival of the newest segment if there are any that are not applied, or 0."""

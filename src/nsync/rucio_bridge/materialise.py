@@ -299,7 +299,7 @@ class Materialise:
             here = self.rows.read(ends_of(fact))
             lacking = next(need for need in ends_of(fact) if need not in here)
             self._lacking.add(lacking)
-            self._refuse({fact: f"waits for {lacking}, which is not in this Rucio"})
+            self._refuse({fact: f"{parked.WAITS_FOR}{lacking}, which is not in this Rucio"})
 
     def _keep(self, kept: Mapping[Any, str], gone: Collection[Fact]) -> None:
         """Tell what of `gone` stays here."""
@@ -335,7 +335,7 @@ class Materialise:
         if fact in self._aside:
             return self._aside[fact]
         end = next((end for end in ends_of(fact) if end in self._absent), None)
-        return f"waits for {end}, which does not fit here" if end is not None else None
+        return f"{parked.WAITS_FOR}{end}, which does not fit here" if end is not None else None
 
     def _set_aside(self, reasons: Mapping[Fact, str], had_row: Collection[Fact]) -> None:
         if reasons and parked.set_aside(self.session, self._batch, reasons, self._now_ms, had_row):

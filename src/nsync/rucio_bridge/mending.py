@@ -142,7 +142,7 @@ class Mending:
         for fact in facts:
             end = next((end for end in ends_of(fact) if end in waiting), None)
             if end is not None:
-                yield fact, f"waits for {end}, which is parked ('nsync conflict list')"
+                yield fact, f"{parked.WAITS_FOR}{end}, which is parked ('nsync conflict list')"
 
     # ---- what materialise leaves to its operator
 
@@ -193,7 +193,7 @@ class Mending:
                     attempt.rollback()
             if not unfit:
                 break
-            causes = {fact: reason for fact, reason in unfit.items() if not reason.startswith("waits for")}
+            causes = {fact: reason for fact, reason in unfit.items() if not reason.startswith(parked.WAITS_FOR)}
             dropped = {fact for fact in wanted if fact in causes or not causes.keys().isdisjoint(ends_of(fact))}
             dropped = dropped or wanted  # the cause is none of these
             first = next(iter(causes.values()), "something that it hangs on does not fit")

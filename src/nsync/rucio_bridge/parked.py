@@ -6,10 +6,10 @@ unless the operator accepted it partially: then each of them waits by itself, an
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple, Optional
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, case, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from nsync.errors import ConfigError
@@ -27,6 +27,11 @@ REST = " rest"
 """Ends the name of a batch that was accepted partially."""
 
 
+WAITS_FOR = "waits for "
+"""Begins the reason of what waits for nothing but something else."""
+_HAS_CAUSE = _PARKED.reason.not_like(f"{WAITS_FOR}%")
+
+
 def base(batch: str) -> str:
     """The name of the changeset."""
     return batch.removesuffix(LEFT).removesuffix(REST)
@@ -38,6 +43,15 @@ class ParkedFact(NamedTuple):
     fact: Fact
     batch: str
     reason: str
+    since_ms: int
+
+
+class Waits(NamedTuple):
+    """What waits in a batch."""
+
+    facts: int
+    causes: int
+    """Of these, that have a reason of their own."""
     since_ms: int
 
 
@@ -97,11 +111,24 @@ def list_batch(session: Session, batch: str, changes: Changes) -> int:
     return count
 
 
-def listing(session: Session, batch: Optional[str] = None) -> list[ParkedFact]:
-    """All that waits, or all of one batch, the oldest first."""
-    query = select(schema.parked).order_by(_PARKED.since_ms, _PARKED.batch, _PARKED.key)
-    rows = session.execute(query if batch is None else query.where(_PARKED.batch == batch))
-    return [ParkedFact(_fact(row), row.batch, row.reason, row.since_ms) for row in rows]
+def listing(session: Session, batch: Optional[str] = None, causes: Optional[bool] = None) -> Iterator[ParkedFact]:
+    """All that waits, or all of one batch, the oldest first; `causes`: only what has a reason of its own, or only what has none.
+
+    It streams: a changeset of a million files may wait."""
+    query = select(schema.parked).order_by(_PARKED.since_ms, _PARKED.batch, _PARKED.key).execution_options(yield_per=PART_FACTS)
+    if batch is not None:
+        query = query.where(_PARKED.batch == batch)
+    if causes is not None:
+        query = query.where(_HAS_CAUSE if causes else ~_HAS_CAUSE)
+    for row in session.execute(query):
+        yield ParkedFact(_fact(row), row.batch, row.reason, row.since_ms)
+
+
+def summary(session: Session) -> dict[str, Waits]:
+    """The batches, the oldest first."""
+    since = func.min(_PARKED.since_ms)
+    query = select(_PARKED.batch, func.count(), func.sum(case((_HAS_CAUSE, 1), else_=0)), since).group_by(_PARKED.batch)
+    return {batch: Waits(*rest) for batch, *rest in session.execute(query.order_by(since, _PARKED.batch))}
 
 
 def park(
@@ -109,7 +136,7 @@ def park(
 ) -> bool:
     """Let `facts` wait together; tells whether that says anything new. Those without a reason wait for the first that has one."""
     first = min(whys, key=key_bytes)
-    says = {fact: whys.get(fact, f"waits for {first}, which came with it") for fact in facts}
+    says = {fact: whys.get(fact, f"{WAITS_FOR}{first}, which came with it") for fact in facts}
     if says == reasons(session.connection(), facts):
         return False
     _put(session, batch, says, now_ms, had_row)
