@@ -192,8 +192,10 @@ def check_sizes_of_closed_collections(story: Story) -> None:
         "GROUP BY d.scope, d.name, d.bytes, d.length"
     )
     for name, instance in story.instances.items():
+        emptied = {fact.parent for fact in story.changes[name].removed if isinstance(fact, Attachment)}
         for scope, dataset, size, length, sum_of_sizes, count in instance.query(query):
-            assert (size, length) == (sum_of_sizes, count), f"{name}: {scope}:{dataset}"
+            known = Did(scope, dataset) in emptied and count == 0  # Rucio keeps a DID with parents that is to be deleted, and empties it
+            assert (size, length) == (sum_of_sizes, count) or known, f"{name}: {scope}:{dataset}"
 
 
 def check_counters(story: Story) -> None:

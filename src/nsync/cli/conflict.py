@@ -87,19 +87,16 @@ def show(what: str, json_: bool) -> None:
             else:
                 yield from (one for one in parked.listing(session, causes=causes) if what in _names(one.fact))
 
-        count, names = 0, set()
-        for one in about():
-            count += 1
-            names.add(one.batch)
-        its = {batch: _batch(session, batch, waits) for batch, waits in batches.items() if batch in names}
+        counts = Counter({what: batches[what].facts}) if what in batches else Counter(one.batch for one in about())
+        its = {batch: _batch(session, batch, waits) for batch, waits in batches.items() if batch in counts}
         if json_:
             rows = _with_rows(session, about())
             stream_json({"conflicts": list(map(_conflict_json, conflicts)), "batches": its}, "parked", rows)
-        elif not conflicts and not count:
+        elif not conflicts and not counts:
             click.echo(f"{what}: no conflict, and nothing of it is parked here; 'nsync conflict list' names what is")
         else:
-            _print_shown(conflicts, list(_with_rows(session, islice(_causes_first(about), FACTS_MAX))), count, its)
-    if conflicts or count:
+            _print_shown(conflicts, list(_with_rows(session, islice(_causes_first(about), FACTS_MAX))), sum(counts.values()), its)
+    if conflicts or counts:
         raise SystemExit(EXIT_ATTENTION)
 
 
@@ -191,16 +188,19 @@ def _row(row: Optional[Entry], shown: Optional[Entry]) -> str:
 
 def _batch(session: Session, batch: str, waits: Waits) -> dict[str, Any]:
     """How much waits in a batch, and what accepting it would do, as far as that can be told without trying."""
-    kinds = Counter(type(one.fact).__name__.lower() for one in parked.listing(session, batch))
-    return {"waits": dict(sorted(kinds.items())), "since": _time(waits.since_ms), "accept": _would(session, batch, waits)}
-
-
-def _would(session: Session, batch: str, waits: Waits) -> str:
-    if batch != parked.base(batch):
-        return parked.not_to_accept(batch, waits.facts)
     apart = {one.fact for one in parked.listing(session, batch, causes=True)}
-    stay = sum(one.fact in apart or not apart.isdisjoint(ends_of(one.fact)) for one in parked.listing(session, batch))
-    return f"'nsync conflict accept \"{batch}\" --partial' would write some {waits.facts - stay} and leave {stay}; --dry-run says which"
+    kinds: Counter[str] = Counter()
+    stay = 0
+    for one in parked.listing(session, batch):
+        kinds[type(one.fact).__name__.lower()] += 1
+        stay += one.fact in apart or not apart.isdisjoint(ends_of(one.fact))
+    if batch == parked.base(batch):
+        would = (
+            f"'nsync conflict accept \"{batch}\" --partial' would write some {waits.facts - stay} and leave {stay}; --dry-run says which"
+        )
+    else:
+        would = parked.not_to_accept(batch, waits.facts)
+    return {"waits": dict(sorted(kinds.items())), "since": _time(waits.since_ms), "accept": would}
 
 
 def _waits(one: ParkedFact) -> bool:
