@@ -90,7 +90,7 @@ _COUNT = text(
     "WITH RECURSIVE up (scope, name) AS ("
     f"SELECT scope, name FROM {RESIZED.name} UNION "
     f"SELECT c.scope, c.name FROM up JOIN {CONTENTS.fullname} c ON c.child_scope = up.scope AND c.child_name = up.name), "
-    "closed AS (SELECT d.scope, d.name, d.did_type FROM up "
+    "closed AS (SELECT up.scope, up.name, d.did_type FROM up "
     f"JOIN {DIDS.fullname} d ON d.scope = up.scope AND d.name = up.name WHERE d.is_open = FALSE AND d.did_type <> 'F'), "
     "below (at_scope, at_name, scope, name, is_dataset) AS ("
     "SELECT scope, name, scope, name, did_type = 'D' FROM closed UNION "
