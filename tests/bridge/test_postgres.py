@@ -113,6 +113,9 @@ def test_nothing_is_written_over_what_an_audit_waits_to_see(atlas: PostgresInsta
         atlas.work()
         assert atlas.query("SELECT 1 FROM dids WHERE scope = 'cms'") == []
         assert not rehearse(atlas.bridge, ["atlas"], {}, atlas.now_ms).is_all
+        with atlas.engine.connect() as connection:
+            (waits,) = audit.pending(connection)
+        assert waits.startswith("asked for by a test: when transactions of this database before ")
     atlas.work()
     assert atlas.query("SELECT name FROM dids WHERE scope = 'cms'") == [("d1",)]
 

@@ -61,6 +61,8 @@ def test_diff_finds_drift_repairs_it_when_it_is_told_to_and_says_so_by_its_exit_
     assert repaired["repaired"] == {"written": ["atlas:d1"], "left": [], "more": False}
     assert [one["owner"] for one in repaired["differences"]] == ["cms"]
     assert nsync(cms, "bridge", "audit").returncode == 0
+    waiting = nsync(cms, "status")
+    assert waiting.returncode == 3 and "to be looked at: asked for by an operator" in waiting.stdout
     cms.now_ms += 10**7
     assert cms.work() == 1
     assert "no difference" in nsync(cms, "diff").stdout

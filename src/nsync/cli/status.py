@@ -52,6 +52,8 @@ class Look(NamedTuple):
     """Why nothing is signed for now."""
     homes: dict[str, Home]
     progress: store.Progress
+    audits: Sequence[str]
+    """What is to be looked at, though no trigger told of it."""
     floor: Optional[Floor]
     alarms: tuple[str, ...]
 
@@ -65,7 +67,7 @@ class Look(NamedTuple):
     @property
     def behind(self) -> bool:
         """Whether something is still to be done here."""
-        return bool(self.found.outbox or self.progress.behind or any(log.stored != log.applied for log in self.found.logs))
+        return bool(self.found.outbox or self.audits or self.progress.behind or any(log.stored != log.applied for log in self.found.logs))
 
 
 @click.command()
@@ -93,6 +95,8 @@ def status(json_: bool) -> None:
 
 
 def _look(connection: Connection, charter: Charter, me: Instance) -> Look:
+    from nsync.rucio_bridge import audit
+
     now_ms, log, records = wall_ms(), SqlLog(connection, Authority(charter)), peers.load(connection)
     found = store.status(connection)
     stored = {entry.author: entry for entry in found.logs}
@@ -112,6 +116,7 @@ def _look(connection: Connection, charter: Charter, me: Instance) -> Look:
         clock=held_back(ahead_ms(record.offset_ms for record in fresh)),
         homes=_homes(connection, log, charter, [record for record in records if charter.by_name(record.name) is not None]),
         progress=store.progress(connection, store.believed(records, charter)),
+        audits=audit.pending(connection),
         floor=log.lines.usable_floors[-1] if log.lines.usable_floors else None,
         alarms=(*alarms.splitlines(), *([below] if (below := found_below(log)) is not None else [])),
     )
@@ -145,6 +150,7 @@ def _json(look: Look, charter: Charter) -> dict[str, object]:
             for name, home in look.homes.items()
         },
         "progress": look.progress._asdict(),
+        "audits": look.audits,
         "floor": None if look.floor is None else look.floor.number,
         "alarms": look.alarms,
     }
@@ -167,7 +173,8 @@ def _print(look: Look, me: str) -> None:
     click.echo(f"{me} shows " + ", ".join(f"{count} {kind}" for kind, count in look.found.shown.items()))
     floor = "none yet" if look.floor is None else str(look.floor.number)
     click.echo(f"conflicts: {look.found.conflicts}  parked: {look.found.parked}  not published yet: {look.found.outbox}  floor: {floor}")
-    for what, text in (("read-only", look.read_only), ("nothing is published", look.clock), *(("alarm", alarm) for alarm in look.alarms)):
+    notes = (("read-only", look.read_only), ("nothing is published", look.clock), *(("alarm", alarm) for alarm in look.alarms))
+    for what, text in (*notes, *(("to be looked at", audit) for audit in look.audits)):
         if text is not None:
             click.echo(f"{what}: {text}")
     if look.found.conflicts or look.found.parked:

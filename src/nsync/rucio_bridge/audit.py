@@ -94,6 +94,17 @@ def waits(connection: Connection, now_ms: int) -> Optional[str]:
     return None if mark is None else str(mark.reason)
 
 
+def pending(connection: Connection) -> list[str]:
+    """What is asked for, in words, and how far it is."""
+    found = []
+    for mark in connection.execute(select(schema.audit).order_by(schema.audit.c.id)):
+        place, scope = _place_of(mark), "" if mark.scope is None else f" (scope {mark.scope})"
+        begun = "" if place.unit is None else ": begun"
+        waits = "" if place.transaction is None else f": when transactions of this database before {place.transaction} have ended"
+        found.append(f"{mark.reason}{scope}{begun}{waits}")
+    return found
+
+
 def is_old(connection: Connection, now_ms: int, interval_ms: int) -> bool:
     """Whether the last full audit ended longer than `interval_ms` ago; never where that is 0."""
     ended = kept.read(connection, _AUDITED) if interval_ms else None
