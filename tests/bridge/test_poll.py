@@ -19,7 +19,7 @@ from nsync.rucio_bridge import poll as polls
 from nsync.rucio_bridge import triggers
 from nsync.transport.times import wall_ms
 from tests.bridge.conftest import lone
-from tests.bridge.test_state_machine import play, tell_known
+from tests.bridge.test_state_machine import KNOWN, play, tell
 from tests.support.deeds import DATASETS, DOIS, FILES, Act, do
 from tests.support.federations import Prepared
 from tests.support.instances import ROOT, Instance
@@ -261,7 +261,7 @@ OVERLAPS_S = {"atlas": 0, "cms": -1e9}
 
 def test_a_known_history_of_which_two_are_polled_keeps_the_promises(prepared_sqlite: Prepared, tmp_path: Path) -> None:
     with prepared_sqlite.copied(tmp_path) as instances:
-        tell_known(PolledStory(instances))
+        tell(PolledStory(instances), KNOWN)
 
 
 @pytest.mark.timeout(300)

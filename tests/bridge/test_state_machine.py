@@ -26,6 +26,7 @@ from nsync.namespace.keys import Did
 from tests.support.deeds import ARCHIVES, CONTAINERS, DAEMONS, DATASETS, DEEDS, DOIS, FILES, Act
 from tests.support.federation import NAMES
 from tests.support.federations import Prepared
+from tests.support.instances import Instance
 from tests.support.promises import keep
 from tests.support.story import Story
 
@@ -263,11 +264,16 @@ def test_a_known_history_keeps_the_promises(prepared: dict[str, Path], tmp_path:
     directory = tmp_path / "known"
     directory.mkdir()
     with Prepared(prepared).copied(directory) as instances:
-        tell_known(Story(instances))
+        tell(Story(instances), KNOWN)
 
 
-def tell_known(story: Story) -> None:
-    for act in KNOWN:
+def test_a_guid_leaves_the_events_of_closed_collections(federation: list[Instance]) -> None:
+    """Rucio writes 0 where it closes what has none; they were added up anew, to NULL, wherever a guest's GUID was written."""
+    tell(Story(federation), (*PEOPLED, SYNC, ("belle2", "meta", "atlas.shared", "f2", METADATA[1])))
+
+
+def tell(story: Story, acts: Sequence[tuple[str, str, str, str, Any]]) -> None:
+    for act in acts:
         if act is SYNC:
             story.settle()
         else:

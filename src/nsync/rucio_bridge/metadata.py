@@ -172,7 +172,7 @@ def write(session: Session, desired: Part, actual: Mapping[Fact, Entry]) -> None
     As Rucio's `set_metadata` does, a file's events and GUID go on to its attachments, and its events to the collections that hold it.
     """
     changed: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
-    documents, files = [], {}
+    documents, files, eventful = [], [], []
     for did, entry in desired.items():
         if not isinstance(did, Did) or not isinstance(entry, DidEntry):
             continue
@@ -185,21 +185,22 @@ def write(session: Session, desired: Part, actual: Mapping[Fact, Entry]) -> None
             is_file = entry.identity.type == keys.FILE
             changed[is_file].append({"at_scope": internal(did.scope), "at_name": did.name, **columns_of(entry), "now": utc_now()})
             if is_file and not moved.keys().isdisjoint(_OF_FILES):
-                files[did] = changed[is_file][-1]
+                files.append(changed[is_file][-1])
+            if is_file and "events" in moved:
+                eventful.append(did)
         if any(field.startswith(fields.JSON_PREFIX) for field in moved):
             documents.append(_document(did, moved))
     for is_file, statement in ((True, _CHANGE_FILES), (False, _CHANGE_COLLECTIONS)):
         if changed[is_file]:
             session.execute(statement, changed[is_file])
-    _pass_on(session, files)
+    if files:
+        session.execute(_CHANGE_ATTACHMENTS, files)
+    _add_up_events(session, eventful)
     if documents and holds_json(session):
         session.execute(_PUT_JSON, documents)
 
 
-def _pass_on(session: Session, files: Mapping[Did, Mapping[str, Any]]) -> None:
-    if not files:
-        return
-    session.execute(_CHANGE_ATTACHMENTS, list(files.values()))
+def _add_up_events(session: Session, files: Collection[Did]) -> None:
     held = f"{CONTENTS.fullname} c"
     rows = look_up(session, "c.scope, c.name", held, ("c.child_scope", "c.child_name"), list(map(names_of, files)))
     parents = [{"at_scope": scope, "at_name": name, "now": utc_now()} for scope, name in sorted(set(map(tuple, rows)))]
