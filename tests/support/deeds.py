@@ -11,6 +11,7 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Optional
 
+from rucio.common.exception import UnsupportedOperation
 from rucio.common.types import InternalScope
 from rucio.core import did as core_did
 from rucio.core import lock, opendata, replica, rse, rule
@@ -75,7 +76,19 @@ def _tape(instance: Instance, did: Did, size: int) -> None:
             replica.add_replicas(rse.get_rse_id(TAPE, session=session), [file], ROOT, session=session)
 
 
+def _unreplicate(instance: Instance, did: Did, _: Any) -> None:
+    _refuse_if_locked(instance, did)
+    instance.delete_replicas(did.scope, [did.name])
+
+
+def _refuse_if_locked(instance: Instance, did: Did) -> None:
+    """Rucio's function deletes what it is given; its reaper gives it no replica that a rule locks."""
+    if instance.query("SELECT 1 FROM locks WHERE scope = :scope AND name = :name", scope=did.scope, name=did.name):
+        raise UnsupportedOperation(f"{did} is locked")
+
+
 def _untape(instance: Instance, did: Did, _: Any) -> None:
+    _refuse_if_locked(instance, did)
     with instance.session() as session:
         replica.delete_replicas(rse.get_rse_id(TAPE, session=session), [_key(did)], session=session)
 
@@ -212,7 +225,7 @@ DEEDS: Mapping[str, Sequence[Deed]] = {
     "unrule": [_unrule],
     "expire": [_expire],
     "delete": [lambda i, did, _: i.delete_did(did.scope, did.name)],
-    "unreplicate": [lambda i, did, _: i.delete_replicas(did.scope, [did.name])],
+    "unreplicate": [_unreplicate],
 }
 
 # ---- what daemons do, once

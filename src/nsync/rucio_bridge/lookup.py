@@ -34,19 +34,14 @@ def look_up(session: Session, columns: str, source: str, on: Sequence[str], want
     is_postgresql = session.connection().dialect.name == "postgresql"
     query = text((_postgresql if is_postgresql else _sqlite)(columns, source, tuple(on)))
     for chunk in chunks(wanted, KEYS_MAX):
-        if is_postgresql:
-            keys: dict[str, Any] = {f"k{place}": list(part) for place, part in enumerate(zip(*chunk))}
-        else:
-            keys = {"wanted": json.dumps(chunk, ensure_ascii=False)}
-        yield from session.execute(query, {**keys, **values})
+        yield from session.execute(query, {"wanted": json.dumps(chunk, ensure_ascii=False), **values})
 
 
 @lru_cache
 def _postgresql(columns: str, source: str, on: Names) -> str:
-    arrays = ", ".join(f"CAST(:k{place} AS text[])" for place in range(len(on)))
-    names = ", ".join(f"k{place}" for place in range(len(on)))
-    same = " AND ".join(f"{column} = k.k{place}" for place, column in enumerate(on))
-    return f"SELECT r.* FROM unnest({arrays}) k({names}) CROSS JOIN LATERAL (SELECT {columns} FROM {source} WHERE {same} OFFSET 0) r"
+    same = " AND ".join(f"{column} = k.value ->> {place}" for place, column in enumerate(on))
+    keys = "json_array_elements(CAST(:wanted AS json)) k"
+    return f"SELECT r.* FROM {keys} CROSS JOIN LATERAL (SELECT {columns} FROM {source} WHERE {same} OFFSET 0) r"
 
 
 @lru_cache

@@ -6,17 +6,17 @@ unless the operator accepted it partially: then each of them waits by itself, an
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
-from sqlalchemy import Connection, Row, case, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, case, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from nsync.errors import ConfigError
 from nsync.namespace.keys import Attribute, Fact, Key, key_bytes
 from nsync.store import schema
 from nsync.store.changes import PART_FACTS, Changes
-from nsync.store.database import chunks
+from nsync.store.database import chunks, is_among
 from nsync.store.keyed import columns, indexed, key_in
 
 _PARKED = schema.parked.c
@@ -61,7 +61,7 @@ def among(session: Session, wanted: Collection[Key], had_row: tuple[bool, ...] =
     for chunk in chunks(sorted(map(indexed, wanted))):
         found |= {
             key_in(row)
-            for row in session.execute(select(_PARKED.key, _PARKED.whole).where(_PARKED.key.in_(chunk), _PARKED.had_row.in_(had_row)))
+            for row in session.execute(select(_PARKED.key, _PARKED.whole).where(_among(session, chunk), _PARKED.had_row.in_(had_row)))
         }
     return found
 
@@ -70,7 +70,7 @@ def reasons(connection: Connection, wanted: Collection[Fact]) -> dict[Fact, str]
     """Why those of `wanted` wait that do."""
     found: dict[Fact, str] = {}
     for chunk in chunks(sorted(map(indexed, wanted))):
-        rows = connection.execute(select(_PARKED.key, _PARKED.whole, _PARKED.reason).where(_PARKED.key.in_(chunk)))
+        rows = connection.execute(select(_PARKED.key, _PARKED.whole, _PARKED.reason).where(is_among(connection, _PARKED.key, chunk)))
         found.update({_fact(row): row.reason for row in rows})
     return found
 
@@ -84,7 +84,7 @@ def batches_with(session: Session, wanted: Collection[Fact]) -> set[str]:
     """The names of the batches in which one of `wanted` waits."""
     found: set[str] = set()
     for chunk in chunks(sorted(map(indexed, wanted))):
-        found |= set(session.execute(select(_PARKED.batch).where(_PARKED.key.in_(chunk))).scalars())
+        found |= set(session.execute(select(_PARKED.batch).where(_among(session, chunk))).scalars())
     return found
 
 
@@ -92,7 +92,7 @@ def aside(session: Session, wanted: Collection[Fact]) -> set[Fact]:
     """Those of `wanted` that wait by themselves."""
     found: set[Fact] = set()
     for chunk in chunks(sorted(map(indexed, wanted))):
-        query = select(_PARKED.key, _PARKED.whole).where(_PARKED.key.in_(chunk), _PARKED.batch.endswith(REST))
+        query = select(_PARKED.key, _PARKED.whole).where(_among(session, chunk), _PARKED.batch.endswith(REST))
         found |= set(map(_fact, session.execute(query)))
     return found
 
@@ -189,7 +189,11 @@ def _put(session: Session, batch: str, says: Mapping[Fact, str], now_ms: int, ha
 def release(session: Session, facts: Collection[Fact]) -> None:
     """`facts` wait no more."""
     for chunk in chunks(sorted(map(indexed, facts))):
-        session.execute(delete(schema.parked).where(_PARKED.key.in_(chunk)))
+        session.execute(delete(schema.parked).where(_among(session, chunk)))
+
+
+def _among(session: Session, keys: Sequence[bytes]) -> ColumnElement[bool]:
+    return is_among(session.connection(), _PARKED.key, keys)
 
 
 def _fact(row: Row[Any]) -> Fact:

@@ -17,7 +17,7 @@ from nsync.log.compaction import BLOCK_OPS
 from nsync.log.forks import Mark
 from nsync.log.segment import gone, leaf_of
 from nsync.store import kept, schema
-from nsync.store.database import chunks
+from nsync.store.database import chunks, is_among
 from nsync.store.lines import SqlLines
 from nsync.store.state import SqlState
 from nsync.store.statements import Op
@@ -124,7 +124,7 @@ class Stretch:
 def forget_blocks(connection: Connection, author: bytes, seqs: Iterable[int]) -> None:
     """What is live among `seqs` has changed: the digests of their blocks are not kept any more."""
     for chunk in chunks(sorted({(seq - 1) // BLOCK_OPS for seq in seqs})):
-        connection.execute(delete(schema.block).where(_BLOCK.author == author, _BLOCK.number.in_(chunk)))
+        connection.execute(delete(schema.block).where(_BLOCK.author == author, is_among(connection, _BLOCK.number, chunk)))
 
 
 def _name(author: bytes) -> str:

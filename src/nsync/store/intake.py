@@ -25,7 +25,7 @@ from nsync.namespace import codec
 from nsync.store import schema
 from nsync.store.bulk import bulk_insert
 from nsync.store.collector import collector_paused
-from nsync.store.database import chunks
+from nsync.store.database import chunks, is_among
 from nsync.store.lines import BranchRow, SqlLines
 
 WAITING_SEGMENTS_MAX = 1024
@@ -288,7 +288,7 @@ class Intake:
         for author, wanted in firsts.items():
             branches = [branch.id for branch in self._lines.of(author) if branch.last >= min(wanted)]
             for chunk in chunks(sorted(wanted)) if branches else ():
-                query = select(_SEGMENT.hash).where(_SEGMENT.branch.in_(branches), _SEGMENT.first.in_(chunk))
+                query = select(_SEGMENT.hash).where(_SEGMENT.branch.in_(branches), is_among(self._connection, _SEGMENT.first, chunk))
                 found.update(self._connection.execute(query).scalars())
         return found
 

@@ -30,7 +30,7 @@ from nsync.namespace import codec
 from nsync.namespace.ops import GRANT_KIND, STATEMENTS_KIND, stored_op, wire_op
 from nsync.store import kept, live, schema
 from nsync.store.compaction import Stretch, forget_blocks, is_compact
-from nsync.store.database import chunks
+from nsync.store.database import chunks, is_among
 from nsync.store.log import SqlLog
 from nsync.store.notary import Ground
 
@@ -271,7 +271,7 @@ def _raws(log: SqlLog, dots: Sequence[tuple[bytes, int]]) -> list[bytes]:
     found: dict[Optional[Mark], bytes] = {}
     for branch in {mark.branch for mark in marks if mark is not None}:
         for chunk in chunks([mark.seq for mark in marks if mark is not None and mark.branch == branch]):
-            query = select(_OP.seq, _OP.raw).where(_OP.branch == branch, _OP.seq.in_(chunk))
+            query = select(_OP.seq, _OP.raw).where(_OP.branch == branch, is_among(log.connection, _OP.seq, chunk))
             found.update((Mark(branch, row.seq), row.raw) for row in log.connection.execute(query))
     return [found[mark] for mark in marks]
 

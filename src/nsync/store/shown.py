@@ -14,7 +14,7 @@ from nsync.namespace import codec, fields
 from nsync.namespace.keys import Attachment, Did, Fact, key_bytes
 from nsync.store import keyed, schema
 from nsync.store.bulk import bulk_insert
-from nsync.store.database import chunks
+from nsync.store.database import chunks, is_among
 
 Changed = tuple[int, bytes, Optional[bytes]]
 """A fact whose entry changed: its kind, and what stands in `key` and `whole`."""
@@ -98,14 +98,14 @@ class Shown:
         if moved:
             self.connection.execute(text("UPDATE nsync_entry SET entry = :now WHERE key = :at"), moved)
         for chunk in chunks(gone):
-            self.connection.execute(delete(schema.entry).where(_ENTRY.key.in_(chunk)))
+            self.connection.execute(delete(schema.entry).where(is_among(self.connection, _ENTRY.key, chunk)))
 
     def _note(self, derived: Derived) -> None:
         """Replace the conflicts of every fact that was looked at, where they differ."""
         held = self.conflicts(derived.conflicts.keys() - derived.new)
         moved = {fact for fact, found in derived.conflicts.items() if (found or fact in held) and sorted(found) != held.get(fact, [])}
         for chunk in chunks([keyed.indexed(fact) for fact in moved if fact in held]):
-            self.connection.execute(delete(schema.conflict).where(_CONFLICT.key.in_(chunk)))
+            self.connection.execute(delete(schema.conflict).where(is_among(self.connection, _CONFLICT.key, chunk)))
         rows = [(*keyed.columns(fact), *found) for fact in sorted(moved, key=key_bytes) for found in derived.conflicts[fact]]
         bulk_insert(self.connection, schema.conflict.name, ("key", "whole", *Conflict._fields), rows)
 
@@ -113,5 +113,5 @@ class Shown:
         """The rows of each of `facts` that `table` has."""
         wanted = {keyed.indexed(fact): fact for fact in facts}
         for chunk in chunks(sorted(wanted)):
-            for row in self.connection.execute(select(table).where(table.c.key.in_(chunk))):
+            for row in self.connection.execute(select(table).where(is_among(self.connection, table.c.key, chunk))):
                 yield wanted[row.key], row

@@ -23,7 +23,7 @@ from nsync.namespace import fields
 from nsync.namespace.keys import Did, Key, anchor_of, key_of
 from nsync.namespace.ops import STATEMENTS_KIND, stored_op
 from nsync.store import schema
-from nsync.store.database import chunks
+from nsync.store.database import chunks, is_among
 from nsync.store.index import EDGE, HANGING, ITSELF, Listed, Numbers, name_node
 from nsync.store.lines import SqlLines
 
@@ -358,7 +358,8 @@ class Statements:
             by_branch.setdefault(mark.branch, []).append(mark.seq)
         for branch, seqs in by_branch.items():
             for chunk in chunks(seqs):
-                query = select(_OP.seq, _OP.stamp_ms, _OP.stamp_logical, _OP.raw).where(_OP.branch == branch, _OP.seq.in_(chunk))
+                at = _OP.branch == branch, is_among(self._connection, _OP.seq, chunk)
+                query = select(_OP.seq, _OP.stamp_ms, _OP.stamp_logical, _OP.raw).where(*at)
                 for seq, ms, logical, raw in self._connection.execute(query):
                     if raw[:1] != GONE:
                         yield Mark(branch, seq), Stamp(ms, logical), raw
