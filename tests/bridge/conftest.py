@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -100,17 +99,6 @@ def cms(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Instance]:
     else:
         place, server = request.getfixturevalue("grown_on_postgres"), request.getfixturevalue("postgres_server")
     with copied(server, place, tmp_path, "cms", GROWN["cms"]) as made:
-        yield made
-
-
-@contextmanager
-def lone(request: pytest.FixtureRequest, kind: str, directory: Path) -> Iterator[Instance]:
-    """atlas, which shares its scope, on a new Rucio database of this kind."""
-    if kind == SQLITE:
-        place, server = request.getfixturevalue("template_database"), None
-    else:
-        place, server = request.getfixturevalue("rucio_on_postgres"), request.getfixturevalue("postgres_server")
-    with copied(server, place, directory, "atlas", ["atlas"]) as made:
         yield made
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import Table, delete, insert, update
 
 from nsync.namespace import fields
 from nsync.rucio_bridge import triggers
-from tests.bridge.conftest import lone
+from tests.support.federations import lone
 from tests.support.instances import Instance
 
 OutboxRow = tuple[Any, ...]

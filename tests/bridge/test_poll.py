@@ -18,10 +18,9 @@ from nsync.namespace.keys import Attachment, Did
 from nsync.rucio_bridge import poll as polls
 from nsync.rucio_bridge import triggers
 from nsync.transport.times import wall_ms
-from tests.bridge.conftest import lone
 from tests.bridge.test_state_machine import KNOWN, play, tell
 from tests.support.deeds import DATASETS, DOIS, FILES, Act, do
-from tests.support.federations import Prepared
+from tests.support.federations import Prepared, lone
 from tests.support.instances import ROOT, Instance
 from tests.support.polled import ask_for_audit, poll, published, unpoll, work, work_with_audit
 from tests.support.story import Story

@@ -13,17 +13,10 @@ from sqlalchemy import DateTime, literal, select
 
 from nsync.namespace.keys import Did
 from nsync.rucio_bridge import triggers
-from tests.bridge.test_capture_install import made
 from tests.bridge.test_poll import acts
 from tests.support.deeds import Act, do
+from tests.support.federations import lone
 from tests.support.instances import Instance
-
-
-class BackEnd:
-    """As a fixture's request has it."""
-
-    def __init__(self, request: pytest.FixtureRequest, param: str) -> None:
-        self.getfixturevalue, self.param = request.getfixturevalue, param
 
 
 def rows(instance: Instance) -> dict[str, Counter[tuple[Any, ...]]]:
@@ -43,7 +36,7 @@ def test_stock_calls_have_the_same_results(request: pytest.FixtureRequest, back_
     ends = []
     for captured in (True, False):
         (directory := tmp_path / str(captured)).mkdir()
-        with made(BackEnd(request, back_end), directory) as instance:  # type: ignore[arg-type]
+        with lone(request, back_end, directory) as instance:
             if not captured:
                 assert triggers.remove_beside(instance.engine) > 30
             instance.add_scope("atlas")
@@ -53,7 +46,6 @@ def test_stock_calls_have_the_same_results(request: pytest.FixtureRequest, back_
                 do(instance, act)
             instance.add_rule("atlas", "d3")
             ends.append((rows(instance), instance.query("SELECT count(*) FROM nsync_outbox")[0][0]))
-            instance.close()
     (with_triggers, told), (without, untold) = ends
     assert told > 20 and untold == 0
     for table, found in without.items():

@@ -19,8 +19,8 @@ import pytest
 from sqlalchemy import make_url
 
 from nsync.rucio_bridge import triggers
-from tests.bridge.test_capture_install import made
 from tests.support.federation import KEYS, URLS, charter_document
+from tests.support.federations import lone
 from tests.support.instances import Instance
 
 pytestmark = pytest.mark.timeout(600)
@@ -102,10 +102,9 @@ class Desk:
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
 def desk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Desk]:
-    with made(request, tmp_path) as instance:
+    with lone(request, request.param, tmp_path) as instance:
         instance.add_scope("atlas")
         yield Desk(instance, tmp_path)
-        instance.close()
 
 
 def test_a_dba_installs_and_removes_by_what_is_printed(desk: Desk) -> None:

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple, Optional, Union
 
+import pytest
 from sqlalchemy import make_url
 
 from tests.support.instances import Instance, settle
@@ -64,6 +65,17 @@ def copied(server: Optional[Server], place: Place, directory: Path, name: str, s
             yield made
         finally:
             made.close()
+
+
+@contextmanager
+def lone(request: pytest.FixtureRequest, kind: str, directory: Path) -> Iterator[Instance]:
+    """atlas, which shares its scope, on a new Rucio database of this kind."""
+    if kind == SQLITE:
+        place, server = request.getfixturevalue("template_database"), None
+    else:
+        place, server = request.getfixturevalue("rucio_on_postgres"), request.getfixturevalue("postgres_server")
+    with copied(server, place, directory, "atlas", ["atlas"]) as made:
+        yield made
 
 
 def introduce(made: list[Instance]) -> None:

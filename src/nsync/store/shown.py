@@ -113,5 +113,5 @@ class Shown:
         """The rows of each of `facts` that `table` has."""
         wanted = {keyed.indexed(fact): fact for fact in facts}
         for chunk in chunks(sorted(wanted)):
-            for row in self.connection.execute(select(table).where(is_among(self.connection, table.c.key, chunk))):
+            for row in self.connection.execute(select(table).where(is_among(self.connection, table.c.key, chunk))).all():
                 yield wanted[row.key], row
