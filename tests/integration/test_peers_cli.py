@@ -118,6 +118,8 @@ def test_nothing_is_signed_while_the_clock_is_ahead_of_the_peers(bed: Federation
         assert health(atlas, "live") == (200, {"alive": True})
         assert applied(atlas.path, atlas.author) == 0
         assert abs(peers(atlas)["cms"]["offset_ms"] + 45_000) < 5000
+        rebuilt = nsync(atlas, "bridge", "rebuild")
+        assert rebuilt.returncode == 1 and "nothing is rebuilt: the clock here is more than 30 s ahead" in rebuilt.stderr
         play.behind_ms = 0
         wait_until(lambda: applied(atlas.path, atlas.author), node.said)
         assert "what users do is published again" in node.said()

@@ -15,8 +15,9 @@ from nsync.cli.output import as_json, fail
 from nsync.rucio_bridge import audit as audits
 from nsync.rucio_bridge import charters, triggers
 from nsync.rucio_bridge.guard import unknown_schema
-from nsync.store import migrations
+from nsync.store import migrations, peers
 from nsync.store.database import writing
+from nsync.transport.peers import held_back_by
 from nsync.transport.times import wall_ms
 
 if TYPE_CHECKING:
@@ -163,7 +164,12 @@ def rebuild(json_: bool) -> None:
     settings = settings_in_force()
     from nsync.node import bridge_of
 
-    moved = bridge_of(settings).rebuild(wall_ms())
+    here, now_ms = bridge_of(settings), wall_ms()
+    with here.engine.connect() as connection:
+        clock = held_back_by(peers.load(connection), now_ms)
+    if clock is not None:
+        fail(f"nothing is rebuilt: {clock}")  # it publishes first what users changed
+    moved = here.rebuild(now_ms)
     if json_:
         as_json({"changed": moved})
     else:

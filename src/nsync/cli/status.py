@@ -25,7 +25,7 @@ from nsync.store.log import SqlLog
 from nsync.store.notary import ALARMS
 from nsync.store.reach import Reach, reach
 from nsync.store.repair import found_below
-from nsync.transport.peers import CLOCK_AGE_MS_MAX, ahead_ms, held_back
+from nsync.transport.peers import held_back_by
 from nsync.transport.times import wall_ms
 
 EXIT_BEHIND = 3
@@ -106,14 +106,13 @@ def _look(connection: Connection, charter: Charter, me: Instance) -> Look:
         for name, life in zip(_names(instance), instance.incarnations)
     }
     logs.update({author.hex(): entry for author, entry in stored.items() if charter.life(author) is None})
-    fresh = [record for record in records if now_ms - (record.contact_ms or 0) <= CLOCK_AGE_MS_MAX]
     alarms = (kept.read(connection, ALARMS) or b"").decode()
     return Look(
         found=found,
         logs=logs,
         waits=log.waits(now_ms),
         read_only=log.read_only(me.author),
-        clock=held_back(ahead_ms(record.offset_ms for record in fresh)),
+        clock=held_back_by(records, now_ms),
         homes=_homes(connection, log, charter, [record for record in records if charter.by_name(record.name) is not None]),
         progress=store.progress(connection, store.believed(records, charter)),
         audits=audit.pending(connection),

@@ -193,6 +193,11 @@ def held_back(ahead: Optional[int]) -> Optional[str]:
     )
 
 
+def held_back_by(records: Iterable[PeerRecord], now_ms: int) -> Optional[str]:
+    """The same, by what the table of peers has of the last minutes."""
+    return held_back(ahead_ms(record.offset_ms for record in records if now_ms - (record.contact_ms or 0) <= CLOCK_AGE_MS_MAX))
+
+
 def ahead_ms(offsets_ms: Iterable[Optional[int]]) -> Optional[int]:
     """How far the clock here is ahead of the median of the peers', given how far each is ahead of it; None when none is known.
 
