@@ -11,11 +11,10 @@ tests/integration/test_kill.py kills whole nodes; lost replies and servers that 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pytest
-from rucio.db.sqla.constants import DIDType, OpenDataDIDState
 from sqlalchemy import inspect, text
 
 from nsync.log import segment
@@ -25,7 +24,7 @@ from nsync.store import migrations
 from nsync.store.database import writing
 from tests.bridge.test_restored import amended
 from tests.support.federation import AUTHOR, charter_document
-from tests.support.instances import settle
+from tests.support.instances import cycle, settle
 from tests.support.notary import tell
 from tests.support.victims import (
     FLOOR_INTERVAL_MS,
@@ -242,27 +241,6 @@ class Story:
         for _ in cycle(self.author, "atlas", number):
             self._publish()
         return self.frames[before:]
-
-
-def cycle(at: Lab, scope: str, number: int) -> Iterator[None]:
-    """What users do between two changesets."""
-    public, changing, container = f"public{number}", f"changing{number}", f"container{number}"
-    at.publish_dataset(scope, public, files=6, doi=f"10.5072/{scope.upper()}.{number}")
-    yield
-    names = [f"{changing}.f{i}" for i in range(3)]
-    at.add_files(scope, names)
-    at.add_did(scope, changing)
-    at.attach(scope, changing, [(scope, name) for name in names])
-    at.add_did(scope, container, DIDType.CONTAINER)
-    at.attach(scope, container, [(scope, public), (scope, changing)])
-    yield
-    at.detach(scope, changing, [(scope, names[0])])
-    at.attach(scope, changing, [(scope, f"{public}.f0")])
-    at.set_open(scope, changing, False)
-    at.detach(scope, container, [(scope, public)])
-    at.delete_replicas(scope, names[:1])
-    at.set_open_data(scope, public, state=OpenDataDIDState.SUSPENDED)
-    yield
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,9 @@ from nsync import failpoints
 from nsync.rucio_bridge import effects
 from nsync.store import database
 from nsync.store.database import lock_key
-from tests.bridge.test_crash_points import after, cycle, receive_and_work
+from tests.bridge.test_crash_points import after, receive_and_work
 from tests.support import postgres
+from tests.support.instances import cycle
 from tests.support.pg_proxy import PgProxy, at_commit, at_message
 from tests.support.postgres import Server
 from tests.support.rucio_postgres import build

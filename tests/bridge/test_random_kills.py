@@ -20,9 +20,8 @@ from nsync.log.segment import decode_frame
 from nsync.namespace.keys import Attachment, Did, Replica
 from nsync.namespace.ops import decode_op
 from nsync.rucio_bridge.rows import matches
-from tests.bridge.test_crash_points import cycle
 from tests.support.federation import AUTHOR
-from tests.support.instances import settle
+from tests.support.instances import cycle, settle
 from tests.support.nodes import damage, wait_until
 from tests.support.victims import Ground, Lab, started
 

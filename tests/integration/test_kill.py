@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Optional
 
 import pytest
-from rucio.db.sqla.constants import DIDType, OpenDataDIDState
 
 import nsync
 from nsync.errors import TransportError
@@ -29,6 +28,7 @@ from nsync.log import segment
 from nsync.log.segment import decode_frame
 from nsync.namespace.ops import decode_op
 from nsync.testing.host import PLACES
+from tests.support.instances import cycle
 from tests.support.nodes import Federation, Peer, Process, Site, applied, ask, damage, everything, stored, wait_until
 
 RECEIVING = {
@@ -115,7 +115,7 @@ class Story:
         """Three more changesets each: a public dataset; a container and a dataset that is open; changes and removals."""
         for _ in range(cycles):
             self._cycles += 1
-            for _ in cycle(self.author, self._cycles):
+            for _ in cycle(self.author, self.author.name, self._cycles):
                 self._publish()
 
     def _publish(self) -> None:
@@ -131,27 +131,6 @@ class Story:
 
     def _keep(self) -> None:
         self.states[self.last] = state(self.reader.path)
-
-
-def cycle(at: Site, number: int) -> Iterator[None]:
-    """What users do between two changesets."""
-    scope, public, changing, container = at.name, f"public{number}", f"changing{number}", f"container{number}"
-    at.publish_dataset(scope, public, files=6, doi=f"10.5072/{scope.upper()}.{number}")
-    yield
-    names = [f"{changing}.f{i}" for i in range(3)]
-    at.add_files(scope, names)
-    at.add_did(scope, changing)
-    at.attach(scope, changing, [(scope, name) for name in names])
-    at.add_did(scope, container, DIDType.CONTAINER)
-    at.attach(scope, container, [(scope, public), (scope, changing)])
-    yield
-    at.detach(scope, changing, [(scope, names[0])])
-    at.attach(scope, changing, [(scope, f"{public}.f0")])
-    at.set_open(scope, changing, False)
-    at.detach(scope, container, [(scope, public)])
-    at.delete_replicas(scope, names[:1])
-    at.set_open_data(scope, public, state=OpenDataDIDState.SUSPENDED)
-    yield
 
 
 def without_audit(template: Path, directory: Path) -> Path:

@@ -253,6 +253,27 @@ class Instance:
         self.set_open_data(scope, name, state=OpenDataDIDState.PUBLIC)
 
 
+def cycle(at: Instance, scope: str, number: int) -> Iterator[None]:
+    """What users do between two changesets."""
+    public, changing, container = f"public{number}", f"changing{number}", f"container{number}"
+    at.publish_dataset(scope, public, files=6, doi=f"10.5072/{scope.upper()}.{number}")
+    yield
+    names = [f"{changing}.f{i}" for i in range(3)]
+    at.add_files(scope, names)
+    at.add_did(scope, changing)
+    at.attach(scope, changing, [(scope, name) for name in names])
+    at.add_did(scope, container, DIDType.CONTAINER)
+    at.attach(scope, container, [(scope, public), (scope, changing)])
+    yield
+    at.detach(scope, changing, [(scope, names[0])])
+    at.attach(scope, changing, [(scope, f"{public}.f0")])
+    at.set_open(scope, changing, False)
+    at.detach(scope, container, [(scope, public)])
+    at.delete_replicas(scope, names[:1])
+    at.set_open_data(scope, public, state=OpenDataDIDState.SUSPENDED)
+    yield
+
+
 def everything(instance: Instance) -> dict[str, list[tuple[object, ...]]]:
     """Every row of every table; on PostgreSQL with the transaction that wrote it, so that a row which was written anew is another."""
     if instance.engine.dialect.name == "postgresql":

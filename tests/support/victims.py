@@ -212,11 +212,7 @@ def run_and_kill(lab: Lab, place: Place, job: Job, *arguments: Any) -> None:
 @contextmanager
 def started(lab: Lab, job: Job, *arguments: Any) -> Iterator[Any]:
     """A process that does a job without end, and is dead after the block."""
-    lab.engine.dispose()
-    ours, theirs = _CONTEXT.Pipe(duplex=False)
-    process = _CONTEXT.Process(target=_do, args=(theirs, lab.url, lab.name, lab.now_ms, None, job, arguments))
-    process.start()
-    theirs.close()
+    ours, process = _spawn(lab, None, job, arguments)
     try:
         yield process
         assert not ours.poll(0), f"it ended by itself: {ours.recv()}"
@@ -228,12 +224,17 @@ def started(lab: Lab, job: Job, *arguments: Any) -> Iterator[Any]:
     lab.quiet()
 
 
-def _process(lab: Lab, place: Optional[Place], job: Job, arguments: tuple[Any, ...]) -> tuple[Optional[int], tuple[Any, str]]:
+def _spawn(lab: Lab, place: Optional[Place], job: Job, arguments: tuple[Any, ...]) -> tuple[Any, Any]:
     lab.engine.dispose()
     ours, theirs = _CONTEXT.Pipe(duplex=False)
     process = _CONTEXT.Process(target=_do, args=(theirs, lab.url, lab.name, lab.now_ms, place, job, arguments))
     process.start()
     theirs.close()
+    return ours, process
+
+
+def _process(lab: Lab, place: Optional[Place], job: Job, arguments: tuple[Any, ...]) -> tuple[Optional[int], tuple[Any, str]]:
+    ours, process = _spawn(lab, place, job, arguments)
     try:
         said = ours.recv() if ours.poll(JOB_S_MAX) else (None, "it takes too long")
     except EOFError:  # it is dead

@@ -9,21 +9,22 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Optional
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from nsync.authority.charter import Instance, Place, Verify
+from nsync.authority.charter import Instance, Verify
 from nsync.authority.effective import Authority
 from nsync.errors import CharterMoved
 from nsync.failpoints import failpoint
 from nsync.log.segment import Segment
-from nsync.log.stored import FULL, Head, Receipt, StoredSegment, refusals
+from nsync.log.stored import FULL, Head, Receipt, refusals
 from nsync.metrics import REFUSED_SEGMENTS
 from nsync.rucio_bridge import charters
+from nsync.store.asked import Asked
 from nsync.store.database import begin_writing
 from nsync.store.log import SqlLog, decode_batch
 
@@ -43,7 +44,7 @@ class _Verified(NamedTuple):
     """Why others of them are none."""
 
 
-class Inbox:
+class Inbox(Asked):
     """The logs in one database. Every method is synchronous and one transaction; call them off the event loop."""
 
     def __init__(self, engine: Engine, authority: Authority, me: Instance, verify: Verify) -> None:
@@ -84,27 +85,7 @@ class Inbox:
         with self.engine.connect() as connection:
             return SqlLog(connection, self.authority).is_compact()
 
-    # ---- what peers ask (transport's SegmentLog)
-
-    def heads(self) -> list[Head]:
-        """The end of each stored log."""
-        with self.engine.connect() as connection:
-            return SqlLog(connection, self.authority).stored_heads()
-
-    def unknown(self, theirs: Collection[Head]) -> list[Head]:
-        """Those of a peer's heads that are not stored here."""
-        with self.engine.connect() as connection:
-            return SqlLog(connection, self.authority).unknown(theirs)
-
-    def locator(self, author: bytes) -> list[Place]:
-        """Places of `author`'s log here, to ask peers from."""
-        with self.engine.connect() as connection:
-            return SqlLog(connection, self.authority).locator(author)
-
-    def segments_after(self, have: Mapping[bytes, Sequence[Place]], bytes_max: int) -> list[StoredSegment]:
-        """The next stored segments of the authors in `have` beyond the places given."""
-        with self.engine.connect() as connection:
-            return SqlLog(connection, self.authority).segments_after(have, bytes_max)
+    # ---- what peers bring
 
     def receive(self, frames: Sequence[bytes], sender: str) -> Receipt:
         """Verify `frames` and store what is new; it is durable when this returns."""

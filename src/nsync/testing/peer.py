@@ -8,7 +8,7 @@ failpoints of the store, and some of its own at the steps between.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Callable, NamedTuple, Optional
@@ -17,16 +17,17 @@ from sqlalchemy import Engine, create_engine
 from sqlalchemy.pool import StaticPool
 
 from nsync.auth.keys import verify
-from nsync.authority.charter import AuthorId, Instance, Place
+from nsync.authority.charter import AuthorId, Instance
 from nsync.authority.effective import Authority
 from nsync.catalogue.entries import Conflict, Entry
 from nsync.failpoints import failpoint
 from nsync.log.floor import Floor, Vote
 from nsync.log.segment import NO_HASH, Dep, Header, Segment, Sign, decode_frame, decode_header
-from nsync.log.stored import Head, Receipt, StoredSegment
+from nsync.log.stored import Head, Receipt
 from nsync.namespace.keys import Did, Fact
 from nsync.namespace.ops import ACKNOWLEDGE
 from nsync.store import kept, schema
+from nsync.store.asked import Asked
 from nsync.store.database import create_tables, writing
 from nsync.store.keyed import keys_in
 from nsync.store.log import Applied, SqlLog, decode_batch
@@ -78,7 +79,7 @@ class Row(NamedTuple):
     header: Header
 
 
-class Peer:
+class Peer(Asked):
     """The database of one instance. It outlives the process that works on it."""
 
     def __init__(self, authority: Authority, author: AuthorId, sign: Sign) -> None:
@@ -99,21 +100,6 @@ class Peer:
             with self.engine.connect() as connection:
                 self._heads = self._raw.total_changes, SqlLog(connection, self.authority).stored_heads()
         return list(self._heads[1])
-
-    def unknown(self, theirs: Collection[Head]) -> list[Head]:
-        """Those of a peer's heads that are not stored here."""
-        with self.engine.connect() as connection:
-            return SqlLog(connection, self.authority).unknown(theirs)
-
-    def locator(self, author: bytes) -> list[Place]:
-        """Places of `author`'s log here, to ask peers from."""
-        with self.engine.connect() as connection:
-            return SqlLog(connection, self.authority).locator(author)
-
-    def segments_after(self, have: Mapping[bytes, Sequence[Place]], bytes_max: int) -> list[StoredSegment]:
-        """The next stored segments of the authors in `have` beyond the places given."""
-        with self.engine.connect() as connection:
-            return SqlLog(connection, self.authority).segments_after(have, bytes_max)
 
     def receive(self, frames: Sequence[bytes], sender: str) -> Receipt:
         """Verify `frames` and store what is new; it is durable when this returns."""
