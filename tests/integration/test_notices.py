@@ -64,6 +64,10 @@ def test_three_nodes_decide_floors_and_collect_below_them(bed: Federation) -> No
     atlas.set_open_data("atlas", "d1", state=OpenDataDIDState.SUSPENDED)
     shown = "SELECT 1 FROM dids_opendata WHERE scope = 'atlas' AND state = ?"
     wait_until(lambda: all(ask(site.path, shown, "S") for site in sites), lambda: "it is suspended everywhere")
+    for project in ("first", "second"):  # each an op by itself, unlike what came with the dataset
+        atlas.edit("UPDATE dids SET project = :project WHERE name = 'd1'", project=project)
+        told = "SELECT 1 FROM dids WHERE name = 'd1' AND project = ?"
+        wait_until(lambda: all(ask(site.path, told, project) for site in sites), lambda: f"{project} is everywhere")  # noqa: B023
     wait_until(lambda: all(gone(site) for site in sites), lambda: f"something is collected: {[votes(site) for site in sites]}")
     wait_until(lambda: gone(atlas) == gone(cms), lambda: "both have collected all")
 
