@@ -120,6 +120,17 @@ def test_nothing_is_written_over_what_an_audit_waits_to_see(atlas: PostgresInsta
     assert atlas.query("SELECT name FROM dids WHERE scope = 'cms'") == [("d1",)]
 
 
+def test_names_may_be_wider_in_one_table_than_in_another(atlas: PostgresInstance, cms: Instance) -> None:
+    """As a DBA left them; a recursive query wants one type."""
+    with atlas.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE dids ALTER COLUMN name TYPE VARCHAR(500)"))
+    cms.publish_dataset("cms", "d1")
+    cms.work()
+    atlas.fetch(cms)
+    atlas.work()
+    assert atlas.query("SELECT length, bytes FROM dids WHERE scope = 'cms' AND name = 'd1'") == [(3, 30)]
+
+
 @pytest.mark.parametrize("adler32", ["00000001", "00000002"])
 def test_a_row_that_is_committed_beside_a_changeset_is_looked_at(adler32: str, atlas: PostgresInstance, cms: Instance) -> None:
     """The transaction does not see it, and meets it all the same: only begun anew it can tell whether it is in the way."""
