@@ -52,6 +52,10 @@ def gone(site: Site) -> set[tuple[bytes, int]]:
     return {(author, seq) for author, seq, raw in rows if raw[:1] == b"\xc1"}
 
 
+def await_everywhere(sites: Collection[Site], sql: str, value: str) -> None:
+    wait_until(lambda: all(ask(site.path, sql, value) for site in sites), lambda: f"{value} everywhere: {sql}")
+
+
 def test_three_nodes_decide_floors_and_collect_below_them(bed: Federation) -> None:
     sites = [bed.site(name, [name]) for name in ("atlas", "cms", "belle2")]
     atlas, cms, _ = sites
@@ -63,11 +67,10 @@ def test_three_nodes_decide_floors_and_collect_below_them(bed: Federation) -> No
     wait_until(lambda: all(applied(site.path, atlas.author) for site in sites), lambda: "atlas's dataset is everywhere")
     atlas.set_open_data("atlas", "d1", state=OpenDataDIDState.SUSPENDED)
     shown = "SELECT 1 FROM dids_opendata WHERE scope = 'atlas' AND state = ?"
-    wait_until(lambda: all(ask(site.path, shown, "S") for site in sites), lambda: "it is suspended everywhere")
+    await_everywhere(sites, shown, "S")
     for project in ("first", "second"):  # each an op by itself, unlike what came with the dataset
         atlas.edit("UPDATE dids SET project = :project WHERE name = 'd1'", project=project)
-        told = "SELECT 1 FROM dids WHERE name = 'd1' AND project = ?"
-        wait_until(lambda: all(ask(site.path, told, project) for site in sites), lambda: f"{project} is everywhere")  # noqa: B023
+        await_everywhere(sites, "SELECT 1 FROM dids WHERE name = 'd1' AND project = ?", project)
     wait_until(lambda: all(gone(site) for site in sites), lambda: f"something is collected: {[votes(site) for site in sites]}")
     wait_until(lambda: gone(atlas) == gone(cms), lambda: "both have collected all")
 
