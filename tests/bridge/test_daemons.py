@@ -30,7 +30,8 @@ def start_once(instance: Instance, daemon: str, directory: Path) -> None:
         config.write(file)
     command = [str(Path(sys.executable).with_name(f"rucio-{daemon}")), "--run-once"]
     done = subprocess.run(command, env={**os.environ, "RUCIO_CONFIG": str(path)}, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and "Traceback" not in done.stderr, f"{daemon} at {instance.name}: {done.stderr[-3000:]}"
+    said = done.stdout + done.stderr
+    assert done.returncode == 0 and "Traceback" not in said and "\tERROR\t" not in said, f"{daemon} at {instance.name}: {said[-3000:]}"
 
 
 def test_daemons_as_they_are_break_no_promise(either: list[Instance], tmp_path: Path) -> None:
@@ -84,5 +85,8 @@ def test_daemons_as_they_are_break_no_promise(either: list[Instance], tmp_path: 
     daemons("cms", "judge-cleaner", "undertaker", "reaper", "abacus-rse")
     daemons("atlas", "undertaker", "reaper")
     assert "d2" in atlas.names("atlas.shared") and "d1" not in atlas.names("atlas.shared"), "the undertaker took it"
+    at = "SELECT s.rse FROM replicas r JOIN rses s ON s.id = r.rse_id WHERE r.name = 'f3' ORDER BY s.rse"
+    assert atlas.query(at) == [("CMS_DISK",)], "the reaper took its own replica, and left the one that cms has"
     keep(story)
+    assert cms.query(at) == [("DISK",)] and belle2.query(at) == [("CMS_DISK",)]
     assert "d1" not in cms.names("atlas.shared") | belle2.names("atlas.shared"), "what its home removed has gone everywhere"
